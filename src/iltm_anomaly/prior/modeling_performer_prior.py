@@ -1,0 +1,275 @@
+"""Causal Performer over code sequences (appendix B): log-likelihoods in parallel, or token by token from a constant state."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from iltm_anomaly.prior import linear_attention
+from iltm_anomaly.prior.configuration_performer_prior import PerformerPriorConfig
+
+
+@dataclass
+class PriorOutput(ModelOutput):
+    """
+    Args:
+        loss: mean cross entropy over kept tokens, in nats; zero, with zero gradients, if none is kept.
+        logits: (B, N, K) float32; position i predicts code i from the codes before it.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+
+
+@dataclass
+class PriorState:
+    """What the model remembers of the codes it has read: running sums of constant size, whatever their number.
+
+    Args:
+        sums: one (B, heads, features, head_dim + 1) float32 tensor per layer.
+        position: (B,) int64, codes read so far.
+        logits: (B, K) float32, prediction of the next code.
+    """
+
+    sums: list[Tensor]
+    position: Tensor
+    logits: Tensor
+
+    def select(self, index: Tensor) -> "PriorState":
+        """The states of the sequences `index` (M,), repeats allowed: drops finished ones, or copies a shared prefix."""
+        return PriorState([s[index] for s in self.sums], self.position[index], self.logits[index])
+
+
+class PerformerAttention(nn.Module):
+    """Multi-head causal FAVOR+ attention; its random features are a buffer, saved with the weights."""
+
+    def __init__(self, config: PerformerPriorConfig):
+        super().__init__()
+        inner = config.num_attention_heads * config.head_dim
+        self.num_heads, self.masking = config.num_attention_heads, config.masking
+        self.qkv = nn.Linear(config.hidden_size, 3 * inner, bias=False)
+        self.out = nn.Linear(inner, config.hidden_size, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+        self.register_buffer("projection", torch.empty(config.num_random_features, config.head_dim))
+
+    def _heads(self, x: Tensor) -> list[Tensor]:
+        # (B, n, hidden) -> three of (B, heads, n, head_dim)
+        return list(self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4))
+
+    def forward(self, x: Tensor, keep: Tensor | None = None, sums: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, n, hidden) -> outputs of the same shape and the running sums after them. `keep` (B, n), True = keep."""
+        query, key, value = self._heads(x)
+        if keep is not None and self.masking == "value":
+            value, keep = value * keep[:, None, :, None], None
+        if sums is None:
+            sums = linear_attention.new_state(len(x), self.num_heads, self.projection.float())
+        attended, sums = linear_attention.prefill(query, key, value, self.projection, sums, keep)
+        return self.dropout(self.out(attended.transpose(1, 2).flatten(2))), sums
+
+    def step(self, x: Tensor, sums: Tensor) -> Tensor:
+        """One token, (B, hidden) -> (B, hidden); `sums` is updated in place."""
+        query, key, value = (part.squeeze(2) for part in self._heads(x.unsqueeze(1)))
+        return self.out(linear_attention.step(query, key, value, self.projection, sums).flatten(1))
+
+
+class PerformerLayer(nn.Module):
+    """Pre-norm transformer block: attention, then a GELU feed-forward part."""
+
+    def __init__(self, config: PerformerPriorConfig):
+        super().__init__()
+        width = config.intermediate_ratio * config.hidden_size
+        self.attention_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.attention = PerformerAttention(config)
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.mlp = nn.Sequential(
+            nn.Linear(config.hidden_size, width),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(width, config.hidden_size),
+            nn.Dropout(config.dropout),
+        )
+
+    def forward(self, x: Tensor, keep: Tensor | None = None, sums: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        attended, sums = self.attention(self.attention_norm(x), keep, sums)
+        x = x + attended
+        return x + self.mlp(self.mlp_norm(x)), sums
+
+    def step(self, x: Tensor, sums: Tensor) -> Tensor:
+        x = x + self.attention.step(self.attention_norm(x), sums)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class PerformerPriorModel(PreTrainedModel):
+    """How likely each code of an image is, given the codes before it in raster order.
+
+    Input ids are the codes themselves, (B, N) int64 in [0, vocab_size), with N at most the product of `grid_shape`. The
+    model shifts them by one behind a begin-of-sequence token, so that logits and codes line up.
+    """
+
+    config_class = PerformerPriorConfig
+    base_model_prefix = "prior"
+    main_input_name = "input_ids"
+
+    def __init__(self, config: PerformerPriorConfig):
+        super().__init__(config)
+        self.token_embedding = nn.Embedding(config.vocab_size + 2, config.hidden_size)
+        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(PerformerLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            # Width-scaled like PyTorch's own; N(0, 0.02) is right for widths near 768 and far too small for 32.
+            init.kaiming_uniform_(module.weight, a=5**0.5)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=std)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, PerformerAttention):
+            seed = torch.randint(2**62, (1,), device="cpu").item()  # from the global generator, as all of init is
+            generator = torch.Generator().manual_seed(seed)
+            init.copy_(module.projection, linear_attention.draw_projection(*module.projection.shape, generator))
+
+    @torch.no_grad()
+    def redraw_projections(self, generator: torch.Generator) -> None:
+        """Draws new random features in every layer. The training loop calls it every `feature_redraw_interval` steps with
+        a generator that is seeded alike in every process; evaluation never redraws."""
+        for layer in self.layers:
+            projection = layer.attention.projection
+            projection.copy_(linear_attention.draw_projection(*projection.shape, generator))
+
+    def _check(self, codes: Tensor) -> None:
+        if codes.dim() != 2 or not 0 < codes.shape[1] <= self.config.max_position_embeddings:
+            raise ValueError(
+                f"codes must have shape (B, N) with 1 <= N <= {self.config.max_position_embeddings} "
+                f"(grid {tuple(self.config.grid_shape)}), got {tuple(codes.shape)}: flatten the grid in raster order"
+            )
+
+    def _embed(self, input_ids: Tensor, position: Tensor) -> Tensor:
+        return self.dropout(self.token_embedding(input_ids) + self.position_embedding(position))
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return self.head(self.norm(hidden)).float()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        token_mask: Tensor | None = None,
+        compute_loss: bool = True,
+        return_dict: bool | None = None,
+    ) -> PriorOutput | tuple:
+        """Scores whole sequences.
+
+        Args:
+            input_ids: codes, (B, N) int64.
+            token_mask: (B, N) bool, True = keep. Masked tokens are hidden from all later ones (`config.masking`) and leave
+                the loss. Begin of sequence is always kept. None keeps all.
+            compute_loss: False leaves `loss` None.
+            return_dict: False gives a tuple.
+
+        Raises:
+            ValueError: if the shapes do not fit.
+        """
+        self._check(input_ids)
+        if token_mask is not None and token_mask.shape != input_ids.shape:
+            raise ValueError(
+                f"token_mask must have the shape of input_ids {tuple(input_ids.shape)}, got {tuple(token_mask.shape)}"
+            )
+        previous = F.pad(input_ids[:, :-1], (1, 0), value=self.config.bos_token_id)
+        keep = None
+        if token_mask is not None:
+            keep = F.pad(token_mask[:, :-1].bool(), (1, 0), value=True)
+            if self.config.masking == "token":
+                previous = previous.masked_fill(~keep, self.config.mask_token_id)
+        position = torch.arange(previous.shape[1], device=previous.device)
+        hidden = self._embed(previous, position)
+        for layer in self.layers:
+            hidden, _ = layer(hidden, keep)
+        logits = self._logits(hidden)
+
+        loss = self._loss(logits, input_ids, token_mask) if compute_loss else None
+        output = PriorOutput(loss=loss, logits=logits)
+        return output if return_dict is None or return_dict else output.to_tuple()
+
+    @staticmethod
+    def _loss(logits: Tensor, codes: Tensor, token_mask: Tensor | None) -> Tensor:
+        nll = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").view_as(codes)
+        if token_mask is None:
+            return nll.mean()
+        # clamp: a batch with nothing kept has loss 0 and no gradient, not 0 / 0
+        return (nll * token_mask).sum() / token_mask.sum().clamp(min=1)
+
+    @torch.no_grad()
+    def log_likelihood(self, codes: Tensor) -> Tensor:
+        """Natural log-probability of each code given the true codes before it: (B, N) -> (B, N) float32, always finite."""
+        logits = self(codes, compute_loss=False).logits
+        return logits.log_softmax(-1).gather(-1, codes.unsqueeze(-1)).squeeze(-1)
+
+    # Recurrent form: a state of constant size in place of the prefix.
+
+    @torch.no_grad()
+    def init_state(self, batch_size: int) -> PriorState:
+        """The state before the first code; its `logits` predict that code."""
+        sums = [
+            linear_attention.new_state(batch_size, self.config.num_attention_heads, layer.attention.projection.float())
+            for layer in self.layers
+        ]
+        bos = torch.full((batch_size,), self.config.bos_token_id, device=self.device)
+        hidden = self._embed(bos, torch.zeros_like(bos))
+        for layer, layer_sums in zip(self.layers, sums, strict=True):
+            hidden = layer.step(hidden, layer_sums)
+        return PriorState(sums, torch.zeros_like(bos), self._logits(hidden))
+
+    @torch.no_grad()
+    def prefill(self, codes: Tensor, state: PriorState, lengths: Tensor | None = None) -> tuple[Tensor, PriorState]:
+        """Reads a run of codes (B, n) at once; with `lengths` (B,), at least 1, sequence b ends after lengths[b] of them.
+
+        Returns:
+            Logits (B, K) of the code that follows, and the new state; the one given is left as it was.
+
+        Raises:
+            ValueError: if a run leaves no code to predict.
+        """
+        count = torch.full_like(state.position, codes.shape[1]) if lengths is None else lengths
+        self._check_room(state.position + count)
+        offset = torch.arange(codes.shape[1], device=codes.device)
+        keep = None if lengths is None else offset < count[:, None]
+        # input position 0 is begin of sequence; padding past the end is never attended to
+        position = (state.position[:, None] + 1 + offset).clamp(max=self.config.max_position_embeddings - 1)
+        hidden = self._embed(codes, position)
+        sums = []
+        for layer, entering in zip(self.layers, state.sums, strict=True):
+            hidden, leaving = layer(hidden, keep, entering)
+            sums.append(leaving)
+        logits = self._logits(hidden[torch.arange(len(hidden), device=hidden.device), count - 1])
+        return logits, PriorState(sums, state.position + count, logits)
+
+    @torch.no_grad()
+    def step(self, codes: Tensor, state: PriorState) -> tuple[Tensor, PriorState]:
+        """Reads one code per sequence, (B,) -> logits (B, K) of the next one. Updates the running sums of `state` in place.
+
+        Raises:
+            ValueError: if there is no code left to predict.
+        """
+        self._check_room(state.position + 1)
+        hidden = self._embed(codes, state.position + 1)
+        for layer, sums in zip(self.layers, state.sums, strict=True):
+            hidden = layer.step(hidden, sums)
+        logits = self._logits(hidden)
+        return logits, PriorState(state.sums, state.position + 1, logits)
+
+    def _check_room(self, position: Tensor) -> None:
+        if int(position.max()) >= self.config.max_position_embeddings:
+            raise ValueError(f"the grid {tuple(self.config.grid_shape)} is complete: no code is left to predict")

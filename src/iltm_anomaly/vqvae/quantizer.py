@@ -1,0 +1,91 @@
+"""Vector quantiser whose codebook follows the encoder by exponential moving averages (van den Oord et al., 2017)."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def _sum_over_processes(x: Tensor) -> Tensor:
+    # Without this every process would keep a codebook of its own: buffers are not gradients, DDP does not reduce them.
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(x)
+    return x
+
+
+class EMAQuantizer(nn.Module):
+    """Nearest code by squared distance; codes are moving averages of the encoder outputs assigned to them.
+
+    In float32 whatever the autocast type. Buffers, all saved: `codebook` (K, D), and the moving averages of how many
+    vectors fell to each code, `code_count` (K,), and of their sum, `code_sum` (K, D).
+
+    Args:
+        num_codes, dim: K and D.
+        decay, epsilon: of the moving averages and of their Laplace smoothing.
+        dead_code_threshold: see `VQVAEConfig`.
+    """
+
+    def __init__(self, num_codes: int, dim: int, decay: float, epsilon: float, dead_code_threshold: float = 0.0):
+        super().__init__()
+        self.decay, self.epsilon, self.dead_code_threshold = decay, epsilon, dead_code_threshold
+        self.register_buffer("codebook", torch.empty(num_codes, dim))
+        self.register_buffer("code_count", torch.empty(num_codes))
+        self.register_buffer("code_sum", torch.empty(num_codes, dim))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+
+    @torch.no_grad()
+    def assign(self, vectors: Tensor) -> Tensor:
+        """(T, D) float32 -> nearest code of each, (T,) int64."""
+        # |z|^2 is the same for every code and does not change which is nearest
+        return (self.codebook.square().sum(1) - 2 * vectors @ self.codebook.t()).argmin(1)
+
+    def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(T, D) -> quantised vectors (T, D), codes (T,), and how many fell to each code (K,) over all processes.
+
+        In training mode the codebook is updated, after it was used.
+        """
+        with torch.autocast(vectors.device.type, enabled=False):
+            vectors = vectors.float()
+            codes = self.assign(vectors)
+            quantized = self.codebook[codes]
+            counts = torch.zeros_like(self.code_count).index_add_(0, codes, vectors.new_ones(len(codes)))
+            counts = _sum_over_processes(counts)
+            if self.training:
+                self._update(vectors.detach(), codes, counts)
+        return quantized, codes, counts
+
+    @torch.no_grad()
+    def _update(self, vectors: Tensor, codes: Tensor, counts: Tensor) -> None:
+        sums = _sum_over_processes(torch.zeros_like(self.code_sum).index_add_(0, codes, vectors))
+        self.code_count.lerp_(counts, 1 - self.decay)
+        self.code_sum.lerp_(sums, 1 - self.decay)
+        self.updates += 1
+        if self.dead_code_threshold > 0:
+            dead = (self.code_count < self.dead_code_threshold).unsqueeze(1)
+            fresh = self._draw(vectors, len(self.codebook))
+            self.code_sum.copy_(torch.where(dead, fresh, self.code_sum))
+            self.code_count.masked_fill_(dead.squeeze(1), 1.0)
+        total = self.code_count.sum()
+        smoothed = (self.code_count + self.epsilon) / (total + len(self.codebook) * self.epsilon) * total
+        self.codebook.copy_(self.code_sum / smoothed.unsqueeze(1))
+
+    def _draw(self, vectors: Tensor, count: int) -> Tensor:
+        # Seeded by the update number: the same in a resumed run. The first process draws for all.
+        generator = torch.Generator().manual_seed(int(self.updates))
+        index = torch.randint(len(vectors), (count,), generator=generator)
+        drawn = vectors[index.to(vectors.device)]
+        if dist.is_available() and dist.is_initialized():
+            dist.broadcast(drawn, 0)
+        return drawn
+
+    @torch.no_grad()
+    def initialize_from(self, vectors: Tensor) -> None:
+        """Puts the codes onto encoder outputs (T, D) drawn at random, so that all of them start where the data is."""
+        self.codebook.copy_(self._draw(vectors.float(), len(self.codebook)))
+        self.code_sum.copy_(self.codebook)
+        self.code_count.fill_(1.0)
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """exp of the entropy of code use, from counts (K,): K if all codes are used alike, 1 if one code is all there is."""
+    share = counts / counts.sum().clamp(min=1)
+    return torch.exp(-torch.xlogy(share, share).sum())
