@@ -234,7 +234,7 @@ class PerformerPriorModel(PreTrainedModel):
 
     @torch.no_grad()
     def prefill(self, codes: Tensor, state: PriorState, lengths: Tensor | None = None) -> tuple[Tensor, PriorState]:
-        """Reads a run of codes (B, n) at once; with `lengths` (B,), at least 1, sequence b ends after lengths[b] of them.
+        """Reads a run of codes (B, n) at once; with `lengths` (B,), sequence b reads only its first lengths[b], 0 to n.
 
         Returns:
             Logits (B, K) of the code that follows, and the new state; the one given is left as it was.
@@ -253,7 +253,8 @@ class PerformerPriorModel(PreTrainedModel):
         for layer, entering in zip(self.layers, state.sums, strict=True):
             hidden, leaving = layer(hidden, keep, entering)
             sums.append(leaving)
-        logits = self._logits(hidden[torch.arange(len(hidden), device=hidden.device), count - 1])
+        last = hidden[torch.arange(len(hidden), device=hidden.device), (count - 1).clamp(min=0)]
+        logits = torch.where(count[:, None] > 0, self._logits(last), state.logits)
         return logits, PriorState(sums, state.position + count, logits)
 
     @torch.no_grad()

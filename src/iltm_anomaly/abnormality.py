@@ -1,0 +1,153 @@
+"""Abnormality maps: how dense the healed reconstructions are at the observed pixel (method: KDE per pixel and channel).
+
+The decoder runs up to its dropout once per distinct healed code map. What follows, dropping whole channels and one transposed
+convolution, is linear, so the channel mask is applied to the convolution's weights: all dropout passes of a code map are the
+output channels of one convolution. The image is walked in strips, so that memory does not grow with its height.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional as F
+
+from iltm_anomaly.vqvae import VQVAEModel
+
+STRIP_ELEMENTS = 1 << 20  # reconstructed values of one strip (samples * passes * channels * pixels): what is alive at once
+CONV_TRANSPOSE = {2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+def bandwidth(reconstructions: Tensor, floor: float) -> Tensor:
+    """Kernel width per pixel, 1.06 std N^(-1/5) + floor, from reconstructions (N, ...); std with ddof 0."""
+    deviation = reconstructions - reconstructions.mean(0)
+    spread = deviation.square_().mean(0).sqrt_()
+    return spread.mul_(1.06 * len(reconstructions) ** -0.2).add_(floor)
+
+
+def negative_log_density(
+    reconstructions: Tensor, image: Tensor, bandwidth_floor: float, relative: bool = True
+) -> Tensor:
+    """-log f(x) per pixel, f the Gaussian KDE of the reconstructions; natural log, float32, finite.
+
+    Args:
+        reconstructions: (N, ...) in [0, 1].
+        image: (...) the observed values x.
+        bandwidth_floor: added to the normal-reference bandwidth, in units of pixel values.
+        relative: density over the height of a kernel's peak, so that 0 is "as reconstructed" at every bandwidth. Without it
+            the peak, 0.4 / h, makes pixels of different spread incomparable.
+    """
+    h = bandwidth(reconstructions, bandwidth_floor)
+    exponent = (reconstructions - image).square_().mul_(-0.5 / h.square())
+    largest = exponent.amax(0)  # log-sum-exp: far from all reconstructions every single term is zero in float32
+    log_density = largest + exponent.sub_(largest).exp_().mean(0).log_()
+    return -log_density if relative else -(log_density - torch.log(h * math.sqrt(2 * math.pi)))
+
+
+def draw_channel_masks(count: int, passes: int, channels: int, dropout: float, generator: torch.Generator) -> Tensor:
+    """Dropout of whole channels, (count, passes, channels) float32: 0, or 1 / (1 - p) where a channel stays."""
+    kept = torch.rand(count, passes, channels, generator=generator) >= dropout
+    return kept / (1 - dropout)
+
+
+@torch.no_grad()
+def reconstruction_strips(
+    vqvae: VQVAEModel, codes: Tensor, num_dropout_passes: int, generator: torch.Generator
+) -> Iterator[tuple[slice, Tensor]]:
+    """Decodes every code map `num_dropout_passes` times with dropout on, strip by strip along the first spatial axis.
+
+    Args:
+        vqvae: the decoder; its mode does not matter, no random state but `generator` is used.
+        codes: (S, *grid) int64; equal maps are decoded once, with dropout passes of their own.
+        num_dropout_passes: D.
+        generator: on the CPU.
+
+    Yields:
+        The strip's slice of the first spatial axis, and its reconstructions (S * D, C, rows, ...), clamped to [0, 1].
+    """
+    distinct, index = torch.unique(codes, dim=0, return_inverse=True)
+    features = torch.cat([vqvae.decode_trunk(part).float() for part in distinct.split(16)])  # (U, F, *spatial / 2)
+    weight, bias = vqvae.decoder_head.weight.float(), vqvae.decoder_head.bias.float()  # (F, C, 4, ...), (C,)
+    masks = draw_channel_masks(len(codes), num_dropout_passes, len(weight), vqvae.config.dropout, generator)
+    # one set of weights per sample, its dropout passes side by side as output channels: (S, F, D * C, 4, ...)
+    weights = torch.einsum("sdf,fc...->sfdc...", masks.to(codes.device), weight).flatten(2, 3)
+
+    rows, out_channels = features.shape[2], num_dropout_passes * len(bias)
+    step = max(1, STRIP_ELEMENTS // (len(codes) * out_channels * 2 * math.prod(2 * n for n in features.shape[3:])))
+    other_axes = (0, 0) * (features.dim() - 3)
+    conv_transpose = CONV_TRANSPOSE[features.dim() - 2]
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        # A row of pixels draws on the feature rows beside it: one more on either side, zeros outside the image.
+        low, high = max(start - 1, 0), min(stop + 1, rows)
+        part = F.pad(features[:, :, low:high], (*other_axes, low - start + 1, stop + 1 - high))
+        out = torch.cat(
+            [
+                conv_transpose(part[i : i + 1], sample_weight, stride=2, padding=1)[:, :, 2:-2]
+                for i, sample_weight in zip(index.tolist(), weights, strict=True)
+            ]
+        )
+        out = out.unflatten(1, (num_dropout_passes, -1)).flatten(0, 1)  # (S * D, C, rows, ...)
+        out += bias.view(-1, *[1] * (features.dim() - 2))
+        yield slice(2 * start, 2 * stop), out.clamp_(0, 1)
+
+
+@dataclass
+class DensityMap:
+    """
+    Args:
+        surprise: (*spatial) float32, -log density averaged over channels (a product of channel densities); 0 or more.
+        healed: (C, *spatial) float32, mean reconstruction: the image as the model would have expected it.
+    """
+
+    surprise: Tensor
+    healed: Tensor
+
+
+def density_map(
+    vqvae: VQVAEModel,
+    codes: Tensor,
+    image: Tensor,
+    num_dropout_passes: int,
+    generator: torch.Generator,
+    bandwidth_floor: float,
+    relative: bool = True,
+) -> DensityMap:
+    """`negative_log_density` of one image (C, *spatial) under the reconstructions of its healed codes (S, *grid), streamed."""
+    surprise, healed = torch.empty_like(image[0]), torch.empty_like(image)
+    for rows, reconstructions in reconstruction_strips(vqvae, codes, num_dropout_passes, generator):
+        healed[:, rows] = reconstructions.mean(0)
+        density = negative_log_density(reconstructions, image[:, rows], bandwidth_floor, relative)
+        surprise[rows] = density.mean(0)
+    return DensityMap(surprise, healed)
+
+
+def upsample_tokens(tokens: Tensor, spatial: tuple[int, ...], mode: str = "linear") -> Tensor:
+    """Token values (*grid) to pixels (*spatial): "linear" between token centres, or "nearest"."""
+    if mode == "linear":
+        mode = {2: "bilinear", 3: "trilinear"}[tokens.dim()]
+    align = None if mode == "nearest" else False
+    return F.interpolate(tokens[None, None].float(), size=spatial, mode=mode, align_corners=align)[0, 0]
+
+
+def smooth(values: Tensor, sigma: float) -> Tensor:
+    """Gaussian filter over all axes, `sigma` in pixels; the border is repeated. 0 returns the values as they are."""
+    if sigma <= 0:
+        return values
+    filtered = ndimage.gaussian_filter(values.cpu().numpy().astype(np.float32), sigma, mode="nearest")
+    return torch.from_numpy(filtered).to(values.device)
+
+
+def resampling_gate(resampled: Tensor, spatial: tuple[int, ...], sigma_tokens: float = 0.75) -> Tensor:
+    """Pixels near a resampled token, (*grid) bool -> (*spatial) bool.
+
+    The lineage's gate: the mask repeated to pixels, a Gaussian filter of 6 pixels (0.75 of a token of 8), and everything above
+    0.375 % of its maximum.
+    """
+    spread = upsample_tokens(resampled, spatial, "nearest").cpu().numpy()
+    sigma = [sigma_tokens * side / cells for side, cells in zip(spatial, resampled.shape, strict=True)]
+    spread = ndimage.gaussian_filter(spread, sigma, mode="constant")
+    return torch.from_numpy(spread > 0.05 * 0.075 * spread.max()).to(resampled.device)
