@@ -1,0 +1,160 @@
+"""Image files to RGB: one place that decides what every colour mode means.
+
+Nothing here stretches an image by its own minimum and maximum: a bright defect would then darken the rest of its
+image, and two images would no longer be comparable.
+"""
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".pbm")
+"""Suffixes (lower case) of the files that a folder is searched for."""
+
+BACKGROUND = (255, 255, 255)
+"""What shows through transparent pixels: white, as in a viewer or a browser."""
+
+FLOAT_TOLERANCE = 1e-3
+"""How far a float image may overshoot [0, 1] (interpolation does that); what overshoots is clamped."""
+
+
+class ImageReadError(ValueError):
+    """An image file that cannot be used; the message names the file and the reason."""
+
+
+def open_image(path: str | os.PathLike) -> Image.Image:
+    """Opens and fully decodes an image file, with its EXIF rotation applied, in its own colour mode.
+
+    Args:
+        path: image file in any format that Pillow reads. Of a file with several frames or pages the first is taken.
+
+    Raises:
+        ImageReadError: missing, empty, truncated or unknown file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ImageReadError(f"cannot read image {path}: it is a folder")
+    if not path.exists():
+        raise ImageReadError(f"cannot read image {path}: no such file")
+    if path.stat().st_size == 0:
+        raise ImageReadError(f"cannot read image {path}: the file is empty (0 bytes)")
+    try:
+        with Image.open(path) as image:
+            if getattr(image, "n_frames", 1) > 1:
+                logger.warning("%s has %d frames or pages; only the first is used", path, image.n_frames)
+            image.load()
+            return upright(image)
+    except UnidentifiedImageError:
+        raise ImageReadError(f"cannot read image {path}: not in an image format that Pillow knows") from None
+    except (
+        Exception
+    ) as error:  # damaged files make Pillow's decoders raise nearly anything (struct, zlib, index errors)
+        raise ImageReadError(f"cannot read image {path}: {error or type(error).__name__}") from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Copy of an image turned as its EXIF orientation says; unchanged where it has none."""
+    return ImageOps.exif_transpose(image)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Converts an image of any mode to 8-bit RGB.
+
+    Grey is repeated over the channels. Transparent pixels (alpha channel, palette entry or single colour) are laid on
+    white (`BACKGROUND`). 16-bit grey is scaled from 0..65535, never from its own range. Float images ("F") must lie
+    in [0, 1]. Of 16-bit colour Pillow itself keeps the upper 8 bits. CMYK goes through Pillow's conversion.
+
+    Args:
+        image: PIL image.
+
+    Returns:
+        PIL image in mode "RGB", same size.
+
+    Raises:
+        ValueError: values outside the range that the mode stands for, or a mode without a conversion to RGB.
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):
+        return _from_sixteen_bit(np.asarray(image)).convert("RGB")
+    if image.mode == "F":
+        values = check_unit_range(np.asarray(image), "float image")
+        return Image.fromarray(np.round(values * 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        foreground = image.convert("RGBA")
+        background = Image.new("RGBA", image.size, (*BACKGROUND, 255))
+        return Image.alpha_composite(background, foreground).convert("RGB")
+    return image.convert("RGB")
+
+
+def read_image(path: str | os.PathLike) -> Image.Image:
+    """Reads an image file as 8-bit RGB: `open_image`, then `to_rgb`.
+
+    Args:
+        path: image file.
+
+    Returns:
+        PIL image in mode "RGB", EXIF rotation applied.
+
+    Raises:
+        ImageReadError: the file cannot be read or converted; the message names it and says why.
+    """
+    image = open_image(path)
+    try:
+        return to_rgb(image)
+    except ValueError as error:
+        raise ImageReadError(f"cannot read image {Path(path)}: {error}") from error
+
+
+def check_unit_range(values: np.ndarray, name: str) -> np.ndarray:
+    """Returns float values as float32 clamped to [0, 1].
+
+    Raises:
+        ValueError: NaN or infinite values, or values outside [0, 1] by more than `FLOAT_TOLERANCE`.
+    """
+    values = np.asarray(values, dtype=np.float32)
+    if not np.isfinite(values).all():
+        count = int((~np.isfinite(values)).sum())
+        raise ValueError(f"{name} holds {count} NaN or infinite values; replace them before passing it in")
+    low, high = float(values.min(initial=0.0)), float(values.max(initial=0.0))
+    if low < -FLOAT_TOLERANCE or high > 1 + FLOAT_TOLERANCE:
+        raise ValueError(
+            f"{name} must lie in [0, 1], got values from {low:g} to {high:g}; scale it by the range of its sensor, "
+            "the same for all images (for instance divide by 255)"
+        )
+    return np.clip(values, 0.0, 1.0)
+
+
+def find_images(folder: str | os.PathLike, recursive: bool = False) -> list[Path]:
+    """Image files of a folder (by suffix, hidden files and folders left out), sorted by path.
+
+    Args:
+        folder: folder to search.
+        recursive: also search its subfolders.
+    """
+    root = Path(folder)
+    candidates = root.rglob("*") if recursive else root.glob("*")
+    found = [
+        path
+        for path in candidates
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(root).parts)
+        and path.is_file()
+    ]
+    return sorted(found, key=lambda path: path.relative_to(root).parts)
+
+
+def _from_sixteen_bit(values: np.ndarray) -> Image.Image:
+    # Modes "I;16" and "I" (how Pillow opens 16-bit PGM and some TIFF files).
+    if values.size and (values.min() < 0 or values.max() > 65535):
+        raise ValueError(
+            f"integer image must lie in 0..65535, got values from {values.min()} to {values.max()}; "
+            "convert it to 16 bits with one scale for all images"
+        )
+    return Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
