@@ -32,8 +32,8 @@ def split_images(batch: Any, spatial_dims: int | None, what: str = "scores") -> 
     | (A, B, C, D) | A volumes B x C x D | error | A volumes B x C x D |
     | (A, 1, B, C, D) | A volumes B x C x D | error | A volumes B x C x D |
 
-    An entry of a list is (H, W), (1, H, W), (D, H, W) or (1, D, H, W). A volume of depth 1 and an image of the same size
-    give the same metrics, so that case needs no decision.
+    An entry of a list is (H, W), (1, H, W), (D, H, W) or (1, D, H, W). A volume of depth 1 and an image of the same
+    size give the same metrics, so that case needs no decision.
     """
     if spatial_dims not in (None, 2, 3):
         raise ValueError(f"spatial_dims must be None, 2 or 3, got {spatial_dims!r}")
@@ -74,8 +74,8 @@ def _drop_channel(array: np.ndarray, spatial_dims: int | None, what: str, index:
 def check_scores(scores: Any, index: int, allow_infinite: bool = True) -> np.ndarray:
     """Return one map as float32 or float64 (whichever holds its values exactly), or raise a ValueError.
 
-    NaN has no rank and always raises. Infinite scores have one (a density that underflows gives +inf) and are kept, unless
-    `allow_infinite` is False.
+    NaN has no rank and always raises. Infinite scores have one (-log of a density that underflows is +inf) and are
+    kept, unless `allow_infinite` is False.
     """
     array = np.asarray(scores)
     if array.size == 0:
@@ -115,7 +115,7 @@ def check_mask(mask: Any, shape: tuple[int, ...], index: int) -> np.ndarray | No
 def iterate_pairs(
     scores: Any, masks: Any, spatial_dims: int | None = None, allow_infinite: bool = True
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """Yield (map, mask) per image: a float array (H, W) or (D, H, W), and a boolean one or None (no anomalous pixel)."""
+    """Yield (map, mask) per image: a float array (H, W) or (D, H, W), a boolean one or None (no anomalous pixel)."""
     maps = split_images(scores, spatial_dims, "scores")
     truths = split_images(masks, spatial_dims, "masks")
     if not maps:

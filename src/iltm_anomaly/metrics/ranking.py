@@ -1,7 +1,7 @@
-"""Threshold-free ranking metrics (AUROC, AUPR) and overlaps at a threshold (F1, Dice), exact, for pixels and for images.
+"""Ranking metrics (AUROC, AUPR) and overlaps at a threshold (F1, Dice), exact, over pixels or over images.
 
-All of them follow from two sorted arrays, the scores of the normal and of the anomalous entries: ties are one threshold,
-nothing is binned, and only the order of the scores matters.
+All of them follow from two sorted arrays, the scores of the normal and of the anomalous entries: ties are one
+threshold, nothing is binned, and only the order of the scores matters.
 """
 
 from collections.abc import Iterable
@@ -137,7 +137,7 @@ def image_auroc(image_scores: Any, image_labels: Any) -> float:
         AUROC in [0, 1].
 
     Raises:
-        ValueError: for a NaN score, a label that is not 0 or 1 (both name the image), or if one of the classes is absent.
+        ValueError: for a NaN score or a label that is not 0 or 1 (naming the image), or if one class is absent.
     """
     normal, anomalous = _split_images(image_scores, image_labels)
     if not normal.size or not anomalous.size:
@@ -190,7 +190,7 @@ def best_f1(
 def best_dice(
     scores: Any, masks: Any, *, return_threshold: bool = False, spatial_dims: int | None = None
 ) -> float | tuple[float, float]:
-    """Highest Dice coefficient over all thresholds, over the pixels of all images, pooled ("[Dice]" in the literature).
+    """Highest Dice coefficient over all thresholds (often written "[Dice]"), over the pooled pixels of all images.
 
     Args and errors as for `best_f1`, with maps and masks.
     """

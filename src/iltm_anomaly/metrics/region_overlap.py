@@ -1,17 +1,20 @@
 """Area under the per-region-overlap curve (AUPRO), exact.
 
-Definition: P. Bergmann, K. Batzner, M. Fauser, D. Sattlegger, C. Steger, "The MVTec Anomaly Detection Dataset", IJCV 129 (2021),
-section 5.2, and the evaluation code published with the data set. At each threshold, PRO is the mean over all ground-truth
-regions of the share of the region that is detected, FPR the share of all normal pixels that is. AUPRO is the area under
-PRO(FPR) from 0 to `limit`, divided by `limit`.
+Definition: P. Bergmann, K. Batzner, M. Fauser, D. Sattlegger, C. Steger, "The MVTec Anomaly Detection Dataset: A
+Comprehensive Real-World Dataset for Unsupervised Anomaly Detection", IJCV 129 (2021), and the evaluation code
+published with the data set. At each threshold, PRO is the mean over all ground-truth regions of the share of the
+region that is detected, FPR the share of all normal pixels that is. AUPRO is the area under PRO(FPR) from 0 to
+`limit`, divided by `limit`.
 
-Why no curve is needed for the area. A pixel of a region of n pixels adds 1/n to PRO from its own score downwards, so it adds
-to the area its weight times the length of the FPR axis that lies below its score, and half of the step where its score
-is tied with normal pixels. That needs the sorted scores of the top `limit` of the normal pixels only, and no argsort.
+Why no curve is needed for the area. A pixel of a region of n pixels adds 1/n to PRO from its own score downwards, so
+it adds to the area its weight times the length of the FPR axis that lies below its score; where its score is tied
+with normal pixels, half of the tie's step lies below. That needs the sorted scores of the top `limit` share of the
+normal pixels only, and no argsort of them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -37,6 +40,19 @@ class ProCurve:
     limit: float
     aupro: float
 
+    def thin(self, max_points: int = 2000) -> "ProCurve":
+        """The same curve in at most about `max_points` points, evenly spaced along both axes, with the same `aupro`.
+
+        Both axes, because a good map has its steep part within a handful of false alarms.
+        """
+        if self.fpr.size <= max_points:
+            return self
+        keep = [np.array([0, self.fpr.size - 1])]
+        for axis in (self.fpr, self.pro):
+            keep.append(np.searchsorted(axis, np.linspace(0.0, axis[-1], max_points // 2 - 1)))
+        index = np.unique(np.concatenate(keep))
+        return ProCurve(self.fpr[index], self.pro[index], self.thresholds[index], self.limit, self.aupro)
+
 
 def region_weights(mask: np.ndarray) -> tuple[np.ndarray, int]:
     """Weights of the anomalous pixels of one mask and the number of its regions.
@@ -47,7 +63,7 @@ def region_weights(mask: np.ndarray) -> tuple[np.ndarray, int]:
         mask: (H, W) or (D, H, W), boolean, with at least one True.
 
     Returns:
-        (P,) float64, one over the size of the pixel's region, in the order of `scores[mask]`; and the number of regions.
+        (P,) float64, one over the size of the pixel's region, in the order of `scores[mask]`; the number of regions.
     """
     from scipy import ndimage  # lazily: it takes longer to import than the rest of the package's metrics
 
@@ -73,7 +89,7 @@ class RegionPool:
         self.images = 0
 
     def add(self, score_map: np.ndarray, mask: np.ndarray | None, copy: bool = False) -> None:
-        """Add one checked image (see `_inputs.iterate_pairs`); with `copy` the pool keeps no view of the caller's memory."""
+        """Add one image as `_inputs.iterate_pairs` gives it; with `copy` no view of the caller's memory is kept."""
         self.images += 1
         if mask is None:
             self.normal.append(score_map.flatten() if copy else score_map.reshape(-1))
@@ -83,6 +99,38 @@ class RegionPool:
         self.anomalous.append(score_map[mask])
         self.weights.append(weights)
         self.regions += regions
+
+    def update(self, scores: Any, masks: Any, *, spatial_dims: int | None = None, allow_infinite: bool = True) -> None:
+        """Check and add a batch, all of it or, on a ValueError, nothing; keeps no view of the caller's memory."""
+        for score_map, mask in list(iterate_pairs(scores, masks, spatial_dims, allow_infinite)):
+            self.add(score_map, mask, copy=True)
+
+    def merge(self, other: "RegionPool") -> None:
+        """Add the images of another pool."""
+        self.normal += other.normal
+        self.anomalous += other.anomalous
+        self.weights += other.weights
+        self.regions += other.regions
+        self.images += other.images
+
+    def state_dict(self) -> dict[str, Any]:
+        """The pooled pixels as three arrays, and the counts, to save or to send to another process."""
+        scores, weights = self.take_anomalous()
+        return {
+            "normal": self.take_normal(),
+            "anomalous": scores,
+            "weights": weights,
+            "regions": self.regions,
+            "images": self.images,
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> "RegionPool":
+        """Rebuild a pool from `state_dict()`."""
+        pool = cls()
+        pool.normal, pool.anomalous, pool.weights = [state["normal"]], [state["anomalous"]], [state["weights"]]
+        pool.regions, pool.images = int(state["regions"]), int(state["images"])
+        return pool
 
     def take_normal(self) -> np.ndarray:
         """All normal scores in one new array; the chunks are freed on the way, so that the peak stays at one copy."""
@@ -105,7 +153,7 @@ class RegionPool:
             raise ValueError(f"no normal pixel in any of the {self.images} masks (images 0 to {self.images - 1})")
 
     def _top(self, limit: float) -> tuple[np.ndarray, int, int]:
-        """Scores of the highest `limit` share of the normal pixels, rising; their total; those tied with the lowest."""
+        """Scores of the top `limit` share of the normal pixels, rising; number of all; number tied with the lowest."""
         self.check()
         normal = self.take_normal()
         total = normal.size
@@ -164,7 +212,7 @@ def _normalised_area(
     # The curve crosses the limit on the segment that ends at top[0]: interpolate on it.
     before = (top.size - np.searchsorted(top, top[0], side="right")) / total
     area += float(weights[start:stop].sum()) * max(limit - before, 0.0) ** 2 / (2 * tied / total)
-    return area / limit
+    return float(area / limit)
 
 
 def _drain(chunks: list[np.ndarray]) -> np.ndarray:
@@ -188,6 +236,30 @@ def pool_pixels(scores: Any, masks: Any, spatial_dims: int | None = None, allow_
     return pool
 
 
+@overload
+def aupro(
+    scores: Any,
+    masks: Any,
+    limit: float = ...,
+    return_curve: Literal[False] = ...,
+    *,
+    spatial_dims: int | None = ...,
+    allow_infinite: bool = ...,
+) -> float: ...
+
+
+@overload
+def aupro(
+    scores: Any,
+    masks: Any,
+    limit: float = ...,
+    *,
+    return_curve: Literal[True],
+    spatial_dims: int | None = ...,
+    allow_infinite: bool = ...,
+) -> ProCurve: ...
+
+
 def aupro(
     scores: Any,
     masks: Any,
@@ -199,26 +271,27 @@ def aupro(
 ) -> float | ProCurve:
     """Exact AUPRO by the official definition of MVTec AD (see the module's docstring for the source).
 
-    Regions are 8-connected in 2-D and 26-connected in 3-D, every region weighs the same, tied scores are one threshold, the
-    curve is interpolated at the limit and the area divided by it. Only the order of the scores matters.
+    Regions are 8-connected in 2-D and 26-connected in 3-D, every region weighs the same, tied scores are one
+    threshold, the curve is interpolated at the limit and the area divided by it. Only the order of the scores matters.
 
     Args:
-        scores: anomaly maps, higher is more anomalous: a list of maps of any sizes, each (H, W) or (D, H, W), or an array or
-            tensor (N, H, W), (N, 1, H, W), (N, D, H, W) or (N, 1, D, H, W). Any real dtype; +-inf is ranked like any score.
-        masks: ground truth in the same layout, bool or 0 and 1; an entry of a list may be None for a good image. Good images
-            count in the false positive rate.
+        scores: anomaly maps, higher is more anomalous: a list of maps of any sizes, each (H, W) or (D, H, W), or an
+            array or tensor (N, H, W), (N, 1, H, W), (N, D, H, W) or (N, 1, D, H, W). Any real dtype; +-inf is
+            ranked like any other score.
+        masks: ground truth in the same layout, bool or 0 and 1; an entry of a list may be None for a good image.
+            Good images count in the false positive rate.
         limit: upper end of the false-positive-rate axis, in (0, 1].
         return_curve: return a `ProCurve` (with the value in `.aupro`) instead of the value.
-        spatial_dims: 2 or 3. None reads an array of rank 4 as images when axis 1 has size 1 and as volumes otherwise, and rank
-            3 as images; see `_inputs.split_images` for the table.
+        spatial_dims: 2 or 3. None reads an array of rank 3 as images, and one of rank 4 as images if axis 1 has size
+            1 and as volumes otherwise; `_inputs.split_images` has the whole table.
         allow_infinite: False makes an infinite score an error.
 
     Returns:
         AUPRO in [0, 1], or a `ProCurve`.
 
     Raises:
-        ValueError: naming the image, for NaN (or infinite scores if not allowed), shapes that differ, a mask that is not
-            binary; also if no mask has an anomalous pixel, or none has a normal one.
+        ValueError: naming the image, for NaN (or infinite scores if not allowed), shapes that differ, a mask that is
+            not binary; also if no mask has an anomalous pixel, or none has a normal one.
 
     Example:
         >>> import numpy as np
