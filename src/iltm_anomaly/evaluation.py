@@ -1,0 +1,202 @@
+"""Scores a trained run, round by round, on the test images that its contamination protocol left out."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from PIL import Image
+
+from iltm_anomaly import masking
+from iltm_anomaly.data.contamination import contaminate, contamination_record
+from iltm_anomaly.data.mvtec import load_mvtec
+from iltm_anomaly.gallery import GalleryRow, draw_gallery
+from iltm_anomaly.metrics import evaluate_maps
+from iltm_anomaly.pipeline import ILTMAnomalyOutput, ILTMAnomalyPipeline
+from iltm_anomaly.prior import PerformerPriorModel
+from iltm_anomaly.provenance import provenance
+from iltm_anomaly.training.checkpoint import write_json
+
+logger = logging.getLogger(__name__)
+
+
+def resolve_model_folder(path: str | Path) -> tuple[str | Path, Path | None]:
+    """A run folder gives its pipeline folder and itself; a pipeline folder or Hub id gives itself and None."""
+    folder = Path(path)
+    if (folder / "rounds").is_dir():
+        if not (folder / "model" / "model_index.json").is_file():
+            raise ValueError(f"the run in {folder} is not finished: continue it with `iltm-anomaly train ... --resume`")
+        return folder / "model", folder
+    return path, None
+
+
+def protocol_split(data: str | Path, category: str | None, record: dict[str, Any] | None) -> tuple[Dataset, Dataset | None]:
+    """Test images, and the training images where the run's report says which they were.
+
+    Args:
+        data, category: as for `load_mvtec`.
+        record: the contamination record of the training report, or None for a model trained on something else: then the
+            whole test split is used.
+
+    Raises:
+        ValueError: if the data is not what the model was trained on.
+    """
+    dataset = load_mvtec(data, category)
+    if not record:
+        return dataset["test"], None
+    split = contaminate(dataset, record["fraction"], record["seed"], record["train_size"])
+    found = contamination_record(split).to_dict()
+    if found != record:
+        raise ValueError(
+            f"{data} is not the data set that the model was trained on: images may have been added or removed. "
+            "The report's split cannot be rebuilt, and test images may have been trained on"
+        )
+    return split["test"], split["train"]
+
+
+def pixel_mask(mask: Image.Image | None, size: tuple[int, int]) -> np.ndarray:
+    """Ground truth (H, W) bool at (width, height) `size`; all False for a good image."""
+    if mask is None:
+        return np.zeros(size[::-1], dtype=bool)
+    return np.asarray(mask.convert("L").resize(size, Image.Resampling.NEAREST)) > 127
+
+
+def token_shares(
+    pipeline: ILTMAnomalyPipeline, dataset: Dataset, teachers: list[PerformerPriorModel], threshold: float
+) -> list[tuple[float | None, float | None]]:
+    """Shares of defect and of normal tokens that each teacher masks in the images as they are, without augmentation."""
+    processor, codes, masks = pipeline.image_processor, [], []
+    height, width = processor.spatial_size
+    for row in dataset:
+        pixels = processor.preprocess(row["image"])["pixel_values"].to(pipeline.device)
+        codes.append(pipeline.vqvae.encode(pixels))
+        truth = pixel_mask(row["mask"], (width, height))
+        padding = [(0, full - side) for full, side in zip(pixels.shape[2:], truth.shape, strict=True)]
+        masks.append(torch.from_numpy(np.pad(truth, padding)))
+    grids = torch.cat(codes)
+    defect, normal = masking.defect_tokens(torch.stack(masks), tuple(grids.shape[1:]))
+    shares = []
+    for teacher in teachers:
+        likelihood = torch.cat([teacher.log_likelihood(part.flatten(1)).cpu() for part in grids.split(32)])
+        keep = masking.keep_mask(likelihood.view(defect.shape), threshold)
+        shares.append(masking.masked_shares(keep, defect, normal))
+    return shares
+
+
+def score_dataset(
+    pipeline: ILTMAnomalyPipeline, dataset: Dataset, show_progress: bool
+) -> tuple[ILTMAnomalyOutput, dict[str, Any]]:
+    """Scores every image of a data set with ground truth; returns the output and its metrics (`metrics.evaluate_maps`)."""
+    output = pipeline(dataset["image"], show_progress=show_progress)
+    masks = [pixel_mask(row["mask"], row["image"].size) for row in dataset]
+    labels = np.array([int(m.any()) for m in masks])
+    return output, evaluate_maps(output.anomaly_maps, masks, image_scores=output.scores.numpy(), labels=labels)
+
+
+def evaluate_run(
+    model: str | Path,
+    data: str | Path,
+    category: str | None,
+    output: Path,
+    all_rounds: bool = True,
+    device: str | torch.device | None = None,
+    show_progress: bool = True,
+) -> dict[str, Any]:
+    """Evaluates the last round, and for a run folder each round before it; writes `results.json` and `gallery.png`.
+
+    Args:
+        model: run folder, pipeline folder or Hub id.
+        data, category: MVTec AD layout or Hub data set, as in training.
+        output: folder for the files.
+        all_rounds: False leaves out all rounds but the last.
+
+    Returns:
+        What `results.json` holds: "results", one entry per round, and where they come from.
+    """
+    model_folder, run_folder = resolve_model_folder(model)
+    pipeline = ILTMAnomalyPipeline.from_pretrained(model_folder, device=device)
+    report = pipeline.training_report
+    test, train = protocol_split(data, category, report.get("data", {}).get("contamination"))
+    if not any(label == 1 for label in test["label"]):
+        raise ValueError(f"{data} has no defective test image: there is nothing to measure a detector on")
+
+    rounds = report.get("rounds") or [{"round": 0}]
+    priors = [pipeline.prior]
+    if run_folder is not None and all_rounds:
+        folders = [run_folder / "rounds" / f"round_{entry['round']}" for entry in rounds]
+        priors = [PerformerPriorModel.from_pretrained(f).eval().to(pipeline.device) for f in folders]
+    shares: list[tuple[float | None, float | None]] = [(0.0, 0.0)]
+    if train is not None and len(priors) > 1:
+        shares += token_shares(pipeline, train, priors[:-1], rounds[0]["token_threshold"])
+    if len(shares) < len(priors):
+        shares = [(None, None)] * len(priors)
+
+    results = []
+    for entry, prior, (defect_share, normal_share) in zip(rounds[-len(priors) :], priors, shares, strict=True):
+        pipeline.prior = prior
+        started = time.monotonic()
+        scored, metrics = score_dataset(pipeline, test, show_progress)
+        seconds = time.monotonic() - started
+        results.append(
+            {
+                "method": "iltm",
+                "category": report.get("data", {}).get("category") or category,
+                "contamination": (report.get("data", {}).get("contamination") or {}).get("fraction"),
+                "seed": report.get("seed"),
+                "round": entry["round"],
+                **metrics,
+                "masked_fraction": entry.get("masked_fraction"),
+                "masked_share_defect_tokens": defect_share,
+                "masked_share_normal_tokens": normal_share,
+                "seconds_per_image": round(seconds / len(test), 4),
+            }
+        )
+    draw_gallery(gallery_rows(test, scored), pipeline.settings.score_threshold or 1.0, output / "gallery.png")
+    document = {
+        "results": results,
+        "test_images": len(test),
+        "model": str(model),
+        "data": str(data),
+        "training_seconds": report.get("seconds"),
+        "training_commit": report.get("commit"),
+        **provenance(),
+    }
+    write_json(output / "results.json", document)
+    return document
+
+
+def gallery_rows(dataset: Dataset, output: ILTMAnomalyOutput, count: int = 10) -> list[GalleryRow]:
+    """Two good images and defective ones evenly over the data set, `count` in all."""
+    labels = np.array(dataset["label"])
+    good, defective = np.flatnonzero(labels != 1), np.flatnonzero(labels == 1)
+    spread = np.linspace(0, len(defective) - 1, min(count - 2, len(defective))).round().astype(int)
+    chosen = [*good[:2], *defective[spread]]
+    rows = []
+    for index in map(int, chosen):
+        row = dataset[index]
+        rows.append(
+            GalleryRow(
+                label=[row["defect"] or "good", f"score {output.scores[index]:.2f}"],
+                image=row["image"],
+                healed=output.healed_images[index],
+                anomaly_map=output.anomaly_maps[index],
+                truth=pixel_mask(row["mask"], row["image"].size),
+            )
+        )
+    return rows
+
+
+def format_table(results: list[dict[str, Any]]) -> str:
+    """The rounds as a table for people; metrics and shares in per cent."""
+
+    def percent(value: float | None) -> str:
+        return "-" if value is None else f"{100 * value:.1f}"
+
+    header = ["round", "pixel AUROC", "AUPRO", "image AUROC", "masked", "of defect tokens", "of normal tokens"]
+    keys = ["pixel_auroc", "aupro", "image_auroc", "masked_fraction", "masked_share_defect_tokens", "masked_share_normal_tokens"]
+    lines = [header] + [[str(r["round"]), *(percent(r[key]) for key in keys)] for r in results]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)

@@ -1,0 +1,74 @@
+"""Pictures for people: one row an image, its columns input, ground truth where known, healed image, map overlaid."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+CELL = 160  # pixels
+MARGIN = 6
+HEADER = 22
+LABELS = 150
+
+
+@dataclass
+class GalleryRow:
+    """
+    Args:
+        label: lines of text beside the row.
+        image, healed: PIL images.
+        anomaly_map: (H, W) float32 of the image's size.
+        truth: (H, W) bool, or None where unknown.
+    """
+
+    label: list[str]
+    image: Image.Image
+    healed: Image.Image
+    anomaly_map: np.ndarray
+    truth: np.ndarray | None = None
+
+
+def overlay(image: Image.Image, anomaly_map: np.ndarray, threshold: float, outline: np.ndarray | None = None) -> Image.Image:
+    """Lays a map over its image: clear below half the threshold, red from twice the threshold on; `outline` (H, W) bool is
+    drawn in white."""
+    import matplotlib
+
+    strength = np.clip((anomaly_map / max(threshold, 1e-12) - 0.5) / 1.5, 0, 1)
+    colour = matplotlib.colormaps["turbo"](0.5 + 0.5 * strength)[..., :3]
+    alpha = (0.75 * np.minimum(1, 2 * strength))[..., None]
+    pixels = (1 - alpha) * np.asarray(image.convert("RGB"), dtype=np.float32) / 255 + alpha * colour
+    if outline is not None:
+        inner = outline.copy()
+        inner[1:-1, 1:-1] &= outline[:-2, 1:-1] & outline[2:, 1:-1] & outline[1:-1, :-2] & outline[1:-1, 2:]
+        pixels[outline & ~inner] = 1
+    return Image.fromarray((pixels * 255).round().astype(np.uint8))
+
+
+def draw_gallery(rows: list[GalleryRow], threshold: float, path: Path) -> None:
+    """Writes the rows as one PNG."""
+    font = ImageFont.load_default(13)
+    columns = ["input", "ground truth", "healed", "abnormality map"]
+    if all(row.truth is None for row in rows):
+        columns.remove("ground truth")
+    width = LABELS + len(columns) * (CELL + MARGIN) + MARGIN
+    sheet = Image.new("RGB", (width, HEADER + len(rows) * (CELL + MARGIN) + MARGIN), "white")
+    pen = ImageDraw.Draw(sheet)
+    for index, column in enumerate(columns):
+        pen.text((LABELS + MARGIN + index * (CELL + MARGIN), 4), column, fill="black", font=font)
+    for index, row in enumerate(rows):
+        top = HEADER + MARGIN + index * (CELL + MARGIN)
+        pen.multiline_text((MARGIN, top + 4), "\n".join(row.label), fill="black", font=font)
+        cells = {
+            "input": row.image.convert("RGB"),
+            "healed": row.healed.convert("RGB"),
+            "abnormality map": overlay(row.image, row.anomaly_map, threshold),
+        }
+        if row.truth is not None:
+            cells["ground truth"] = Image.fromarray(row.truth.astype(np.uint8) * 255).convert("RGB")
+        for position, column in enumerate(columns):
+            if column in cells:
+                cell = cells[column].resize((CELL, CELL), Image.Resampling.BICUBIC)
+                sheet.paste(cell, (LABELS + MARGIN + position * (CELL + MARGIN), top))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)

@@ -1,0 +1,370 @@
+"""`ILTMAnomalyPipeline`: images in, abnormality maps out."""
+
+import json
+import logging
+import math
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from iltm_anomaly import __version__
+from iltm_anomaly.abnormality import density_map, resampling_gate, smooth, upsample_tokens
+from iltm_anomaly.healing import heal
+from iltm_anomaly.image_processing import ILTMImageProcessor
+from iltm_anomaly.masking import default_token_threshold
+from iltm_anomaly.prior import PerformerPriorModel
+from iltm_anomaly.vqvae import VQVAEModel
+
+logger = logging.getLogger(__name__)
+
+# Classes are looked up here, never imported by the name that a JSON file gives.
+COMPONENTS: dict[str, type] = {
+    "vqvae": VQVAEModel,
+    "prior": PerformerPriorModel,
+    "image_processor": ILTMImageProcessor,
+}
+FILE_PATTERNS = ["*.json", "*/*.json", "*/*.safetensors", "README.md"]
+
+
+@dataclass
+class InferenceSettings:
+    """How a map is made, and the threshold that calibration sets.
+
+    Args:
+        token_threshold: codes less likely than this are healed; None is 1.3 / K.
+        num_samples: S, healed samples per image.
+        num_dropout_passes: D, decodings of each sample with channels dropped.
+        bandwidth_floor: of the KDE, in units of pixel values in [0, 1].
+        relative_density: see `abnormality.negative_log_density`.
+        density_weight, likelihood_weight: the map is a weighted sum of the reconstructions' and the tokens' -log density.
+        gate: keep the density term near healed tokens only.
+        smoothing: standard deviation of the final Gaussian filter, in tokens; 0 leaves the map alone.
+        score_threshold: from here on a pixel, and an image that has such a pixel, is called abnormal; None before
+            calibration.
+    """
+
+    token_threshold: float | None = None
+    num_samples: int = 20
+    num_dropout_passes: int = 20
+    bandwidth_floor: float = 0.01
+    relative_density: bool = True
+    density_weight: float = 0.3
+    likelihood_weight: float = 1.0
+    gate: bool = False
+    smoothing: float = 0.5
+    score_threshold: float | None = None
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "InferenceSettings":
+        """Raises ValueError on a field that does not exist, or one that is not a finite number, a truth value or None."""
+        known = {f.name for f in fields(cls)}
+        for key, value in values.items():
+            if key not in known:
+                raise ValueError(f"calibration has no field {key!r}; it has {sorted(known)}")
+            if value is not None and not (isinstance(value, bool | int | float) and math.isfinite(value)):
+                raise ValueError(f"calibration field {key!r} must be a finite number, got {value!r}")
+        return cls(**values)
+
+
+@dataclass
+class ILTMAnomalyOutput:
+    """
+    Args:
+        scores: (B,) float32, the highest value of each map; higher is more anomalous.
+        anomaly_maps: (H, W) or (D, H, W) float32 per image, at the image's own size; higher is more anomalous.
+        masks: bool maps of the same sizes, True where the map reaches the calibrated threshold.
+        healed_images: the image as the model expected it: a PIL image each, an array for volumes.
+        token_log_likelihoods: (B, *grid) float32, natural log, always finite.
+        resampled_tokens: (B, *grid) bool, tokens that were healed.
+    """
+
+    scores: Tensor
+    anomaly_maps: list[np.ndarray]
+    masks: list[np.ndarray]
+    healed_images: list[Any]
+    token_log_likelihoods: Tensor
+    resampled_tokens: Tensor
+
+
+class ILTMAnomalyPipeline:
+    """Finds what an image has that the training images, taken together, do not.
+
+    Args:
+        vqvae, prior, image_processor: the trained parts.
+        settings: how maps are made; `calibrate` sets the threshold in it.
+        training_report: how the parts came about, saved along.
+
+    Raises:
+        ValueError: if the parts do not fit each other.
+
+    Example:
+        >>> pipe = ILTMAnomalyPipeline.from_pretrained("runs/bottle/model")
+        >>> out = pipe("part.png")
+        >>> out.scores, out.masks[0].any()
+    """
+
+    def __init__(
+        self,
+        vqvae: VQVAEModel,
+        prior: PerformerPriorModel,
+        image_processor: ILTMImageProcessor,
+        settings: InferenceSettings | None = None,
+        training_report: dict[str, Any] | None = None,
+    ):
+        if vqvae.config.vocab_size != prior.config.vocab_size:
+            raise ValueError(
+                f"the VQ-VAE has {vqvae.config.vocab_size} codes, the prior {prior.config.vocab_size}: "
+                "they were not trained together"
+            )
+        self.vqvae, self.prior = vqvae.eval(), prior.eval()
+        self.image_processor = image_processor
+        self.settings = settings or InferenceSettings()
+        self.training_report = training_report or {}
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """The parts by name."""
+        return {"vqvae": self.vqvae, "prior": self.prior, "image_processor": self.image_processor}
+
+    @property
+    def device(self) -> torch.device:
+        return self.vqvae.device
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "ILTMAnomalyPipeline":
+        """Moves both models. Codebook, attention sums and densities are computed in float32 whatever the dtype."""
+        for model in (self.vqvae, self.prior):
+            model.to(device=device, dtype=dtype)
+        return self
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        images: Any,
+        num_samples: int | None = None,
+        num_dropout_passes: int | None = None,
+        token_threshold: float | None = None,
+        generator: int | torch.Generator | None = None,
+        batch_size: int = 8,
+        show_progress: bool = False,
+    ) -> ILTMAnomalyOutput:
+        """Scores one image or many.
+
+        Args:
+            images: a path, PIL image, array or tensor, a list of these, or a column of a `datasets.Dataset`.
+            num_samples, num_dropout_passes, token_threshold: in place of the pipeline's settings.
+            generator: a seed, or a CPU generator to draw one from. By default every image is healed with seed 0, so that
+                its result is always the same, alone or among others.
+            batch_size: images that go through the models together.
+            show_progress: a progress bar over images.
+
+        Raises:
+            ImageReadError: if an image cannot be read.
+            ValueError: if `images` is empty or something that is no image.
+        """
+        images = _as_list(images)
+        if not images:
+            raise ValueError("no images given")
+        seed = int(torch.randint(2**62, (1,), generator=generator)) if isinstance(generator, torch.Generator) else generator
+        overrides = {
+            "num_samples": num_samples,
+            "num_dropout_passes": num_dropout_passes,
+            "token_threshold": token_threshold,
+        }
+        settings = InferenceSettings(**asdict(self.settings) | {k: v for k, v in overrides.items() if v is not None})
+
+        maps, healed_images, log_likelihoods, resampled = [], [], [], []
+        starts = tqdm(range(0, len(images), batch_size), desc="scoring", unit="batch", disable=not show_progress)
+        for start in starts:
+            batch = self.image_processor.preprocess(images[start : start + batch_size])
+            scored = self._score_batch(batch["pixel_values"], settings, seed or 0)
+            for values, healed, size in zip(scored[0], scored[1], batch["original_sizes"], strict=True):
+                maps.append(self.image_processor.restore_map(values, tuple(size)))
+                healed_images.append(self.image_processor.restore_image(healed, tuple(size)))
+            log_likelihoods.append(scored[2])
+            resampled.append(scored[3])
+        threshold = math.inf if settings.score_threshold is None else settings.score_threshold
+        return ILTMAnomalyOutput(
+            scores=torch.tensor([float(m.max()) for m in maps]),
+            anomaly_maps=maps,
+            masks=[m >= threshold for m in maps],
+            healed_images=healed_images,
+            token_log_likelihoods=torch.cat(log_likelihoods),
+            resampled_tokens=torch.cat(resampled),
+        )
+
+    def _score_batch(
+        self, pixel_values: Tensor, settings: InferenceSettings, seed: int
+    ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+        """(B, C, *spatial) in [0, 1] -> maps (*spatial), healed images (C, *spatial), log-likelihoods and resampled tokens
+        (B, *grid), all on the CPU."""
+        pixel_values = pixel_values.to(self.device)
+        spatial = tuple(pixel_values.shape[2:])
+        # 1. to codes
+        codes = self.vqvae.encode(pixel_values.to(self.vqvae.dtype))
+        grid = codes.shape[1:]
+        # 2. unlikely codes are drawn again
+        generators = [torch.Generator().manual_seed(seed) for _ in codes]
+        threshold = settings.token_threshold
+        if threshold is None:
+            threshold = default_token_threshold(self.vqvae.config.vocab_size)
+        healing = heal(self.prior, codes.flatten(1), threshold, settings.num_samples, generators)
+        log_likelihood = healing.log_likelihood.unflatten(1, grid)
+        resampled = healing.resampled.unflatten(1, grid)
+        maps, healed_images = [], []
+        for index, image in enumerate(pixel_values.float()):
+            surprise = settings.likelihood_weight * upsample_tokens(-log_likelihood[index], spatial)
+            healed_image = image
+            if bool(resampled[index].any()):
+                # 3. density of the observed pixels among the reconstructions; without a healed token there is none to compare
+                density = density_map(
+                    self.vqvae,
+                    healing.healed[index].unflatten(1, grid),
+                    image,
+                    settings.num_dropout_passes,
+                    generators[index],
+                    settings.bandwidth_floor,
+                    settings.relative_density,
+                )
+                healed_image, values = density.healed, density.surprise
+                if settings.gate:
+                    values = values * resampling_gate(resampled[index], spatial)
+                surprise = surprise + settings.density_weight * values
+            # 4. one map
+            maps.append(smooth(surprise, settings.smoothing * self.vqvae.config.downsampling).cpu())
+            healed_images.append(healed_image.cpu())
+        return maps, healed_images, log_likelihood.cpu(), resampled.cpu()
+
+    def calibrate(self, pixel_values: Tensor, show_progress: bool = False) -> float:
+        """Sets the threshold from the scores of training images (N, C, *spatial) alone; no label is read.
+
+        Scores of normal images are taken to be symmetric on a logarithmic scale. Their middle and lower half are what
+        contamination disturbs least, so the threshold stands as far above the median as three standard deviations, judged
+        by the distance from the 16th percentile to the median.
+        """
+        scores = []
+        bar = tqdm(pixel_values.split(8), desc="calibrating", unit="batch", disable=not show_progress)
+        for batch in bar:
+            scores += [float(m.max()) for m in self._score_batch(batch, self.settings, 0)[0]]
+        low, middle = np.quantile(np.log(np.maximum(scores, 1e-6)), [0.16, 0.5])
+        self.settings.score_threshold = float(np.exp(middle + 3 * (middle - low)))
+        return self.settings.score_threshold
+
+    # Saving and loading
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes model_index.json, one sub-folder per part, calibration.json and training_report.json."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, component in self.components.items():
+            component.save_pretrained(folder / name)
+        index = {"_class_name": type(self).__name__, "_version": __version__}
+        index |= {name: ["iltm_anomaly", cls.__name__] for name, cls in COMPONENTS.items()}
+        for name, value in (
+            ("model_index", index),
+            ("calibration", asdict(self.settings)),
+            ("training_report", self.training_report),
+        ):
+            (folder / f"{name}.json").write_text(json.dumps(value, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+    ) -> "ILTMAnomalyPipeline":
+        """Loads a pipeline from a local folder or a Hub repository (one snapshot, of one revision).
+
+        Raises:
+            ValueError: if the folder is not a pipeline of this package, or names classes that are not its own.
+        """
+        folder = Path(name_or_path)
+        if not folder.is_dir():
+            if folder.is_absolute() or str(name_or_path).startswith((".", "~")) or str(name_or_path).count("/") != 1:
+                raise ValueError(f"no pipeline folder at {name_or_path}")
+            from huggingface_hub import snapshot_download
+
+            folder = Path(
+                snapshot_download(
+                    str(name_or_path),
+                    revision=revision,
+                    token=token,
+                    cache_dir=cache_dir,
+                    local_files_only=local_files_only,
+                    allow_patterns=FILE_PATTERNS,
+                )
+            )
+        index = _read_json(folder, "model_index")
+        for name, part in COMPONENTS.items():
+            if index.get(name) != ["iltm_anomaly", part.__name__]:
+                raise ValueError(
+                    f"{folder / 'model_index.json'} names {index.get(name)!r} for {name}, "
+                    f"expected ['iltm_anomaly', '{part.__name__}']: not a pipeline of this package"
+                )
+        models = {
+            name: COMPONENTS[name].from_pretrained(
+                folder / name, local_files_only=True, use_safetensors=True, dtype=dtype or torch.float32
+            )
+            for name in ("vqvae", "prior")
+        }
+        pipeline = cls(
+            **models,
+            image_processor=ILTMImageProcessor.from_pretrained(folder / "image_processor", local_files_only=True),
+            settings=InferenceSettings.from_dict(_read_json(folder, "calibration")),
+            training_report=_read_json(folder, "training_report"),
+        )
+        return pipeline.to(device)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload ILTM pipeline",
+    ) -> str:
+        """Uploads what `save_pretrained` writes as one commit; returns its address."""
+        import tempfile
+
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return api.upload_folder(
+                repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message
+            ).commit_url
+
+
+def _as_list(images: Any) -> list[Any]:
+    """One image of any form, or any iterable of images, as a list."""
+    if isinstance(images, np.ndarray | Tensor):
+        return list(images) if images.ndim == 4 else [images]
+    return [images] if isinstance(images, str | os.PathLike | Image.Image) else list(images)
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / f"{name}.json"
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{folder} is not a pipeline folder: it has no {path.name}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold an object, got {type(value).__name__}")
+    return value

@@ -1,0 +1,55 @@
+"""What a result must carry to be checked: versions, commit, command line, machine."""
+
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("iltm-anomaly", "torch", "transformers", "accelerate", "datasets", "numpy", "performer-pytorch")
+
+
+def _commit() -> str | None:
+    """Commit of the checkout this package is run from, with "+changes" if it is not clean; None outside a checkout."""
+    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        # A wheel in somebody else's repository must not claim that repository's commit.
+        if Path(git("rev-parse", "--show-toplevel")) / "src" / "iltm_anomaly" != here:
+            return None
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def provenance() -> dict[str, Any]:
+    """{"versions", "commit", "command", "hardware"} of this process."""
+    import torch
+
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    return {
+        "versions": versions,
+        "commit": _commit(),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "hardware": {"device": device, "threads": torch.get_num_threads()},
+    }

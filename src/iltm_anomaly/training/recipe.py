@@ -1,0 +1,155 @@
+"""Recipes: every number of a training run, as data. The shipped ones are the YAML files in `presets/`."""
+
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+import math
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SCHEDULES = ("one_cycle", "exponential", "constant")
+
+
+@dataclass
+class StageRecipe:
+    """How one model is optimised.
+
+    Args:
+        epochs: passes over the training images.
+        batch_size: images per step, over all processes.
+        learning_rate: the highest one.
+        schedule: "one_cycle" (linear warm-up over `warmup` of the steps, then cosine to zero), "exponential" or "constant".
+        gamma: decay of the exponential schedule, per epoch or per step as `gamma_per` says.
+        max_grad_norm: gradient clipping; 0 leaves gradients alone.
+        weight_decay: decoupled (AdamW); 0 is plain Adam.
+        ema_decay: pairs (first epoch, decay) of the codebook's moving averages; stage 1 only.
+    """
+
+    epochs: int
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    schedule: str = "one_cycle"
+    warmup: float = 0.1
+    gamma: float = 0.9999
+    gamma_per: str = "epoch"
+    max_grad_norm: float = 1.0
+    weight_decay: float = 0.0
+    ema_decay: list[list[float]] | None = None
+
+    def __post_init__(self):
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule must be one of {SCHEDULES}, got {self.schedule!r}")
+        if self.gamma_per not in ("epoch", "step"):
+            raise ValueError(f"gamma_per must be 'epoch' or 'step', got {self.gamma_per!r}")
+        if self.epochs < 1 or self.batch_size < 1:
+            raise ValueError(f"epochs and batch_size must be at least 1, got {self.epochs} and {self.batch_size}")
+
+    def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
+        """Learning rate of the 0-based `step`: a function of the step alone, so that a resumed run needs no state for it."""
+        total = self.epochs * steps_per_epoch
+        if self.schedule == "constant":
+            return self.learning_rate
+        if self.schedule == "exponential":
+            elapsed = step // steps_per_epoch if self.gamma_per == "epoch" else step
+            return self.learning_rate * self.gamma**elapsed
+        rising = max(1, round(self.warmup * total))
+        if step < rising:
+            return self.learning_rate * (step + 1) / rising
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
+
+    def ema_decay_at(self, epoch: int) -> float | None:
+        """Codebook decay of the 0-based `epoch`, or None to leave the model's own."""
+        decay = None
+        for first_epoch, value in self.ema_decay or []:
+            if epoch >= first_epoch:
+                decay = value
+        return decay
+
+
+@dataclass
+class RoundsRecipe:
+    """The iterative part.
+
+    Args:
+        rounds: masked rounds after round 0; fewer are run if the masks stop changing.
+        token_threshold: tau, a probability; None is 1.3 / K.
+        code_copies: augmented copies of every image whose codes are extracted once and trained on.
+        initialization: "fresh" weights every round, or "continue" from the round before.
+        convergence_iou, convergence_change: see `masking.has_converged`.
+        max_masked_fraction: a round that would mask more is refused.
+    """
+
+    rounds: int = 3
+    token_threshold: float | None = None
+    code_copies: int = 10
+    initialization: str = "fresh"
+    convergence_iou: float = 0.95
+    convergence_change: float = 0.001
+    max_masked_fraction: float = 0.5
+
+    def __post_init__(self):
+        if self.initialization not in ("fresh", "continue"):
+            raise ValueError(f"initialization must be 'fresh' or 'continue', got {self.initialization!r}")
+        if self.rounds < 0 or self.code_copies < 1:
+            raise ValueError(f"need rounds >= 0 and code_copies >= 1, got {self.rounds} and {self.code_copies}")
+
+
+@dataclass
+class Recipe:
+    """A whole run. `vqvae`, `prior`, `augmentation` and `inference` hold fields of `VQVAEConfig`, `PerformerPriorConfig`,
+    `AugmentationConfig` and `InferenceSettings` that differ from their defaults."""
+
+    name: str
+    image_size: int
+    stage1: StageRecipe
+    stage2: StageRecipe
+    rounds: RoundsRecipe = field(default_factory=RoundsRecipe)
+    num_channels: int = 3
+    mixed_precision: str = "no"
+    data_driven_codebook: bool = True
+    vqvae: dict[str, Any] = field(default_factory=dict)
+    prior: dict[str, Any] = field(default_factory=dict)
+    augmentation: dict[str, Any] = field(default_factory=dict)
+    inference: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as written to `recipe.yaml` of a run."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Recipe":
+        """Raises ValueError on a key that no recipe has, and names it."""
+        return _build(cls, values, "recipe")
+
+
+def _build(cls, values: dict[str, Any], where: str):
+    known = {f.name: f for f in fields(cls)}
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(f"{where} has no field {unknown[0]!r}; it has {sorted(known)}")
+    nested = {"stage1": StageRecipe, "stage2": StageRecipe, "rounds": RoundsRecipe}
+    built = {
+        key: _build(nested[key], value, f"{where}.{key}") if key in nested and not is_dataclass(value) else value
+        for key, value in values.items()
+    }
+    return cls(**built)
+
+
+def preset_names() -> list[str]:
+    """Names of the shipped recipes."""
+    return sorted(p.name.removesuffix(".yaml") for p in resources.files(f"{__package__}.presets").iterdir() if p.name.endswith(".yaml"))
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """A shipped recipe by name, or any recipe by the path of its YAML file.
+
+    Raises:
+        ValueError: if it is neither, or a field is unknown or out of range.
+    """
+    if str(name_or_path) in preset_names():
+        text = (resources.files(f"{__package__}.presets") / f"{name_or_path}.yaml").read_text()
+    elif Path(name_or_path).is_file():
+        text = Path(name_or_path).read_text()
+    else:
+        raise ValueError(f"no preset and no file {str(name_or_path)!r}; presets are {preset_names()}")
+    return Recipe.from_dict(yaml.safe_load(text))
