@@ -12,14 +12,13 @@ from transformers.processing_utils import ImagesKwargs
 
 from .data.images import BACKGROUND, ImageReadError, check_unit_range, read_image, to_rgb, upright
 
-
 __all__ = ["ILTMImageProcessor", "ImageReadError", "read_image"]
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601, as Pillow's convert("L")
 
 ACCEPTED_FORMS = (
-    "a path, a PIL image, a numpy array (H, W) or (H, W, C), a torch tensor (H, W) or (C, H, W), a batch of either with "
-    "one more axis in front, or a list of these, with C = 1, 3 or 4"
+    "a path, a PIL image, a numpy array (H, W) or (H, W, C), a torch tensor (H, W) or (C, H, W), a batch of either "
+    "with one more axis in front, or a list of these, with C = 1, 3 or 4"
 )
 
 # Keys that transformers itself writes into the file or passes on while loading.
@@ -36,9 +35,9 @@ class ILTMImageProcessorKwargs(ImagesKwargs, total=False):
 class ILTMImageProcessor(BaseImageProcessor):
     """Turns images into `pixel_values` for `VQVAEModel`, and maps back to the images' own sizes.
 
-    Every image is resized to `size` without keeping its aspect ratio (as the results on MVTec AD are reported), scaled
-    to [0, 1] by the full range of its type and, where `size` is no multiple of `size_divisor`, padded at the bottom and
-    right with its edge pixels; `restore_map` crops that padding again.
+    Every image is resized to `size` without keeping its aspect ratio (as the results on MVTec AD are reported),
+    scaled to [0, 1] by the full range of its type and, where `size` is no multiple of `size_divisor`, padded at the
+    bottom and right with its edge pixels; `restore_map` crops that padding again.
 
     Args:
         size: `{"height": H, "width": W}`, or one number for a square. Default 256 (`method.md` 6).
@@ -104,10 +103,11 @@ class ILTMImageProcessor(BaseImageProcessor):
         """Converts one image or several.
 
         Args:
-            images: path, PIL image, numpy array (H, W) or (H, W, C), torch tensor (H, W) or (C, H, W), a batch of arrays
-                or tensors with one more axis in front, or a list (or other iterable, such as a `datasets` column) of
-                these. C is 1, 3 or 4 (alpha, laid on white). uint8 is scaled by `rescale_factor`, uint16 by 65535, bool
-                is 0 and 1, floats must lie in [0, 1]. EXIF rotation is applied to PIL images as it is to files.
+            images: path, PIL image, numpy array (H, W) or (H, W, C), torch tensor (H, W) or (C, H, W), a batch of
+                arrays or tensors with one more axis in front, or a list (or other iterable, such as a `datasets`
+                column) of these. C is 1, 3 or 4 (alpha, laid on white). uint8 is scaled by `rescale_factor`, uint16
+                by 65535, bool is 0 and 1, floats must lie in [0, 1]. EXIF rotation is applied to PIL images as it is
+                to files.
             return_tensors: "pt" for a torch tensor, "np" for a numpy array.
 
         Returns:

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".pbm")
@@ -46,8 +45,9 @@ def open_image(path: str | os.PathLike) -> Image.Image:
         raise ImageReadError(f"cannot read image {path}: the file is empty (0 bytes)")
     try:
         with Image.open(path) as image:
-            if getattr(image, "n_frames", 1) > 1:
-                logger.warning("%s has %d frames or pages; only the first is used", path, image.n_frames)
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1:
+                logger.warning("%s has %d frames or pages; only the first is used", path, frames)
             image.load()
             return upright(image)
     except UnidentifiedImageError:

@@ -1,0 +1,155 @@
+"""Augmentations of the paper (appendix A; magnitudes of its released code, `method.md` 2.5), for images and volumes.
+
+Likelihoods are computed on the training data itself; augmentation is what keeps the models from learning it by heart.
+Elastic deformation, which the appendix adds for PET, is not here yet.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ._random import sample_seed, uniforms
+
+__all__ = ["AugmentationConfig", "augment", "sample_seed"]
+
+PADDING_MODES = ("zeros", "border", "reflection")
+
+# Uniform numbers per sample, at fixed places: changing one setting leaves the other draws as they were.
+_AFFINE, _ROTATION, _TRANSLATION, _SCALE, _CONTRAST, _INTENSITY, _NOISE, _DRAWS = 0, 1, 4, 7, 10, 12, 14, 15
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """Magnitudes and probabilities; defaults are the lineage's.
+
+    Args:
+        affine_probability: share of samples that are rotated, shifted and scaled (the three together).
+        rotation: largest angle in radians, about each axis for volumes.
+        translation: largest shift along each axis in pixels of an image of `reference_size` pixels. It shrinks and
+            grows with the image, so that it is the same shift on the part: 4 at 256 is 2 at 128.
+        reference_size: the image size that `translation` is given for.
+        scale: largest relative change of size, drawn for each axis.
+        padding_mode: what comes in from outside: "zeros" (the lineage), "border" (edge pixels) or "reflection". Zeros
+            bring black margins into the codes; border suits parts that fill the image.
+        contrast_probability: share of samples whose values x become x ** gamma.
+        contrast: gamma is uniform in 1 -+ this.
+        intensity_probability: share of samples that become brighter.
+        intensity: largest offset, uniform from 0.
+        noise_probability: share of samples that get Gaussian noise.
+        noise_std: standard deviation of that noise.
+    """
+
+    affine_probability: float = 0.8
+    rotation: float = 0.04
+    translation: float = 4.0
+    reference_size: int = 256
+    scale: float = 0.05
+    padding_mode: str = "zeros"
+    contrast_probability: float = 0.6
+    contrast: float = 0.025
+    intensity_probability: float = 0.6
+    intensity: float = 0.025
+    noise_probability: float = 0.6
+    noise_std: float = 0.025
+
+    def __post_init__(self):
+        if self.padding_mode not in PADDING_MODES:
+            raise ValueError(f"padding_mode must be one of {', '.join(PADDING_MODES)}, got {self.padding_mode!r}")
+        for name in ("affine_probability", "contrast_probability", "intensity_probability", "noise_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        for name in ("rotation", "translation", "intensity", "noise_std"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("scale", "contrast"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.reference_size < 1:
+            raise ValueError(f"reference_size must be at least 1 pixel, got {self.reference_size}")
+
+    @classmethod
+    def none(cls) -> "AugmentationConfig":
+        """A configuration that changes nothing."""
+        return cls(affine_probability=0, contrast_probability=0, intensity_probability=0, noise_probability=0)
+
+
+@torch.no_grad()
+def augment(pixel_values: torch.Tensor, config: AugmentationConfig, seeds: Sequence[int]) -> torch.Tensor:
+    """Augments a batch: affine, contrast, intensity, noise, each with its probability, then clamp to [0, 1].
+
+    What happens to a sample follows from its own seed alone, so results do not depend on which samples share a batch,
+    nor on the number of processes. Noise is drawn on the CPU, so they do not depend on the device either.
+
+    Args:
+        pixel_values: (B, C, H, W) or (B, C, D, H, W) float in [0, 1]; not changed.
+        config: what to do.
+        seeds: B integers, for instance `sample_seed(seed, epoch, row)`.
+
+    Returns:
+        Tensor of the same shape, type and device, in [0, 1].
+
+    Raises:
+        ValueError: wrong rank, not floating point, or another number of seeds than samples.
+    """
+    if pixel_values.ndim not in (4, 5):
+        raise ValueError(f"pixel_values must be (B, C, H, W) or (B, C, D, H, W), got {tuple(pixel_values.shape)}")
+    if not pixel_values.is_floating_point():
+        raise ValueError(f"pixel_values must be floats in [0, 1], got {pixel_values.dtype}; divide by the full range")
+    if len(seeds) != len(pixel_values):
+        raise ValueError(f"one seed per sample: got {len(seeds)} seeds for {len(pixel_values)} samples")
+    if len(pixel_values) == 0:
+        return pixel_values.clone()
+    draws = np.stack([uniforms(sample_seed(int(seed)), _DRAWS) for seed in seeds])  # (B, draws)
+    values = pixel_values.float().clone()  # half precision would lose the small contrast changes
+    chosen = np.flatnonzero(draws[:, _AFFINE] < config.affine_probability)
+    if len(chosen):
+        matrices = torch.from_numpy(_affine_matrices(draws[chosen], values.shape[2:], config))
+        values[chosen] = _warp(values[chosen], matrices.to(values.device), config.padding_mode)
+    for row, seed in enumerate(seeds):
+        _change_intensities(values[row], draws[row], config, int(seed))
+    return values.clamp_(0, 1).to(pixel_values.dtype)
+
+
+def _change_intensities(values: torch.Tensor, draws: np.ndarray, config: AugmentationConfig, seed: int) -> None:
+    # One sample, in place: in the cache and without masks, faster than the batch at once.
+    if draws[_CONTRAST] < config.contrast_probability:
+        gamma = 1 + config.contrast * (2 * draws[_CONTRAST + 1] - 1)
+        values.clamp_(0, 1).pow_(float(gamma))
+    if draws[_INTENSITY] < config.intensity_probability:
+        values.add_(float(config.intensity * draws[_INTENSITY + 1]))
+    if draws[_NOISE] < config.noise_probability:
+        generator = torch.Generator().manual_seed(sample_seed(seed, 1))
+        noise = torch.randn(values.shape, generator=generator)
+        values.add_(noise.to(values.device), alpha=config.noise_std)
+
+
+def _affine_matrices(draws: np.ndarray, spatial: Sequence[int], config: AugmentationConfig) -> np.ndarray:
+    """(B, n, n + 1) float32 maps from output to input coordinates: x first and in [-1, 1], as for `grid_sample`."""
+    dims = len(spatial)
+    sizes = np.array(spatial[::-1], dtype=np.float64)  # x first
+    angles = config.rotation * (2 * draws[:, _ROTATION : _ROTATION + 3] - 1)
+    rotations = _rotation(angles[:, 0], 0, 1, dims)
+    if dims == 3:
+        rotations = rotations @ _rotation(angles[:, 1], 0, 2, dims) @ _rotation(angles[:, 2], 1, 2, dims)
+    scales = 1 + config.scale * (2 * draws[:, _SCALE : _SCALE + dims] - 1)
+    shifts = config.translation / config.reference_size * (2 * draws[:, _TRANSLATION : _TRANSLATION + dims] - 1)
+    linear = rotations * scales[:, None, :]  # in pixels
+    linear = linear * (sizes[None, :] / sizes[:, None])  # [-1, 1] spans another length along each axis
+    return np.concatenate([linear, 2 * shifts[:, :, None]], axis=2).astype(np.float32)
+
+
+def _rotation(angles: np.ndarray, first: int, second: int, dims: int) -> np.ndarray:
+    matrices = np.tile(np.eye(dims), (len(angles), 1, 1))
+    matrices[:, first, first] = matrices[:, second, second] = np.cos(angles)
+    matrices[:, first, second] = -np.sin(angles)
+    matrices[:, second, first] = np.sin(angles)
+    return matrices
+
+
+def _warp(values: torch.Tensor, matrices: torch.Tensor, padding_mode: str) -> torch.Tensor:
+    grid = torch.nn.functional.affine_grid(matrices, list(values.shape), align_corners=False)
+    return torch.nn.functional.grid_sample(
+        values, grid, mode="bilinear", padding_mode=padding_mode, align_corners=False
+    )

@@ -1,0 +1,252 @@
+"""The protocol of contaminated training: known defective images hidden among the good ones.
+
+Per seed the defective test images are split once, stratified by defect type, into a pool (half) and held-out images
+(the other half). The test set is the held-out images and all good test images, so it is the same at every fraction, and
+no training image is ever tested on. Defect types are read for this split and for nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ._random import raw_integers, sample_seed
+from .schema import label_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+logger = logging.getLogger(__name__)
+
+_MARK = "contamination record: "
+
+
+@dataclass(frozen=True)
+class ContaminationRecord:
+    """What `contaminate` chose, as plain numbers, so that a report can hold it and `apply_record` can repeat it.
+
+    Attributes:
+        fraction: share of defective images asked for, in [0, 1).
+        seed: seed of the split and of the choice.
+        train_size: number of training images asked for, or None for all good ones and as many defective as needed.
+        good_indices: rows of the original train split that are trained on.
+        pool_indices: rows of the original test split that are added to them.
+        test_indices: rows of the original test split that are tested on.
+        source_rows: rows of the original train and test split.
+    """
+
+    fraction: float
+    seed: int
+    train_size: int | None
+    good_indices: tuple[int, ...]
+    pool_indices: tuple[int, ...]
+    test_indices: tuple[int, ...]
+    source_rows: tuple[int, int]
+
+    @property
+    def actual_fraction(self) -> float:
+        """Share of defective images among the chosen training images; differs from `fraction` by rounding."""
+        return len(self.pool_indices) / (len(self.good_indices) + len(self.pool_indices))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that `json` can write."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ContaminationRecord:
+        """Inverse of `to_dict`, also after a round trip through JSON."""
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**fields)
+
+
+def contaminate(dataset: DatasetDict, fraction: float, seed: int, train_size: int | None = None) -> DatasetDict:
+    """Hides defective images in the training set, so that they are `fraction` of it.
+
+    Pool images come in a fixed order per seed (defect types interleaved) and good ones too, so a larger fraction
+    contains the pool images of a smaller one. Indices do not depend on machine or library version.
+
+    Args:
+        dataset: DatasetDict with train (good images only) and test, columns as of `load_mvtec`.
+        fraction: share of defective images among the training images, in [0, 1).
+        seed: non-negative seed. Another seed splits the defective images anew, so the test set differs.
+        train_size: number of training images in all, so that fractions compare at equal size; None takes all good.
+
+    Returns:
+        DatasetDict: train (good images, then defective ones) with a bool column `contaminated`, and the reduced test.
+        `contamination_record` gives the chosen indices.
+
+    Raises:
+        ValueError: fraction out of range; train split not all good; too few defective images in the pool (names the
+            largest fraction, and the `train_size` at which this one is possible) or too few good ones; nothing left to
+            train or test on.
+
+    Example:
+        >>> dataset = contaminate(load_mvtec("../shared/data/mvtec", "bottle"), 0.1, seed=0)
+        >>> sum(dataset["train"]["contaminated"]), dataset["train"].num_rows
+        (23, 232)
+    """
+    _check_arguments(dataset, fraction, seed, train_size)
+    test_defects = dataset["test"]["defect"][:]
+    pool, held_out = _split_defective(test_defects, seed)
+    good_test = [row for row, defect in enumerate(test_defects) if label_of(defect) == 0]
+    test_indices = sorted(good_test + held_out)
+    if not test_indices:
+        raise ValueError(
+            "no test image would be left: the test split holds no good image, and no defective one beside the pool; "
+            "the largest possible fraction is 0 and needs test images of its own"
+        )
+    num_good = dataset["train"].num_rows
+    good_count, pool_count = _counts(num_good, len(pool), fraction, train_size)
+    order = np.argsort(raw_integers(sample_seed(seed, 1), num_good), kind="stable")
+    record = ContaminationRecord(
+        fraction=float(fraction),
+        seed=int(seed),
+        train_size=train_size,
+        good_indices=tuple(sorted(order[:good_count].tolist())),
+        pool_indices=tuple(sorted(pool[:pool_count])),
+        test_indices=tuple(test_indices),
+        source_rows=(num_good, len(test_defects)),
+    )
+    return apply_record(dataset, record)
+
+
+def apply_record(dataset: DatasetDict, record: ContaminationRecord) -> DatasetDict:
+    """Repeats the choice of a record on the data set it was made from.
+
+    Args:
+        dataset: the original DatasetDict, as it was given to `contaminate`.
+        record: from `contamination_record`, or `ContaminationRecord.from_dict` of a report.
+
+    Raises:
+        ValueError: the data set has other numbers of rows than the one of the record.
+    """
+    from datasets import DatasetDict, Value, concatenate_datasets
+
+    rows = (dataset["train"].num_rows, dataset["test"].num_rows)
+    if rows != tuple(record.source_rows):
+        raise ValueError(
+            f"the record was made from {record.source_rows[0]} train and {record.source_rows[1]} test images, but "
+            f"this data set has {rows[0]} and {rows[1]}; images were added, removed or could not be read"
+        )
+    flag = Value("bool")
+    train = dataset["train"].add_column("contaminated", [False] * rows[0], feature=flag)
+    parts = [train.select(record.good_indices)]
+    if record.pool_indices:
+        pool = dataset["test"].add_column("contaminated", [True] * rows[1], feature=flag)
+        parts.append(pool.select(record.pool_indices))
+    splits = {
+        "train": concatenate_datasets(parts, info=parts[0].info, split=dataset["train"].split),
+        "test": dataset["test"].select(record.test_indices),
+    }
+    return DatasetDict({name: _attach(split, record) for name, split in splits.items()})
+
+
+def contamination_record(dataset: DatasetDict | Dataset) -> ContaminationRecord | None:
+    """The record that `contaminate` left in a data set; it survives select, map and save_to_disk. None without one."""
+    splits = list(dataset.values()) if isinstance(dataset, dict) else [dataset]
+    for split in splits:
+        _, mark, text = (split.info.description or "").rpartition(_MARK)
+        if mark:
+            return ContaminationRecord.from_dict(json.loads(text))
+    return None
+
+
+def _attach(split: Dataset, record: ContaminationRecord) -> Dataset:
+    # The description is the one field of the info that datasets carries through every operation and file format.
+    split.info.description = f"{split.info.description or ''}\n{_MARK}{json.dumps(record.to_dict())}".strip()
+    return split
+
+
+def _check_arguments(dataset: DatasetDict, fraction: float, seed: int, train_size: int | None) -> None:
+    if not 0 <= fraction < 1:
+        raise ValueError(f"fraction must be in [0, 1), got {fraction}: training needs good images too")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}")
+    if train_size is not None and train_size < 1:
+        raise ValueError(f"train_size must be at least 1, got {train_size}")
+    absent = [name for name in ("train", "test") if name not in dataset]
+    if absent:
+        raise ValueError(f"dataset has no split {' and '.join(absent)}; contaminate needs train and test")
+    train_labels = [label_of(defect) for defect in dataset["train"]["defect"][:]]
+    if not train_labels:
+        raise ValueError("the train split is empty: no good image to train on")
+    if any(train_labels):
+        raise ValueError(
+            f"{sum(label != 0 for label in train_labels)} of the {len(train_labels)} training images are not known to "
+            "be good; contaminate starts from a clean train split (a set that is contaminated already is used as it is)"
+        )
+    unknown = sum(label_of(defect) < 0 for defect in dataset["test"]["defect"][:])
+    if unknown:
+        raise ValueError(f"{unknown} test images are unlabelled; contaminate needs the defect type of each")
+
+
+def _split_defective(defects: Sequence[str], seed: int) -> tuple[list[int], list[int]]:
+    """Splits the rows of defective images into (pool in the order of use, held out): half of each defect type.
+
+    Where a type has an odd number, the odd image is held out, except that types give it to the pool, largest type
+    first, until the pool has half of all.
+    """
+    rows = [row for row, defect in enumerate(defects) if label_of(defect) == 1]
+    keys = dict(zip(rows, raw_integers(sample_seed(seed, 0), len(rows)).tolist(), strict=True))
+    types: dict[str, list[int]] = {}
+    for row in sorted(rows, key=keys.__getitem__):
+        types.setdefault(defects[row], []).append(row)
+    spare = len(rows) // 2 - sum(len(members) // 2 for members in types.values())
+    pool_position: dict[int, tuple[float, int]] = {}
+    for name in sorted(types, key=lambda name: (-len(types[name]), name)):
+        members = types[name]
+        count = len(members) // 2
+        if len(members) % 2 and spare > 0:
+            count, spare = count + 1, spare - 1
+        for rank, row in enumerate(members[:count]):
+            # Even spacing interleaves the types, so that any first part of the pool is stratified too.
+            pool_position[row] = ((rank + 0.5) / count, keys[row])
+    pool = sorted(pool_position, key=pool_position.__getitem__)
+    return pool, sorted(set(rows) - set(pool))
+
+
+def _counts(num_good: int, num_pool: int, fraction: float, train_size: int | None) -> tuple[int, int]:
+    """Numbers of good and of defective training images."""
+    if train_size is None:
+        good, defective = num_good, round(fraction * num_good / (1 - fraction))
+    else:
+        defective = round(fraction * train_size)
+        good = train_size - defective
+    if fraction > 0 and defective == 0:
+        raise ValueError(
+            f"fraction {fraction} of {good} training images is less than one defective image; "
+            f"it takes at least {math.ceil(1 / fraction)} images"
+        )
+    if good < 1:
+        raise ValueError(
+            f"fraction {fraction} of train_size {train_size} leaves no good image; the largest possible fraction is "
+            f"{(good + defective - 1) / (good + defective):.3f}"
+        )
+    # Most images in all at this fraction: limited by the pool, and by the good images.
+    possible = min(num_pool / fraction if fraction > 0 else math.inf, num_good / (1 - fraction), num_good + num_pool)
+    possible = math.floor(possible + 1e-9)
+    if defective > num_pool:
+        size = good + defective if train_size is not None else num_good + num_pool
+        largest = math.floor(num_pool / size * 1000) / 1000
+        where = f"with all {num_good} good images" if train_size is None else f"at train_size {train_size}"
+        enough = round(fraction * possible) > 0
+        remedy = f"use train_size={possible} or less" if enough else "more defective images are needed"
+        raise ValueError(
+            f"fraction {fraction} needs {defective} defective training images, but the pool (half of the defective "
+            f"test images) holds {num_pool}; the largest possible fraction {where} is {largest:g}; "
+            f"for {fraction} {remedy}"
+        )
+    if good > num_good:
+        raise ValueError(
+            f"train_size {train_size} at fraction {fraction} needs {good} good training images, but there are "
+            f"{num_good}; use train_size={possible} or less"
+        )
+    return good, defective

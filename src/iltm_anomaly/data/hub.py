@@ -1,0 +1,135 @@
+"""Data sets that `datasets` reads (from the Hub, parquet or metadata folders, `save_to_disk`) in our columns."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .schema import GOOD, dataset_features, label_of, normalise_mask
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+logger = logging.getLogger(__name__)
+
+# What other data sets call an image without a defect.
+_GOOD_NAMES = frozenset({"good", "normal", "ok"})
+
+
+def is_dataset_folder(folder: Path) -> bool:
+    """Whether a local folder is one that `datasets` reads: saved to disk, or with parquet or metadata files."""
+    if (folder / "dataset_dict.json").is_file():
+        return True
+    patterns = ("*.parquet", "metadata.*", "*/*.parquet", "*/metadata.*")
+    return any(path.suffix in (".parquet", ".csv", ".jsonl") for pattern in patterns for path in folder.glob(pattern))
+
+
+def load_hub_dataset(name: str, category: str | None, require_masks: bool, **load_kwargs) -> DatasetDict:
+    """Loads a data set through `datasets` and brings it to the columns of `load_mvtec`.
+
+    Args:
+        name: Hub id, or a local folder that `is_dataset_folder`.
+        category: a configuration of the data set, or a value of its column `category`.
+        require_masks: whether a defective test image must have a mask.
+        load_kwargs: passed on to `datasets.load_dataset`.
+
+    Returns:
+        DatasetDict as of `load_mvtec`.
+
+    Raises:
+        FileNotFoundError: neither a folder here nor a data set on the Hub (or the Hub cannot be reached).
+        ValueError: no such category, no column image, no split train, or defective test images without mask.
+    """
+    from datasets import DatasetDict
+
+    loaded = _load(name, category, load_kwargs)
+    if "train" not in loaded:
+        raise ValueError(f"data set {name} has no split train; it has: {', '.join(map(str, loaded))}")
+    splits = {}
+    for split in ("train", "test"):
+        source = loaded[split] if split in loaded else loaded["train"].select([])
+        splits[split] = _standardise(source, f"{split} split of {name}", require_masks and split == "test")
+    return DatasetDict(splits)
+
+
+def _load(name: str, category: str | None, load_kwargs: dict[str, Any]) -> DatasetDict:
+    import datasets
+    from huggingface_hub.errors import HfHubHTTPError
+
+    from .mvtec import unknown_category
+
+    if (Path(name) / "dataset_dict.json").is_file():
+        configs, loaded = [], datasets.load_from_disk(name)
+    else:
+        try:
+            configs = datasets.get_dataset_config_names(name, **load_kwargs)
+            loaded = datasets.load_dataset(name, category if category in configs else None, **load_kwargs)
+        except (FileNotFoundError, ConnectionError, HfHubHTTPError) as error:
+            raise FileNotFoundError(
+                f"{name} is neither a folder here (looked in {Path.cwd()}) nor a data set that could be loaded "
+                f"from the Hub: {type(error).__name__}: {error}"
+            ) from error
+    if category is None or category in configs:
+        return loaded
+    if "category" in loaded["train"].column_names:
+        names = sorted({value for split in loaded.values() for value in _names(split, "category")})
+        if category not in names:
+            raise ValueError(unknown_category(category, names, name))
+        return datasets.DatasetDict(
+            {
+                key: split.select([row for row, value in enumerate(_names(split, "category")) if value == category])
+                for key, split in loaded.items()
+            }
+        )
+    raise ValueError(unknown_category(category, configs or ["(none)"], name))
+
+
+def _names(split: Dataset, column: str) -> list[Any]:
+    # Class labels by their names; other values as they are.
+    from datasets import ClassLabel
+
+    feature, values = split.features[column], split[column][:]
+    if isinstance(feature, ClassLabel):
+        return [None if value is None or value < 0 else feature.int2str(value) for value in values]
+    return values
+
+
+def _defects(split: Dataset) -> list[str | None]:
+    column = next((name for name in ("defect", "defect_type", "label") if name in split.column_names), None)
+    if column is None:
+        return [None] * len(split)
+    return [_defect_name(value) for value in _names(split, column)]
+
+
+def _defect_name(value: Any) -> str | None:
+    if value is None or (isinstance(value, int) and value < 0):
+        return None
+    if isinstance(value, (bool, int)):
+        return "defective" if value else GOOD
+    return GOOD if value.lower() in _GOOD_NAMES else value
+
+
+def _standardise(split: Dataset, name: str, require_masks: bool) -> Dataset:
+    from datasets import Image
+
+    if "image" not in split.column_names:
+        raise ValueError(f"{name} has no column image; it has: {', '.join(split.column_names)}")
+    features = dataset_features()
+    defects = _defects(split)
+    masks: list[Any] = [None] * len(split)
+    if "mask" in split.column_names:
+        for row, source in enumerate(split.cast_column("mask", Image(decode=False))["mask"]):
+            if source is not None and defects[row] != GOOD:
+                stored, _, _ = normalise_mask(source["bytes"] or source["path"])
+                masks[row] = features["mask"].encode_example(stored)
+    missing = [row for row, mask in enumerate(masks) if mask is None and label_of(defects[row]) == 1]
+    if require_masks and missing:
+        raise ValueError(
+            f"{len(missing)} defective image(s) of the {name} have no mask, the first in row {missing[0]} "
+            "(require_masks=False loads them with mask None)"
+        )
+    images = split.select_columns(["image"]).cast_column("image", features["image"])
+    images = images.add_column("mask", masks, feature=features["mask"])
+    images = images.add_column("label", [label_of(defect) for defect in defects], feature=features["label"])
+    return images.add_column("defect", defects, feature=features["defect"])

@@ -1,0 +1,212 @@
+"""Data sets in the layout of MVTec AD, from a folder or from the Hub."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .hub import is_dataset_folder, load_hub_dataset
+from .images import ImageReadError, find_images, read_image
+from .schema import GOOD, build_dataset, normalise_mask
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+logger = logging.getLogger(__name__)
+
+_NAMED_IN_ERRORS = 5  # files that an error message lists before it counts the rest
+
+
+def load_mvtec(
+    root_or_hub_id: str | os.PathLike, category: str | None = None, require_masks: bool = True, **load_kwargs
+) -> DatasetDict:
+    """Loads one category of a data set in the layout of MVTec AD.
+
+        <root>/<category>/train/good/NNN.png
+        <root>/<category>/test/good/NNN.png
+        <root>/<category>/test/<defect>/NNN.png
+        <root>/<category>/ground_truth/<defect>/NNN_mask.png
+
+    Every file is read once to see that it can be: images that cannot (truncated, 0 bytes, not an image) are reported
+    as warnings and left out. The data set holds paths, so the images themselves are read again on access.
+
+    A train folder may hold more than `good`: other subfolders are defects that are known (with masks where they
+    exist), and images directly in `train` are unlabelled (label -1, defect None).
+
+    Args:
+        root_or_hub_id: folder that holds categories, or that is a category itself; or a folder that `datasets` reads
+            (parquet, metadata file, `save_to_disk`); or a Hub id "org/name" where there is no such folder. A data set
+            of `datasets` needs a column image; mask, label and defect are taken where they exist.
+        category: name of the category. May be left out where there is only one.
+        require_masks: whether a defective test image must have a mask; with False its mask is None.
+        load_kwargs: passed on to `datasets.load_dataset` for Hub data (revision, token, cache_dir, ...).
+
+    Returns:
+        DatasetDict with train and test (empty where the folder has none), columns image (PIL image in the file's own
+        colour mode), mask (one channel, 0 and 255, or None), label (0 good, 1 defective, -1 unknown), defect (string).
+        Rows are sorted by defect type (train: good first) and file name.
+
+    Raises:
+        FileNotFoundError: no such folder, and no such data set on the Hub.
+        ValueError: no such category (names those that exist), no layout that is known, defective test images without a
+            mask, a mask of another size than its image, or no readable image.
+
+    Example:
+        >>> dataset = load_mvtec("../shared/data/mvtec", "bottle")
+        >>> dataset["train"].num_rows, dataset["test"].num_rows
+        (209, 83)
+    """
+    root = Path(root_or_hub_id).expanduser()
+    if not root.exists():
+        if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(root_or_hub_id)):
+            return load_hub_dataset(str(root_or_hub_id), category, require_masks, **load_kwargs)
+        raise FileNotFoundError(f"no such folder: {root} (looked in {Path.cwd()})")
+    if not root.is_dir():
+        raise NotADirectoryError(f"{root} is a file; give the folder of the data set")
+    if is_dataset_folder(root):
+        return load_hub_dataset(str(root), category, require_masks, **load_kwargs)
+    return _load_category(_find_category(root, category), require_masks)
+
+
+def list_categories(root: str | os.PathLike) -> list[str]:
+    """Names of the categories (subfolders that hold a `train` folder) below a folder, sorted."""
+    return sorted(path.name for path in Path(root).iterdir() if is_category(path))
+
+
+def is_category(folder: str | os.PathLike) -> bool:
+    """Whether a folder is laid out as a category of MVTec AD: it holds a `train` folder."""
+    return (Path(folder) / "train").is_dir()
+
+
+def read_rows(
+    entries: Iterable[tuple[Path, str | None, Path | None]],
+) -> tuple[list[dict[str, Any]], list[tuple[Path, str]]]:
+    """Reads image files, with their masks, to see whether they can be used.
+
+    Args:
+        entries: (image path, defect type or None, mask path or None) of each image.
+
+    Returns:
+        Rows (image, mask, defect) of the images that can be used, in the given order, and (path, reason) of the
+        others, which are also logged as warnings.
+
+    Raises:
+        ValueError: a mask of another size than its image.
+    """
+    rows, unreadable = [], []
+    # Decoding releases the GIL. At full size (1024 x 1024) it is what loading takes time for.
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        for result in pool.map(_read_row, entries):
+            if isinstance(result, dict):
+                rows.append(result)
+            else:
+                logger.warning("left out: %s", result[1])
+                unreadable.append(result)
+    return rows, unreadable
+
+
+def _read_row(entry: tuple[Path, str | None, Path | None]) -> dict[str, Any] | tuple[Path, str]:
+    image_path, defect, mask_path = entry
+    try:
+        image = read_image(image_path)
+        if mask_path is None:
+            return {"image": image_path, "mask": None, "defect": defect}
+        mask, mask_size, has_defect = normalise_mask(mask_path)
+    except ImageReadError as error:
+        return image_path, str(error)
+    if mask_size != (image.height, image.width):
+        raise ValueError(
+            f"mask {mask_path} is {mask_size[1]} x {mask_size[0]} pixels but its image {image_path} is "
+            f"{image.width} x {image.height}; resize one of them"
+        )
+    if not has_defect:
+        logger.warning("mask %s marks no pixel although its image is of defect type %r", mask_path, defect)
+    return {"image": image_path, "mask": mask, "defect": defect}
+
+
+def _find_category(root: Path, category: str | None) -> Path:
+    if is_category(root):
+        if category is None or category == root.resolve().name:
+            return root
+        raise ValueError(f"{root} is itself a category (it holds a train folder), so it has no category {category!r}")
+    names = list_categories(root)
+    if not names:
+        raise ValueError(
+            f"{root} is not in the layout of MVTec AD: neither it nor a subfolder holds a folder named train; "
+            "for a plain folder of images use load_folder"
+        )
+    if category is None:
+        if len(names) > 1:
+            raise ValueError(f"{root} holds {len(names)} categories; choose one with category=: {', '.join(names)}")
+        return root / names[0]
+    if category not in names:
+        raise ValueError(unknown_category(category, names, str(root)))
+    return root / category
+
+
+def unknown_category(category: str, names: Sequence[str], where: str) -> str:
+    """Error message for a category that does not exist: names those that do, the most similar first."""
+    by_lower_case = {name.lower(): name for name in names}
+    similar = difflib.get_close_matches(category.lower(), by_lower_case, n=1)
+    hint = f" Did you mean {by_lower_case[similar[0]]!r}?" if similar else ""
+    return f"no category {category!r} in {where}; it has: {', '.join(names)}.{hint}"
+
+
+def _load_category(folder: Path, require_masks: bool) -> DatasetDict:
+    from datasets import DatasetDict
+
+    train, test = _list_split(folder, "train"), _list_split(folder, "test")
+    test_names = {(defect, image.stem) for image, defect, _ in test}
+    # Masks are numbered as in test; a mask that a test image has is never a training image's.
+    train = [(image, defect, None if (defect, image.stem) in test_names else mask) for image, defect, mask in train]
+    missing = [image for image, defect, mask in test if defect != GOOD and mask is None]
+    if missing and require_masks:
+        listed = ", ".join(str(path) for path in missing[:_NAMED_IN_ERRORS])
+        more = f" and {len(missing) - _NAMED_IN_ERRORS} more" if len(missing) > _NAMED_IN_ERRORS else ""
+        raise ValueError(
+            f"{len(missing)} defective test image(s) without a mask: {listed}{more}; a mask is expected at "
+            f"{folder / 'ground_truth'}/<defect>/<name>_mask.png (require_masks=False loads them with mask None)"
+        )
+    splits = {}
+    for name, entries in (("train", train), ("test", test)):
+        rows, unreadable = read_rows(entries)
+        if not rows and (unreadable or name == "train"):
+            reason = f"the first of {len(unreadable)}: {unreadable[0][1]}" if unreadable else "the folder holds none"
+            raise ValueError(f"no readable image in {folder / name} ({reason})")
+        splits[name] = build_dataset(rows, name)
+    return DatasetDict(splits)
+
+
+def _list_split(folder: Path, split: str) -> list[tuple[Path, str | None, Path | None]]:
+    base = folder / split
+    if not base.is_dir():
+        return []
+    entries: list[tuple[Path, str | None, Path | None]] = []
+    subfolders = [path for path in base.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX"))]
+    for subfolder in sorted(
+        subfolders, key=lambda path: (path.name != GOOD if split == "train" else False, path.name)
+    ):
+        defect = subfolder.name
+        for image in find_images(subfolder):
+            entries.append((image, defect, None if defect == GOOD else _find_mask(folder, defect, image.stem)))
+    loose = find_images(base)
+    if split == "train":
+        entries.extend((image, None, None) for image in loose)
+    elif loose:
+        logger.warning("%d image(s) directly in %s are in no defect folder; left out", len(loose), base)
+    return entries
+
+
+def _find_mask(folder: Path, defect: str, stem: str) -> Path | None:
+    for name in (f"{stem}_mask", stem):
+        for suffix in (".png", ".bmp", ".tif", ".tiff", ".jpg"):
+            path = folder / "ground_truth" / defect / f"{name}{suffix}"
+            if path.is_file():
+                return path
+    return None
