@@ -8,7 +8,7 @@ import numpy as np
 
 from ._inputs import check_limit, iterate_pairs
 from .ranking import _split_images, sorted_aupr, sorted_auroc, sorted_best_f1
-from .region_overlap import RegionPool, _normalised_area
+from .region_overlap import RegionPool, normalised_area
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _pooled(pool: RegionPool, limit: float) -> Iterator[tuple[str, float | None]
         wanted = min(normal.size, max(1, int(np.ceil(limit * normal.size))))
         top = normal[normal.size - wanted :]
         tied = int(np.searchsorted(normal, top[0], side="right") - np.searchsorted(normal, top[0], side="left"))
-        return _normalised_area(top, normal.size, tied, anomalous, weights, limit) / pool.regions
+        return normalised_area(top, normal.size, tied, anomalous, weights, limit, pool.regions)
 
     metrics: list[tuple[str, bool, Callable[[], float]]] = [
         ("pixel_auroc", both, lambda: sorted_auroc(normal, anomalous)),

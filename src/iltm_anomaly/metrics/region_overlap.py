@@ -171,14 +171,14 @@ class RegionPool:
         limit = check_limit(limit)
         top, total, tied = self._top(limit)
         scores, weights = self.take_anomalous()
-        return _normalised_area(top, total, tied, scores, weights, limit) / self.regions
+        return normalised_area(top, total, tied, scores, weights, limit, self.regions)
 
     def curve(self, limit: float = 0.3) -> ProCurve:
         """The curve up to `limit`, one point per distinct score, with its area."""
         limit = check_limit(limit)
         top, total, tied = self._top(limit)
         scores, weights = self.take_anomalous()
-        area = _normalised_area(top, total, tied, scores, weights, limit) / self.regions
+        area = normalised_area(top, total, tied, scores, weights, limit, self.regions)
         first = np.searchsorted(scores, top[0])
         thresholds = np.unique(np.concatenate([top, scores[first:]]))[::-1]
         fpr = (top.size - np.searchsorted(top, thresholds)) / total
@@ -192,10 +192,10 @@ class RegionPool:
         return ProCurve(fpr, np.minimum(pro, 1.0), np.concatenate([[np.inf], thresholds]), limit, area)
 
 
-def _normalised_area(
-    top: np.ndarray, total: int, tied: int, scores: np.ndarray, weights: np.ndarray, limit: float
+def normalised_area(
+    top: np.ndarray, total: int, tied: int, scores: np.ndarray, weights: np.ndarray, limit: float, regions: int
 ) -> float:
-    """Sum over the anomalous pixels of weight x FPR length below the score, up to `limit`, divided by `limit`.
+    """AUPRO: mean over regions of (pixel's weight x FPR length below its score, up to the limit), over the limit.
 
     Args:
         top: (M,) highest normal scores, rising, just enough for an FPR of `limit`.
@@ -203,6 +203,7 @@ def _normalised_area(
         tied: number of normal pixels with the score `top[0]`, in `top` or not.
         scores: (P,) anomalous scores, rising.
         weights: (P,) their weights.
+        regions: number of regions; the weights of each sum to 1.
     """
     start, stop = np.searchsorted(scores, top[0], side="left"), np.searchsorted(scores, top[0], side="right")
     above, above_weights = scores[stop:], weights[stop:]
@@ -212,7 +213,7 @@ def _normalised_area(
     # The curve crosses the limit on the segment that ends at top[0]: interpolate on it.
     before = (top.size - np.searchsorted(top, top[0], side="right")) / total
     area += float(weights[start:stop].sum()) * max(limit - before, 0.0) ** 2 / (2 * tied / total)
-    return float(area / limit)
+    return min(float(area / (limit * regions)), 1.0)  # the sum of a perfect map can round to above 1
 
 
 def _drain(chunks: list[np.ndarray]) -> np.ndarray:

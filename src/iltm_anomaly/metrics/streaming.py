@@ -262,7 +262,7 @@ class StreamingAUPRO:
             steps = np.stack([pro_reached, np.append(pro_passed[1:], 1.0)], axis=1).reshape(-1)
             lengths = np.stack([length, np.append(between, 0.0)], axis=1).reshape(-1)
             gains = np.diff(np.maximum.accumulate(steps), prepend=0.0)
-            areas.append(float(np.dot(gains, lengths)) / self.limit)
+            areas.append(min(float(np.dot(gains, lengths)) / self.limit, 1.0))
         return areas[0], areas[1], areas[2]
 
     def _length_between(self, which: str, reached: np.ndarray, passed: np.ndarray) -> np.ndarray:
