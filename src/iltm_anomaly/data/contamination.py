@@ -1,8 +1,8 @@
 """The protocol of contaminated training: known defective images hidden among the good ones.
 
 Per seed the defective test images are split once, stratified by defect type, into a pool (half) and held-out images
-(the other half). The test set is the held-out images and all good test images, so it is the same at every fraction, and
-no training image is ever tested on. Defect types are read for this split and for nothing else.
+(the other half). The test set is the held-out images and all good test images, so it is the same at every fraction,
+and no training image is ever tested on. Defect types are read for this split and for nothing else.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def _check_arguments(dataset: DatasetDict, fraction: float, seed: int, train_siz
     if any(train_labels):
         raise ValueError(
             f"{sum(label != 0 for label in train_labels)} of the {len(train_labels)} training images are not known to "
-            "be good; contaminate starts from a clean train split (a set that is contaminated already is used as it is)"
+            "be good; contaminate starts from a clean train split (use a set that is contaminated already as it is)"
         )
     unknown = sum(label_of(defect) < 0 for defect in dataset["test"]["defect"][:])
     if unknown:

@@ -63,7 +63,8 @@ def _load(name: str, category: str | None, load_kwargs: dict[str, Any]) -> Datas
         configs, loaded = [], datasets.load_from_disk(name)
     else:
         try:
-            configs = datasets.get_dataset_config_names(name, **load_kwargs)
+            access = {key: load_kwargs[key] for key in ("revision", "token") if key in load_kwargs}
+            configs = datasets.get_dataset_config_names(name, **access)
             loaded = datasets.load_dataset(name, category if category in configs else None, **load_kwargs)
         except (FileNotFoundError, ConnectionError, HfHubHTTPError) as error:
             raise FileNotFoundError(
