@@ -169,6 +169,7 @@ def test_layouts_agree():
     assert aupro(scores, [m if m.any() else None for m in masks]) == expected
     assert aupro(np.moveaxis(np.moveaxis(scores, 1, 2).copy(), 2, 1), masks) == expected  # not contiguous
     assert aupro(scores[0], masks[0]) == aupro(scores[:1], masks[:1])
+    assert aupro([s[None, None] for s in scores], list(masks)) == expected  # batches of one image
     half = torch.tensor(scores).bfloat16()
     assert aupro(half, masks) == aupro(half.float(), masks)
     assert aupro(scores[None, None], masks[None]) == aupro([scores], [masks])  # one volume
@@ -178,14 +179,10 @@ def test_maps_of_different_sizes():
     scores, masks = defect_maps(n=3)
     ragged = [scores[0], scores[1][:40, :30], scores[2].T[:50]]
     truths = [masks[0], masks[1][:40, :30], masks[2].T[:50]]
-    assert aupro(ragged, truths) == pytest.approx(brute_like(ragged, truths), abs=1e-9)
+    assert aupro(ragged, truths) == pytest.approx(official_aupro(ragged, truths), abs=1e-9)
     as_objects = np.empty(3, dtype=object)
     as_objects[:] = ragged
     assert aupro(as_objects, truths) == aupro(ragged, truths)
-
-
-def brute_like(maps, masks):
-    return official_aupro(maps, masks)
 
 
 def test_inputs_are_not_changed():
@@ -225,7 +222,11 @@ def invalid_inputs():
     yield "empty map", ([scores[0], scores[1][:0]], [masks[0], masks[1][:0]]), "scores of image 1 are empty"
     yield "map is None", ([scores[0], None], list(masks[:2])), "scores of image 1 are None"
     yield "rank", ([scores[0], scores[1][0]], [masks[0], masks[1][0]]), "image 1: shape"
-    yield "channels", (np.stack([scores] * 3, axis=1), np.stack([masks] * 3, axis=1), 0.3, False), "spatial_dims"
+    yield (
+        "channels",
+        (np.stack([scores] * 3, axis=1), np.stack([masks] * 3, axis=1), 0.3, False),
+        r"image 0: shape \(3, 16, 16\) is not a 2-D map",
+    )
 
 
 @pytest.mark.parametrize(("arguments", "message"), [pytest.param(*c[1:], id=c[0]) for c in invalid_inputs()])

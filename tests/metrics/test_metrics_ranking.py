@@ -68,6 +68,7 @@ def test_image_metrics_take_lists_arrays_and_tensors():
         assert aupr(s, y) == pytest.approx(area)
         assert best_f1(s, y) == pytest.approx(f1)
     assert best_f1(scores, labels, return_threshold=True)[1] == 0.4
+    assert aupr(iter(scores), labels) == pytest.approx(area)
     assert image_auroc([-np.inf, np.inf, 0.0], [0, 1, 0]) == 1.0
 
 

@@ -3,7 +3,7 @@
 Every error is a ValueError that names the image by its position, because a test set has hundreds of them.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,51 +22,40 @@ def to_numpy(value: Any) -> np.ndarray:
 def split_images(batch: Any, spatial_dims: int | None, what: str = "scores") -> list[Any]:
     """Split a batch into a list with one entry per image, each (H, W) or (D, H, W), or None where the entry is None.
 
-    A list, a tuple or an object array is one entry per image. For a plain array or tensor the rank decides:
+    A list, a tuple, another iterable or an object array has one entry per image. A plain array or tensor is split
+    along its first axis, except that one of rank 2 (rank 3 if `spatial_dims` is 3) is a single image. Then leading
+    axes of size 1 are dropped from each entry, and what is left decides:
 
-    | shape | `spatial_dims` None | 2 | 3 |
+    | shape of an entry | `spatial_dims` None | 2 | 3 |
     |---|---|---|---|
-    | (A, B) | one image | one image | error |
-    | (A, B, C) | A images B x C | A images B x C | one volume |
-    | (A, 1, B, C) | A images B x C | A images B x C | A volumes of depth 1 |
-    | (A, B, C, D) | A volumes B x C x D | error | A volumes B x C x D |
-    | (A, 1, B, C, D) | A volumes B x C x D | error | A volumes B x C x D |
+    | (H, W), (1, H, W), (1, 1, H, W) | image | image | volume of depth 1 (error for rank 2) |
+    | (D, H, W), (1, D, H, W) with D > 1 | volume | error | volume |
 
-    An entry of a list is (H, W), (1, H, W), (D, H, W) or (1, D, H, W). A volume of depth 1 and an image of the same
-    size give the same metrics, so that case needs no decision.
+    So (N, H, W) and (N, 1, H, W) are N images, (N, D, H, W) and (N, 1, D, H, W) are N volumes. A volume of depth 1 and
+    an image of the same size give the same metrics, so that ambiguity does no harm.
     """
     if spatial_dims not in (None, 2, 3):
         raise ValueError(f"spatial_dims must be None, 2 or 3, got {spatial_dims!r}")
-    if isinstance(batch, Iterable) and not hasattr(batch, "dtype"):
-        return [None if item is None else _drop_channel(to_numpy(item), spatial_dims, what, i)
-                for i, item in enumerate(batch)]  # fmt: skip
-    array = to_numpy(batch)
-    if array.dtype == object:
-        return split_images(list(array), spatial_dims, what)
-    dims = spatial_dims
-    if dims is None:
-        channel_axis = array.ndim == 4 and array.shape[1] == 1
-        dims = 2 if array.ndim <= 3 or channel_axis else 3
-    if array.ndim == dims:
-        array = array[None]
-    if array.ndim not in (dims + 1, dims + 2) or (array.ndim == dims + 2 and array.shape[1] != 1):
-        raise ValueError(
-            f"{what} of shape {array.shape} is no batch of {dims}-D maps with at most one channel; "
-            f"pass spatial_dims=2 or 3, or a list with one map per image"
-        )
-    return list(array[:, 0] if array.ndim == dims + 2 else array)
+    if hasattr(batch, "dtype"):
+        array = to_numpy(batch)
+        if array.dtype != object and array.ndim == (spatial_dims or 2):
+            array = array[None]
+        if array.ndim == 0:
+            raise ValueError(f"{what} are a single number; expected maps")
+        batch = array
+    return [
+        None if item is None else _one_image(to_numpy(item), spatial_dims, what, i) for i, item in enumerate(batch)
+    ]
 
 
-def _drop_channel(array: np.ndarray, spatial_dims: int | None, what: str, index: int) -> np.ndarray:
-    """Remove a leading channel axis of size 1 from one image of a list."""
-    dims = spatial_dims
-    if dims is None:
-        dims = 3 if array.ndim == 4 or (array.ndim == 3 and array.shape[0] != 1) else 2
-    if array.ndim == dims + 1 and array.shape[0] == 1:
+def _one_image(array: np.ndarray, spatial_dims: int | None, what: str, index: int) -> np.ndarray:
+    """Drop leading axes of size 1 and check the rank of one entry of a batch."""
+    while array.ndim > (spatial_dims or 2) and array.shape[0] == 1:
         array = array[0]
-    if array.ndim != dims:
+    if array.ndim not in ((2, 3) if spatial_dims is None else (spatial_dims,)):
+        expected = "a 2-D or 3-D" if spatial_dims is None else f"a {spatial_dims}-D"
         raise ValueError(
-            f"{what} of image {index}: shape {array.shape} is not a {dims}-D map with at most one channel"
+            f"{what} of image {index}: shape {array.shape} is not {expected} map with at most one channel"
         )
     return array
 

@@ -1,6 +1,5 @@
 """All metrics of a test set in one call, and the paper's mean and standard deviation over images."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 
 from ._inputs import check_limit, iterate_pairs
 from .ranking import _split_images, sorted_aupr, sorted_auroc, sorted_best_f1
-from .region_overlap import RegionPool, normalised_area
+from .region_overlap import RegionPool, sorted_aupro
 
 
 @dataclass(frozen=True)
@@ -37,29 +36,33 @@ def per_image_auroc(scores: Any, masks: Any, *, spatial_dims: int | None = None)
     Raises:
         ValueError: for invalid input, or if the metric is defined for no image.
     """
-    values = [_image_auroc_of_pixels(m, k) for m, k in iterate_pairs(scores, masks, spatial_dims)]
+    values = [_image_metrics(*pair)[0] for pair in iterate_pairs(scores, masks, spatial_dims)]
     return _summarise(values, "pixel AUROC")
 
 
 def per_image_aupro(scores: Any, masks: Any, limit: float = 0.3, *, spatial_dims: int | None = None) -> PerImage:
     """AUPRO of each defective image alone, with mean and standard deviation over images; see `per_image_auroc`."""
     limit = check_limit(limit)
-    values = [_image_aupro(m, k, limit) for m, k in iterate_pairs(scores, masks, spatial_dims)]
+    values = [_image_metrics(*pair, limit)[1] for pair in iterate_pairs(scores, masks, spatial_dims)]
     return _summarise(values, "AUPRO")
 
 
-def _image_auroc_of_pixels(score_map: np.ndarray, mask: np.ndarray | None) -> float:
-    if mask is None or mask.all():
-        return np.nan
-    return sorted_auroc(np.sort(score_map[~mask]), np.sort(score_map[mask]))
-
-
-def _image_aupro(score_map: np.ndarray, mask: np.ndarray | None, limit: float) -> float:
-    if mask is None or mask.all():
-        return np.nan
-    pool = RegionPool()
-    pool.add(score_map, mask)
-    return pool.aupro(limit)
+def _image_metrics(
+    score_map: np.ndarray, mask: np.ndarray | None, limit: float = 0.3, into: RegionPool | None = None
+) -> tuple[float, float]:
+    """Pixel AUROC and AUPRO of one image, NaN where they are undefined; its pixels join the pool `into`."""
+    image = RegionPool()
+    image.add(score_map, mask)
+    values = (np.nan, np.nan)
+    if mask is not None and not mask.all():
+        normal, anomalous, weights = image.sorted_pixels()
+        values = (
+            sorted_auroc(normal, anomalous),
+            sorted_aupro(normal, anomalous, weights, limit, image.regions),
+        )
+    if into is not None:
+        into.merge(image)
+    return values
 
 
 def _summarise(values: list[float], metric: str) -> PerImage:
@@ -98,16 +101,13 @@ def evaluate_maps(
     pool = RegionPool()
     maxima: list[float] = []
     has_defect: list[bool] = []
-    aurocs: list[float] = []
-    aupros: list[float] = []
+    per_image: list[tuple[float, float]] = []
     for score_map, mask in iterate_pairs(maps, masks, spatial_dims):
-        pool.add(score_map, mask)
         maxima.append(float(score_map.max()))
         has_defect.append(mask is not None)
-        aurocs.append(_image_auroc_of_pixels(score_map, mask))
-        aupros.append(_image_aupro(score_map, mask, limit))
+        per_image.append(_image_metrics(score_map, mask, limit, into=pool))
 
-    result: dict[str, float | None] = dict(_pooled(pool, limit))
+    result = _pooled(pool, limit)
     good, anomalous = _split_images(
         maxima if image_scores is None else image_scores, has_defect if labels is None else labels
     )
@@ -117,31 +117,20 @@ def evaluate_maps(
     result["image_auroc"] = sorted_auroc(good, anomalous) if both else None
     result["image_aupr"] = sorted_aupr(good, anomalous) if anomalous.size else None
     result["image_best_f1"] = sorted_best_f1(good, anomalous)[0] if anomalous.size else None
-    for name, values in (("auroc", aurocs), ("aupro", aupros)):
-        defined = np.array(values)[~np.isnan(values)]
+    for name, values in zip(("auroc", "aupro"), np.array(per_image).T, strict=True):
+        defined = values[~np.isnan(values)]
         result[f"per_image_{name}_mean"] = float(defined.mean()) if defined.size else None
         result[f"per_image_{name}_std"] = float(defined.std()) if defined.size else None
     return result
 
 
-def _pooled(pool: RegionPool, limit: float) -> Iterator[tuple[str, float | None]]:
-    """The metrics of the pooled pixels, from one full sort."""
-    normal = pool.take_normal()
-    normal.sort()
-    anomalous, weights = pool.take_anomalous()
+def _pooled(pool: RegionPool, limit: float) -> dict[str, float | None]:
+    """The metrics of the pooled pixels, from one full sort; None where they are undefined."""
+    normal, anomalous, weights = pool.sorted_pixels()
     both = bool(normal.size and anomalous.size)
-
-    def area() -> float:
-        wanted = min(normal.size, max(1, int(np.ceil(limit * normal.size))))
-        top = normal[normal.size - wanted :]
-        tied = int(np.searchsorted(normal, top[0], side="right") - np.searchsorted(normal, top[0], side="left"))
-        return normalised_area(top, normal.size, tied, anomalous, weights, limit, pool.regions)
-
-    metrics: list[tuple[str, bool, Callable[[], float]]] = [
-        ("pixel_auroc", both, lambda: sorted_auroc(normal, anomalous)),
-        ("aupro", both, area),
-        ("aupr", bool(anomalous.size), lambda: sorted_aupr(normal, anomalous)),
-        ("best_dice", bool(anomalous.size), lambda: sorted_best_f1(normal, anomalous)[0]),
-    ]
-    for name, defined, compute in metrics:
-        yield name, compute() if defined else None
+    return {
+        "pixel_auroc": sorted_auroc(normal, anomalous) if both else None,
+        "aupro": sorted_aupro(normal, anomalous, weights, limit, pool.regions) if both else None,
+        "aupr": sorted_aupr(normal, anomalous) if anomalous.size else None,
+        "best_dice": sorted_best_f1(normal, anomalous)[0] if anomalous.size else None,
+    }

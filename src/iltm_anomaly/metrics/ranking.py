@@ -4,7 +4,6 @@ All of them follow from two sorted arrays, the scores of the normal and of the a
 threshold, nothing is binned, and only the order of the scores matters.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -89,17 +88,14 @@ def _sorted(chunks: list[np.ndarray]) -> np.ndarray:
     return merged
 
 
-def _is_per_image(scores: Any) -> bool:
-    """True for one number per image: a list of numbers, or an array or tensor of rank 1."""
-    if hasattr(scores, "dtype"):
-        return scores.dtype != object and len(scores.shape) == 1
-    return isinstance(scores, Iterable) and all(np.ndim(to_numpy(s)) == 0 and s is not None for s in scores)
-
-
 def _split(scores: Any, targets: Any, spatial_dims: int | None) -> tuple[np.ndarray, np.ndarray]:
-    if _is_per_image(scores):
-        return _split_images(scores, targets)
-    return _split_pixels(scores, targets, spatial_dims)
+    """One number per image, in a list or an array of rank 1, is image scores; anything else is maps."""
+    if not hasattr(scores, "dtype"):
+        scores = list(scores)
+        per_image = not scores or (scores[0] is not None and to_numpy(scores[0]).ndim == 0)
+    else:
+        per_image = scores.ndim == 1 and to_numpy(scores).dtype != object
+    return _split_images(scores, targets) if per_image else _split_pixels(scores, targets, spatial_dims)
 
 
 def _require(array: np.ndarray, missing: str, metric: str) -> None:

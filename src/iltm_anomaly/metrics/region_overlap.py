@@ -145,6 +145,12 @@ class RegionPool:
         self.anomalous, self.weights = [scores[order]], [weights[order]]
         return self.anomalous[0], self.weights[0]
 
+    def sorted_pixels(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All normal scores, rising; all anomalous scores, rising, and their weights."""
+        normal = self.take_normal()
+        normal.sort()
+        return normal, *self.take_anomalous()
+
     def check(self) -> None:
         """Raise a ValueError if AUPRO is undefined for the images added so far."""
         if not self.regions:
@@ -157,7 +163,7 @@ class RegionPool:
         self.check()
         normal = self.take_normal()
         total = normal.size
-        wanted = min(total, max(1, int(np.ceil(limit * total))))
+        wanted = _wanted(total, limit)
         normal.partition(total - wanted)
         rest, top = normal[: total - wanted], normal[total - wanted :]
         top.sort()
@@ -190,6 +196,18 @@ class RegionPool:
         pro[-1] = pro[-2] + (pro[-1] - pro[-2]) * (limit - fpr[-2]) / (fpr[-1] - fpr[-2])
         fpr[-1] = limit
         return ProCurve(fpr, np.minimum(pro, 1.0), np.concatenate([[np.inf], thresholds]), limit, area)
+
+
+def sorted_aupro(normal: np.ndarray, scores: np.ndarray, weights: np.ndarray, limit: float, regions: int) -> float:
+    """AUPRO from `RegionPool.sorted_pixels`, for those who need all pixels sorted anyway."""
+    top = normal[normal.size - _wanted(normal.size, limit) :]
+    tied = int(np.searchsorted(normal, top[0], side="right") - np.searchsorted(normal, top[0], side="left"))
+    return normalised_area(top, normal.size, tied, scores, weights, limit, regions)
+
+
+def _wanted(total: int, limit: float) -> int:
+    """Number of normal pixels, from the top, whose detection takes the FPR to the limit or just beyond."""
+    return min(total, max(1, int(np.ceil(limit * total))))
 
 
 def normalised_area(
@@ -284,7 +302,7 @@ def aupro(
         limit: upper end of the false-positive-rate axis, in (0, 1].
         return_curve: return a `ProCurve` (with the value in `.aupro`) instead of the value.
         spatial_dims: 2 or 3. None reads an array of rank 3 as images, and one of rank 4 as images if axis 1 has size
-            1 and as volumes otherwise; `_inputs.split_images` has the whole table.
+            1 and as volumes otherwise; the docstring of `_inputs.split_images` has the whole rule.
         allow_infinite: False makes an infinite score an error.
 
     Returns:
