@@ -1,3 +1,39 @@
 """ILTM (Iterative Latent Token Masking): anomaly detection that learns from contaminated data."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from iltm_anomaly.data.contamination import contaminate
+    from iltm_anomaly.data.mvtec import load_mvtec
+    from iltm_anomaly.image_processing import ILTMImageProcessor
+    from iltm_anomaly.pipeline import ILTMAnomalyOutput, ILTMAnomalyPipeline, InferenceSettings
+    from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
+    from iltm_anomaly.vqvae import VQVAEConfig, VQVAEModel
+
+# Public names by module, imported on first use: `iltm-anomaly --help` must not wait for torch.
+_PUBLIC = {
+    "VQVAEConfig": "vqvae",
+    "VQVAEModel": "vqvae",
+    "PerformerPriorConfig": "prior",
+    "PerformerPriorModel": "prior",
+    "ILTMImageProcessor": "image_processing",
+    "ILTMAnomalyPipeline": "pipeline",
+    "ILTMAnomalyOutput": "pipeline",
+    "InferenceSettings": "pipeline",
+    "load_mvtec": "data.mvtec",
+    "contaminate": "data.contamination",
+}
+__all__ = [*_PUBLIC, "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -11,7 +11,7 @@ from datasets import Dataset
 from PIL import Image
 
 from iltm_anomaly import masking
-from iltm_anomaly.data.contamination import contaminate, contamination_record
+from iltm_anomaly.data.contamination import ContaminationRecord, apply_record
 from iltm_anomaly.data.mvtec import load_mvtec
 from iltm_anomaly.gallery import GalleryRow, draw_gallery
 from iltm_anomaly.metrics import evaluate_maps
@@ -42,18 +42,12 @@ def protocol_split(data: str | Path, category: str | None, record: dict[str, Any
             whole test split is used.
 
     Raises:
-        ValueError: if the data is not what the model was trained on.
+        ValueError: if the data set is not the one that the record was made from.
     """
     dataset = load_mvtec(data, category)
     if not record:
         return dataset["test"], None
-    split = contaminate(dataset, record["fraction"], record["seed"], record["train_size"])
-    found = contamination_record(split).to_dict()
-    if found != record:
-        raise ValueError(
-            f"{data} is not the data set that the model was trained on: images may have been added or removed. "
-            "The report's split cannot be rebuilt, and test images may have been trained on"
-        )
+    split = apply_record(dataset, ContaminationRecord.from_dict(record))
     return split["test"], split["train"]
 
 

@@ -75,9 +75,7 @@ class ILTMImageProcessor(BaseImageProcessor):
         try:
             self.resample = int(Image.Resampling(resample))
         except ValueError:
-            raise ValueError(
-                f"resample must be a PIL.Image.Resampling or its number 0 to 5, got {resample!r}"
-            ) from None
+            raise ValueError(f"resample must be one of PIL.Image.Resampling (0 to 5), got {resample!r}") from None
         self.rescale_factor = float(rescale_factor)
         self.num_channels = num_channels
         self.size_divisor = size_divisor

@@ -1,6 +1,6 @@
 """Recipes: every number of a training run, as data. The shipped ones are the YAML files in `presets/`."""
 
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields
 import math
 from importlib import resources
 from pathlib import Path
@@ -129,7 +129,7 @@ def _build(cls, values: dict[str, Any], where: str):
         raise ValueError(f"{where} has no field {unknown[0]!r}; it has {sorted(known)}")
     nested = {"stage1": StageRecipe, "stage2": StageRecipe, "rounds": RoundsRecipe}
     built = {
-        key: _build(nested[key], value, f"{where}.{key}") if key in nested and not is_dataclass(value) else value
+        key: _build(nested[key], value, f"{where}.{key}") if key in nested and isinstance(value, dict) else value
         for key, value in values.items()
     }
     return cls(**built)

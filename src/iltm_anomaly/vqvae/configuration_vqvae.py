@@ -20,8 +20,8 @@ class VQVAEConfig(PreTrainedConfig):
         dropout: share of whole channels dropped before the last up-convolution, in training and for reconstructions.
         ema_decay: decay of the codebook's moving averages.
         ema_epsilon: Laplace smoothing of the code counts.
-        dead_code_threshold: codes whose averaged count falls below are moved onto an encoder output of the batch; 0, as in
-            the paper's lineage, never moves one.
+        dead_code_threshold: codes used less than this share of an even use are moved onto an encoder output of the batch;
+            0, as in the paper's lineage, never moves one.
     """
 
     model_type = "iltm_vqvae"

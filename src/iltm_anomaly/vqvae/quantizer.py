@@ -60,10 +60,11 @@ class EMAQuantizer(nn.Module):
         self.code_sum.lerp_(sums, 1 - self.decay)
         self.updates += 1
         if self.dead_code_threshold > 0:
-            dead = (self.code_count < self.dead_code_threshold).unsqueeze(1)
-            fresh = self._draw(vectors, len(self.codebook))
-            self.code_sum.copy_(torch.where(dead, fresh, self.code_sum))
-            self.code_count.masked_fill_(dead.squeeze(1), 1.0)
+            even_share = self.code_count.mean()
+            dead = self.code_count < self.dead_code_threshold * even_share
+            fresh = self._draw(vectors, len(self.codebook)) * even_share
+            self.code_sum.copy_(torch.where(dead.unsqueeze(1), fresh, self.code_sum))
+            self.code_count.copy_(torch.where(dead, even_share, self.code_count))
         total = self.code_count.sum()
         smoothed = (self.code_count + self.epsilon) / (total + len(self.codebook) * self.epsilon) * total
         self.codebook.copy_(self.code_sum / smoothed.unsqueeze(1))

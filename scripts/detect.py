@@ -1,0 +1,8 @@
+"""`accelerate launch scripts/detect.py ...`: the options of `iltm-anomaly detect`."""
+
+import sys
+
+from iltm_anomaly.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["detect", *sys.argv[1:]]))

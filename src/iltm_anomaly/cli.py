@@ -1,0 +1,140 @@
+"""Command line: `iltm-anomaly demo | train | detect | evaluate`. Heavy imports wait until a command needs them."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from iltm_anomaly import __version__
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", required=True, metavar="ROOT_OR_HUB_ID", help="MVTec AD folder, Hub data set, or folder of images")
+    parser.add_argument("--category", help="category of an MVTec AD folder; without it ROOT itself is one, or a plain folder")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="run folder; the pipeline goes to DIR/model")
+    parser.add_argument("--contamination", type=float, metavar="F", help="share of defective images to mix into training, 0 to 1")
+    parser.add_argument("--train-size", type=int, metavar="N", help="draw N training images in all")
+    parser.add_argument("--preset", default="cpu", metavar="NAME_OR_FILE", help="recipe: paper, cpu, tiny, ... or a YAML file (default: cpu)")
+    parser.add_argument("--rounds", type=int, metavar="N", help="masked rounds, in place of the recipe's")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    parser.add_argument("--resume", action="store_true", help="continue the run in DIR")
+    parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
+
+
+def run_train(arguments: argparse.Namespace) -> None:
+    from iltm_anomaly.training.task import TrainArguments, train
+
+    values = {k: v for k, v in vars(arguments).items() if k in TrainArguments.__dataclass_fields__}
+    folder = train(TrainArguments(**values))
+    print(f"pipeline saved in {folder}")
+
+
+def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="run folder (every round), pipeline folder or Hub id (last round)")
+    parser.add_argument("--data", required=True, metavar="ROOT", help="the data that the model was trained on")
+    parser.add_argument("--category", help="as in training")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="for results.json and gallery.png")
+    parser.add_argument("--last-round", action="store_true", help="leave out the rounds before the last")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: cpu)")
+
+
+def run_evaluate(arguments: argparse.Namespace) -> None:
+    from iltm_anomaly.evaluation import evaluate_run, format_table
+
+    document = evaluate_run(
+        arguments.model,
+        arguments.data,
+        arguments.category,
+        arguments.output,
+        all_rounds=not arguments.last_round,
+        device=arguments.device,
+    )
+    print(format_table(document["results"]))
+    print(f"written: {arguments.output / 'results.json'}, {arguments.output / 'gallery.png'}")
+
+
+def add_detect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="pipeline folder, run folder or Hub id")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image files or folders of images")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="for results.csv, overlays and maps")
+    parser.add_argument("--no-maps", action="store_true", help="write results.csv only")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: cpu)")
+
+
+def run_detect(arguments: argparse.Namespace) -> None:
+    from iltm_anomaly.detection import detect
+    from iltm_anomaly.evaluation import resolve_model_folder
+    from iltm_anomaly.pipeline import ILTMAnomalyPipeline
+
+    folder, _ = resolve_model_folder(arguments.model)
+    pipeline = ILTMAnomalyPipeline.from_pretrained(folder, device=arguments.device)
+    rows = detect(pipeline, arguments.inputs, arguments.output, arguments.batch_size, save_maps=not arguments.no_maps)
+    failed = sum(bool(row["error"]) for row in rows)
+    abnormal = sum(row["abnormal"] == 1 for row in rows)
+    print(f"{len(rows) - failed} scored, {abnormal} abnormal, {failed} unreadable: {arguments.output / 'results.csv'}")
+
+
+def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, default=Path("demo"), metavar="DIR", help="default: demo")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def run_demo(arguments: argparse.Namespace) -> None:
+    from iltm_anomaly.demo import demo
+
+    demo(arguments.output, arguments.seed)
+
+
+Command = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]
+COMMANDS: dict[str, Command] = {
+    "demo": ("train and test on a generated contaminated set, offline, in a few minutes", add_demo_arguments, run_demo),
+    "train": ("train on contaminated images", add_train_arguments, run_train),
+    "evaluate": ("measure every round of a run on held-out images with ground truth", add_evaluate_arguments, run_evaluate),
+    "detect": ("score images and draw where they are wrong", add_detect_arguments, run_detect),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(prog="iltm-anomaly", description="Anomaly detection that learns from contaminated data.")
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (summary, add_arguments, _) in COMMANDS.items():
+        add_arguments(commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + "."))
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command. Errors that a user can mend are one line on stderr and exit code 2."""
+    arguments = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    quiet_libraries()
+    try:
+        COMMANDS[arguments.command][2](arguments)
+    except (ValueError, RuntimeError, OSError) as error:
+        if arguments.debug:
+            raise
+        print(f"iltm-anomaly {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; --resume continues a training run", file=sys.stderr)
+        return 130
+    return 0
+
+
+def quiet_libraries() -> None:
+    """Leaves the terminal to our own progress bars: libraries log warnings only, and their bars are off."""
+    from datasets.utils.logging import disable_progress_bar as disable_datasets_bars
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    disable_datasets_bars()
+    for name in ("httpx", "httpx2", "datasets", "accelerate", "matplotlib", "PIL"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

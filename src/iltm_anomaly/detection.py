@@ -1,0 +1,114 @@
+"""`iltm-anomaly detect`: files in, scores and pictures out; a file that cannot be read is reported and skipped."""
+
+import csv
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm.auto import tqdm
+
+from iltm_anomaly.data.images import ImageReadError, find_images, read_image
+from iltm_anomaly.gallery import overlay
+from iltm_anomaly.pipeline import ILTMAnomalyPipeline
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = ["path", "score", "threshold", "abnormal", "abnormal_pixels", "overlay", "map", "error"]
+
+
+def list_inputs(inputs: list[str | Path]) -> list[Path]:
+    """Files as they are, folders by the images below them.
+
+    Raises:
+        ValueError: if an input does not exist, or a folder holds no image.
+    """
+    files: list[Path] = []
+    for item in map(Path, inputs):
+        if item.is_dir():
+            found = find_images(item, recursive=True)
+            if not found:
+                raise ValueError(f"{item} holds no image")
+            files += found
+        elif item.exists():
+            files.append(item)
+        else:
+            raise ValueError(f"{item} does not exist")
+    return files
+
+
+def _read_batches(files: list[Path], size: int) -> Iterator[list[tuple[Path, Image.Image | ImageReadError]]]:
+    for start in range(0, len(files), size):
+        batch: list[tuple[Path, Image.Image | ImageReadError]] = []
+        for path in files[start : start + size]:
+            try:
+                batch.append((path, read_image(path)))
+            except ImageReadError as error:
+                batch.append((path, error))
+        yield batch
+
+
+def detect(
+    pipeline: ILTMAnomalyPipeline,
+    inputs: list[str | Path],
+    output: Path,
+    batch_size: int = 8,
+    save_maps: bool = True,
+    show_progress: bool = True,
+) -> list[dict]:
+    """Scores files and writes `results.csv`, one row a file as soon as it is scored, and one overlay (PNG) and map (.npy,
+    float32) per image.
+
+    Returns:
+        The rows. A file that could not be read has an error and no score.
+
+    Raises:
+        ValueError: if an input is missing, or if the only file given cannot be read.
+    """
+    files = list_inputs(inputs)
+    output.mkdir(parents=True, exist_ok=True)
+    threshold = pipeline.settings.score_threshold
+    rows = []
+    with open(output / "results.csv", "w", newline="") as file, tqdm(total=len(files), disable=not show_progress) as bar:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        for batch in _read_batches(files, batch_size):
+            good = [(path, image) for path, image in batch if isinstance(image, Image.Image)]
+            result = pipeline([image for _, image in good], batch_size=batch_size) if good else None
+            position = 0
+            for path, image in batch:
+                row: dict = dict.fromkeys(COLUMNS, "") | {"path": str(path)}
+                if isinstance(image, ImageReadError):
+                    if len(files) == 1:
+                        raise image
+                    row["error"] = str(image)
+                    logger.warning("skipped: %s", image)
+                elif result is not None:
+                    values, mask = result.anomaly_maps[position], result.masks[position]
+                    row |= {
+                        "score": f"{float(result.scores[position]):.6g}",
+                        "threshold": "" if threshold is None else f"{threshold:.6g}",
+                        "abnormal": "" if threshold is None else int(mask.any()),
+                        "abnormal_pixels": "" if threshold is None else int(mask.sum()),
+                    }
+                    if save_maps:
+                        row |= _write_pictures(output, len(rows), path, image, values, threshold)
+                    position += 1
+                writer.writerow(row)
+                rows.append(row)
+            file.flush()
+            bar.update(len(batch))
+    return rows
+
+
+def _write_pictures(
+    output: Path, number: int, path: Path, image: Image.Image, values: np.ndarray, threshold: float | None
+) -> dict[str, str]:
+    # numbered, because files of different folders may share a name
+    name = f"{number:05d}_{path.stem}"
+    for folder in ("overlays", "maps"):
+        (output / folder).mkdir(exist_ok=True)
+    overlay(image, values, threshold or float(values.max())).save(output / "overlays" / f"{name}.png")
+    np.save(output / "maps" / f"{name}.npy", values)
+    return {"overlay": f"overlays/{name}.png", "map": f"maps/{name}.npy"}
