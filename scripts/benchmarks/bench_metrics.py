@@ -1,6 +1,6 @@
 """Benchmarks B7 and B8: AUPRO against other implementations, and the `evaluate` module against a naive metric.
 
-    python scripts/benchmarks/bench_metrics.py                # about 10 minutes on one core, 6 GB of memory
+    python scripts/benchmarks/bench_metrics.py                # about 10 minutes on one core, 8 GB of memory
     python scripts/benchmarks/bench_metrics.py --quick        # under a minute, small maps, for a look
 
 Times are CPU seconds of one thread (`process_time`), contenders interleaved, minimum and median of the repeats.
@@ -379,6 +379,38 @@ def ratios(rows: list[dict[str, Any]], memory: list[dict[str, Any]]) -> list[dic
     return found
 
 
+def targets(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the metrics promise, the worst figure measured, and whether it keeps the promise."""
+
+    def worst(contender: str, key: str) -> float | None:
+        found = [row[key] for row in report["b7_ratios"] if row["contender"] == contender]
+        return min((value for value in found if value is not None), default=None)
+
+    def error(contender: str) -> float:
+        return max(abs(row["difference"]) for row in report["b7_time"] if row["contender"] == contender)
+
+    peaks = {row["metric"]: row["peak_mb"] for row in report["b8"]}
+    growth = [row["peak_mb"] for row in report["streaming_growth"]]
+    checks = [
+        ("exact: largest difference to the official algorithm", error("ours, exact"), "<=", 1e-6),
+        ("exact: times faster than the official algorithm", worst("official algorithm", "time_ratio"), ">=", 2),
+        ("exact: times faster than anomalib", worst("anomalib", "time_ratio"), ">=", 3),
+        ("exact: times less memory than anomalib", worst("anomalib", "memory_ratio"), ">=", 2),
+        ("streaming: largest difference to the official algorithm", error("ours, streaming"), "<=", 1e-4),
+        ("streaming: peak memory at 10 times as many images, ratio", growth[1] / growth[0], "<=", 1.25),
+        ("evaluate module: times less memory than a naive metric", peaks["naive"] / peaks["default"], ">=", 10),
+    ]
+    return [
+        {
+            "target": name,
+            "measured": value,
+            "bound": f"{sign} {bound:g}",
+            "met": None if value is None else bool(value <= bound if sign == "<=" else value >= bound),
+        }
+        for name, value, sign, bound in checks
+    ]
+
+
 def markdown(report: dict[str, Any]) -> str:
     """The tables of the report."""
     env = report["environment"]
@@ -391,6 +423,14 @@ def markdown(report: dict[str, Any]) -> str:
         "CPU seconds are the minimum (median) over interleaved repeats; memory is the growth of the peak resident set "
         "in a fresh process.",
         *(f"Not measured: {label} ({reason})." for label, reason in env["not_installed"].items()),
+        "",
+        "| target, worst case | measured | wanted | met |",
+        "|---|---|---|---|",
+        *(
+            f"| {row['target']} | {'not measured' if row['measured'] is None else format(row['measured'], '.3g')} "
+            f"| {row['bound']} | {'-' if row['met'] is None else 'yes' if row['met'] else '**no**'} |"
+            for row in report["targets"]
+        ),
         "",
         "## B7: time and error",
         "",
@@ -433,7 +473,7 @@ def main() -> None:
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        children = {"b7": child_b7, "growth": child_growth, "b8": child_b8}
+        children: dict[str, Callable[..., dict[str, Any]]] = {"b7": child_b7, "growth": child_growth, "b8": child_b8}
         print(json.dumps(children[options.child[0]](*options.child[1:])))
         return
     sizes = QUICK if options.quick else SIZES
@@ -444,9 +484,12 @@ def main() -> None:
         for label in found:
             memory.append({"size": size, "contender": label, **in_fresh_process("b7", label, str(count), str(side))})
             print(f"{size} {label:26} {memory[-1]['peak_mb']:.0f} MB")
-    growth_side, wrapper = (64, (20, 64)) if options.quick else (256, (120, 256))
+    growth_side, growth_images, wrapper = (
+        (64, (400, 4000), (20, 64)) if options.quick else (256, (100, 1000), (120, 256))
+    )
     growth = [
-        {"images": n, "side": growth_side, **in_fresh_process("growth", str(n), str(growth_side))} for n in (100, 400)
+        {"images": n, "side": growth_side, **in_fresh_process("growth", str(n), str(growth_side))}
+        for n in growth_images
     ]
     b8 = [
         {
@@ -458,7 +501,7 @@ def main() -> None:
         for which in ("naive", "default", "streaming")
     ]
     times = time_contenders(found, sizes)
-    report = {
+    report: dict[str, Any] = {
         "environment": environment(missing),
         "b7_time": times,
         "b7_memory": memory,
@@ -466,6 +509,7 @@ def main() -> None:
         "streaming_growth": growth,
         "b8": b8,
     }
+    report["targets"] = targets(report)
     output = options.output or RESULTS
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=1) + "\n")
