@@ -46,7 +46,7 @@ def open_image(path: str | os.PathLike) -> Image.Image:
     try:
         with Image.open(path) as image:
             frames = getattr(image, "n_frames", 1)
-            if frames > 1:
+            if frames > 1 and image.format != "MPO":  # cameras put a preview beside the picture in MPO files
                 logger.warning("%s has %d frames or pages; only the first is used", path, frames)
             image.load()
             return upright(image)

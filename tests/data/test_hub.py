@@ -1,0 +1,136 @@
+"""Data sets that come through `datasets`: from the Hub (replaced, tests are offline) and from local folders."""
+
+import datasets
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from PIL import Image
+
+from iltm_anomaly.data.folder import load_images
+from iltm_anomaly.data.hub import load_hub_dataset
+from iltm_anomaly.data.mvtec import load_mvtec
+
+
+def image(value: int = 9) -> Image.Image:
+    return Image.new("RGB", (8, 6), (value,) * 3)
+
+
+def mask(top: int = 255) -> Image.Image:
+    values = np.zeros((6, 8), dtype=np.uint8)
+    values[:3] = top
+    return Image.fromarray(values)
+
+
+def make_dataset(**columns) -> Dataset:
+    features = {
+        "image": datasets.Image(),
+        "mask": datasets.Image(),
+        "defect": Value("string"),
+        "label": Value("int64"),
+    }
+    features |= {"category": Value("string"), "other": Value("int64")}
+    return Dataset.from_dict(columns, features=Features({name: features[name] for name in columns}))
+
+
+@pytest.fixture
+def loaded() -> DatasetDict:
+    return DatasetDict(
+        train=make_dataset(image=[image(), image()], mask=[None, None], defect=["good", "good"], other=[1, 2]),
+        test=make_dataset(
+            image=[image()] * 3, mask=[None, mask(), mask(1)], defect=["good", "cut", "cut"], other=[1] * 3
+        ),
+    )
+
+
+@pytest.fixture
+def hub(monkeypatch, loaded):
+    """Makes `datasets` find `loaded` under org/parts, with configurations cup and lid."""
+    calls = []
+
+    def load_dataset(name, config=None, **kwargs):
+        calls.append((name, config, kwargs))
+        return loaded
+
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda name, **kwargs: ["cup", "lid"])
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return calls
+
+
+def test_hub_id(hub):
+    dataset = load_mvtec("org/parts", "cup", revision="v1")
+    assert hub == [("org/parts", "cup", {"revision": "v1"})]
+    assert dataset["test"].column_names == ["image", "mask", "label", "defect"]
+    assert dataset["test"]["label"][:] == [0, 1, 1]
+    assert dataset["test"][0]["mask"] is None
+    for row in (1, 2):
+        assert dataset["test"][row]["mask"].mode == "L"
+        assert np.array_equal(np.asarray(dataset["test"][row]["mask"]), np.asarray(mask()))
+
+
+def test_unknown_configuration(hub):
+    with pytest.raises(ValueError, match=r"no category 'cap' in org/parts; it has: cup, lid\. Did you mean 'cup'\?"):
+        load_mvtec("org/parts", "cap")
+
+
+def test_category_column(hub, loaded):
+    for split in loaded:
+        count = loaded[split].num_rows
+        loaded[split] = loaded[split].add_column("category", ["screw"] + ["nut"] * (count - 1))
+    dataset = load_mvtec("org/parts", "nut")
+    assert (dataset["train"].num_rows, dataset["test"].num_rows) == (1, 2)
+    with pytest.raises(ValueError, match=r"it has: nut, screw\. Did you mean 'screw'"):
+        load_mvtec("org/parts", "screws")
+
+
+def test_defects_from_class_labels(hub, loaded):
+    feature = ClassLabel(names=["bent", "normal"])
+    loaded["train"] = make_dataset(image=[image()], label=[1]).cast_column("label", feature)
+    loaded["test"] = make_dataset(image=[image()] * 3, label=[1, 0, -1], mask=[None, mask(), None])
+    loaded["test"] = loaded["test"].cast_column("label", feature)
+    dataset = load_mvtec("org/parts")
+    assert dataset["test"]["defect"][:] == ["good", "bent", None]
+    assert dataset["test"]["label"][:] == [0, 1, -1]
+    assert dataset["train"]["mask"][:] == [None]
+
+
+def test_defects_from_numbers_and_without_labels(hub, loaded):
+    loaded["train"] = make_dataset(image=[image()])
+    loaded["test"] = make_dataset(image=[image()] * 2, label=[0, 1], mask=[None, mask()])
+    dataset = load_mvtec("org/parts")
+    assert dataset["train"]["label"][:] == [-1]
+    assert dataset["test"]["defect"][:] == ["good", "defective"]
+
+
+def test_bad_hub_data(hub, loaded):
+    loaded["test"] = loaded["test"].remove_columns("mask")
+    with pytest.raises(ValueError, match=r"2 defective image\(s\) of the test split of org/parts have no .* in row 1"):
+        load_mvtec("org/parts")
+    assert load_mvtec("org/parts", require_masks=False)["test"]["mask"][:] == [None] * 3
+    loaded["train"] = loaded["train"].rename_column("image", "picture")
+    with pytest.raises(ValueError, match="train split of org/parts has no column image; it has: picture"):
+        load_mvtec("org/parts")
+    del loaded["train"]
+    with pytest.raises(ValueError, match="has no split train; it has: test"):
+        load_mvtec("org/parts")
+
+
+def test_unreachable_hub_names_both_readings(monkeypatch):
+    def unreachable(name, **kwargs):
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr(datasets, "get_dataset_config_names", unreachable)
+    with pytest.raises(FileNotFoundError, match=r"data/mvtec is neither a folder here .* nor a data set .*offline"):
+        load_mvtec("data/mvtec", "bottle")
+
+
+def test_saved_to_disk_and_parquet(loaded, tmp_path):
+    loaded.save_to_disk(tmp_path / "disk")
+    assert load_mvtec(tmp_path / "disk")["test"]["label"][:] == [0, 1, 1]
+    with pytest.raises(ValueError, match="no category 'cup'"):
+        load_hub_dataset(str(tmp_path / "disk"), "cup", True)
+    (tmp_path / "parquet").mkdir()
+    for name, split in loaded.items():
+        split.to_parquet(tmp_path / "parquet" / f"{name}.parquet")
+    dataset = load_images(tmp_path / "parquet", cache_dir=str(tmp_path / "cache"))
+    assert dataset["test"]["defect"][:] == ["good", "cut", "cut"]
+    assert np.asarray(dataset["test"][0]["image"]).shape == (6, 8, 3)
