@@ -100,8 +100,8 @@ def contaminate(dataset: DatasetDict, fraction: float, seed: int, train_size: in
     test_indices = sorted(good_test + held_out)
     if not test_indices:
         raise ValueError(
-            "no test image would be left: the test split holds no good image, and no defective one beside the pool; "
-            "the largest possible fraction is 0 and needs test images of its own"
+            "no test image would be left: the test split is empty, so no fraction is possible, not even 0; "
+            "add images to test/good or test/<defect>"
         )
     num_good = dataset["train"].num_rows
     good_count, pool_count = _counts(num_good, len(pool), fraction, train_size)
@@ -109,7 +109,7 @@ def contaminate(dataset: DatasetDict, fraction: float, seed: int, train_size: in
     record = ContaminationRecord(
         fraction=float(fraction),
         seed=int(seed),
-        train_size=train_size,
+        train_size=None if train_size is None else int(train_size),
         good_indices=tuple(sorted(order[:good_count].tolist())),
         pool_indices=tuple(sorted(pool[:pool_count])),
         test_indices=tuple(test_indices),
