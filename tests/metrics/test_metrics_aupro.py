@@ -219,6 +219,8 @@ def invalid_inputs():
     yield "all", (scores, np.ones_like(masks)), "no normal pixel in any of the 4 masks"
     yield "count", (scores, masks[:3]), "4 score maps but 3 masks"
     yield "empty", ([], []), "no image to evaluate"
+    yield "no masks", (scores, None), "masks are None"
+    yield "number", (np.float64(3), masks), "scores are"
     yield "empty map", ([scores[0], scores[1][:0]], [masks[0], masks[1][:0]]), "scores of image 1 are empty"
     yield "map is None", ([scores[0], None], list(masks[:2])), "scores of image 1 are None"
     yield "rank", ([scores[0], scores[1][0]], [masks[0], masks[1][0]]), "image 1: shape"

@@ -62,6 +62,8 @@ def test_folder_is_no_package_and_no_walk_imports_it():
 
     assert not (FOLDER / "__init__.py").exists()
     assert "aupro" not in [module.name for module in pkgutil.iter_modules(metrics.__path__)]
+    for path in FOLDER.parents[1].rglob("*.py"):
+        assert "metrics.aupro." not in path.read_text() and "metrics.aupro import" not in path.read_text(), path
 
 
 def test_any_shape_and_no_view_of_the_callers_memory(load):

@@ -3,7 +3,7 @@
 Every error is a ValueError that names the image by its position, because a test set has hundreds of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -40,9 +40,9 @@ def split_images(batch: Any, spatial_dims: int | None, what: str = "scores") -> 
         array = to_numpy(batch)
         if array.dtype != object and array.ndim == (spatial_dims or 2):
             array = array[None]
-        if array.ndim == 0:
-            raise ValueError(f"{what} are a single number; expected maps")
         batch = array
+    if not isinstance(batch, Iterable) or getattr(batch, "ndim", 1) == 0:
+        raise ValueError(f"{what} are {batch!r}; expected an array, a tensor or a list with one map per image")
     return [
         None if item is None else _one_image(to_numpy(item), spatial_dims, what, i) for i, item in enumerate(batch)
     ]
