@@ -34,19 +34,18 @@ def resolve_model_folder(path: str | Path) -> tuple[str | Path, Path | None]:
 
 
 def protocol_split(data: str | Path, category: str | None, record: dict[str, Any] | None) -> tuple[Dataset, Dataset | None]:
-    """Test images, and the training images where the run's report says which they were.
+    """Test images, and the training images if ground truth of their defects is known.
 
     Args:
         data, category: as for `load_mvtec`.
-        record: the contamination record of the training report, or None for a model trained on something else: then the
-            whole test split is used.
+        record: the contamination record of the training report, or None for a model trained on the data set as it is.
 
     Raises:
         ValueError: if the data set is not the one that the record was made from.
     """
     dataset = load_mvtec(data, category)
     if not record:
-        return dataset["test"], None
+        return dataset["test"], dataset["train"] if 1 in dataset["train"]["label"] else None
     split = apply_record(dataset, ContaminationRecord.from_dict(record))
     return split["test"], split["train"]
 
@@ -59,9 +58,10 @@ def pixel_mask(mask: Image.Image | None, size: tuple[int, int]) -> np.ndarray:
 
 
 def token_shares(
-    pipeline: ILTMAnomalyPipeline, dataset: Dataset, teachers: list[PerformerPriorModel], threshold: float
+    pipeline: ILTMAnomalyPipeline, dataset: Dataset, teachers: list[PerformerPriorModel], rounds: list[dict[str, Any]]
 ) -> list[tuple[float | None, float | None]]:
-    """Shares of defect and of normal tokens that each teacher masks in the images as they are, without augmentation."""
+    """Shares of defect and of normal tokens that each teacher masks, by the rule of the round that follows it, in the training
+    images as they are: their ground truth cannot be had for augmented copies."""
     processor, codes, masks = pipeline.image_processor, [], []
     height, width = processor.spatial_size
     for row in dataset:
@@ -73,9 +73,10 @@ def token_shares(
     grids = torch.cat(codes)
     defect, normal = masking.defect_tokens(torch.stack(masks), tuple(grids.shape[1:]))
     shares = []
-    for teacher in teachers:
+    for teacher, entry in zip(teachers, rounds, strict=True):
         likelihood = torch.cat([teacher.log_likelihood(part.flatten(1)).cpu() for part in grids.split(32)])
-        keep = masking.keep_mask(likelihood.view(defect.shape), threshold)
+        surprise = masking.token_surprise(likelihood.view(defect.shape), entry["neighbourhood"])
+        keep = masking.keep_mask(surprise, entry["surprise_limit"])
         shares.append(masking.masked_shares(keep, defect, normal))
     return shares
 
@@ -124,7 +125,7 @@ def evaluate_run(
         priors = [PerformerPriorModel.from_pretrained(f).eval().to(pipeline.device) for f in folders]
     shares: list[tuple[float | None, float | None]] = [(0.0, 0.0)]
     if train is not None and len(priors) > 1:
-        shares += token_shares(pipeline, train, priors[:-1], rounds[0]["token_threshold"])
+        shares += token_shares(pipeline, train, priors[:-1], rounds[1:])
     if len(shares) < len(priors):
         shares = [(None, None)] * len(priors)
 

@@ -1,62 +1,49 @@
 """Healing: unlikely codes of an image are drawn again from the prior, in sequence order, given what was healed before."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from iltm_anomaly.masking import keep_mask
 from iltm_anomaly.prior import PerformerPriorModel
-
-
-@dataclass
-class HealingResult:
-    """
-    Args:
-        log_likelihood: (B, N) float32, natural log-probability of each code of the image as it came.
-        resampled: (B, N) bool, the codes that were drawn again.
-        healed: (B, S, N) int64, the samples; equal to the image's codes where `resampled` is False.
-    """
-
-    log_likelihood: Tensor
-    resampled: Tensor
-    healed: Tensor
 
 
 @torch.no_grad()
 def heal(
     prior: PerformerPriorModel,
     codes: Tensor,
-    token_threshold: float,
+    keep: Tensor,
     num_samples: int,
     generators: Sequence[torch.Generator],
-) -> HealingResult:
-    """Scores every code once, then redraws those less likely than `token_threshold`, `num_samples` times.
+) -> Tensor:
+    """Redraws the codes that `keep` gives up, `num_samples` times; which ones they are is fixed beforehand (`masking`).
 
-    Which codes are redrawn is fixed by the scoring pass. All samples of all images advance together: what precedes an image's
-    first unlikely code is read once for all its samples, runs of kept codes are read as a whole, and a sequence leaves the
-    batch after its last unlikely code. An image without unlikely codes costs the scoring pass alone.
+    All samples of all images advance together: what precedes an image's first unlikely code is read once for all its samples,
+    runs of kept codes are read as a whole, and a sequence leaves the batch after its last unlikely code. An image that keeps
+    everything costs nothing.
 
     Args:
         prior: in eval mode.
         codes: (B, N) int64 on the prior's device.
-        token_threshold: probability; 0 redraws nothing, more than 1 everything (ancestral sampling).
+        keep: (B, N) bool, True = keep. All False is ancestral sampling.
         num_samples: S.
         generators: one CPU generator per image; its draws depend on nothing else in the batch.
 
+    Returns:
+        (B, S, N) int64, equal to the image's codes wherever `keep` is True.
+
     Raises:
-        ValueError: if there is not one generator per image, or if the threshold is negative.
+        ValueError: if shapes differ, or there is not one generator per image.
     """
+    if keep.shape != codes.shape:
+        raise ValueError(f"keep must have the shape of codes {tuple(codes.shape)}, got {tuple(keep.shape)}")
     if len(generators) != len(codes):
         raise ValueError(f"need one generator per image: got {len(generators)} for {len(codes)} images")
-    log_likelihood = prior.log_likelihood(codes)
-    resampled = ~keep_mask(log_likelihood, token_threshold)
     healed = codes.unsqueeze(1).repeat(1, num_samples, 1)
-    images = resampled.any(1).nonzero().squeeze(1)
+    images = (~keep).any(1).nonzero().squeeze(1)
     if len(images) and num_samples:
-        _Resampling(prior, codes, resampled, num_samples, generators, images).run(healed)
-    return HealingResult(log_likelihood, resampled, healed)
+        _Resampling(prior, codes, ~keep, num_samples, generators, images).run(healed)
+    return healed
 
 
 class _Resampling:
@@ -130,4 +117,4 @@ def sample_codes(
     """Draws whole code sequences from the prior, (num_samples, N) int64: healing an image of which nothing is kept."""
     length = length or prior.config.max_position_embeddings
     codes = torch.zeros(1, length, dtype=torch.long, device=prior.device)
-    return heal(prior, codes, 2.0, num_samples, [generator]).healed[0]
+    return heal(prior, codes, torch.zeros_like(codes, dtype=torch.bool), num_samples, [generator])[0]

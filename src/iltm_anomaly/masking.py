@@ -1,21 +1,31 @@
 """The iterative part of ILTM: token likelihoods to weights, weights to a keep-mask, and when to stop.
 
-Fitting the prior to contaminated data is robust M-estimation: minimise sum_i rho(r_i) over residuals r_i = -log p(code_i).
-With hard rejection the weight of a token is w_i = 1[p_i >= tau], and each round refits the prior on the tokens that the
-round before kept. Masks are True = keep everywhere.
+Fitting the prior to contaminated data is robust M-estimation: minimise sum_i rho(r_i) over residuals r_i = -log p(code_i), the
+surprise of a token in nats. With hard rejection a token's weight is w_i = 1[r_i <= limit], and each round refits the prior on
+the tokens that the round before kept. Masks are True = keep everywhere.
+
+Two rules choose what is rejected:
+
+- The lineage's: every token for itself, p < tau; so limit = -log tau, with tau barely above chance (`default_token_threshold`).
+- Ours: a defect covers neighbouring tokens, so the residual of a token is averaged with its neighbours' before it is judged,
+  and the limit is that of an outlier in robust statistics, median + 3 scaled median absolute deviations (Hampel's
+  identifier), which adapts to how predictable the data is at all. No label is involved.
 """
 
 import math
 
+import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
 DEFECT_SHARE = 0.25  # of a token's pixels: from here on it counts as a defect token in reports
+NORMAL_MAD = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
 
 
 class TokenThresholdError(ValueError):
-    """The threshold would mask so many tokens that nothing is left to learn from."""
+    """The limit would mask so many tokens that nothing is left to learn from."""
 
 
 def default_token_threshold(vocab_size: int) -> float:
@@ -23,15 +33,37 @@ def default_token_threshold(vocab_size: int) -> float:
     return 1.3 / vocab_size
 
 
-def keep_mask(log_likelihood: Tensor, threshold: float) -> Tensor:
-    """w = 1[p >= tau]: natural log-likelihoods of any shape -> bool of that shape. `threshold` is a probability.
+def surprise_limit(token_threshold: float) -> float:
+    """The probability tau as a limit on surprise, -log tau; infinite for 0, which rejects nothing.
 
     Raises:
-        ValueError: if `threshold` is negative.
+        ValueError: if it is negative.
     """
-    if threshold < 0:
-        raise ValueError(f"token_threshold is a probability, got {threshold}")
-    return log_likelihood >= (math.log(threshold) if threshold > 0 else -math.inf)
+    if token_threshold < 0:
+        raise ValueError(f"token_threshold is a probability, got {token_threshold}")
+    return -math.log(token_threshold) if token_threshold > 0 else math.inf
+
+
+def token_surprise(log_likelihood: Tensor, neighbourhood: float = 0.0) -> Tensor:
+    """-log p of each token, (B, *grid) natural logarithms -> (B, *grid); averaged with its neighbours' by a Gaussian window of
+    standard deviation `neighbourhood`, in tokens; 0 judges each for itself."""
+    if not neighbourhood:
+        return -log_likelihood
+    sigma = (0, *[neighbourhood] * (log_likelihood.dim() - 1))
+    averaged = ndimage.gaussian_filter(-log_likelihood.cpu().numpy(), sigma, mode="nearest")
+    return torch.from_numpy(averaged).to(log_likelihood.device)
+
+
+def outlier_limit(surprise: Tensor, scale: float = 3.0) -> float:
+    """Median + `scale` robust standard deviations of all values, however many of them are outliers (up to half)."""
+    values = surprise.cpu().numpy()
+    median = np.median(values)
+    return float(median + scale * NORMAL_MAD * np.median(np.abs(values - median)))
+
+
+def keep_mask(surprise: Tensor, limit: float) -> Tensor:
+    """w = 1[r <= limit]: surprise of any shape, in nats -> bool of that shape."""
+    return surprise <= limit
 
 
 def masked_fraction(keep: Tensor) -> float:
@@ -45,17 +77,18 @@ def mask_iou(keep_a: Tensor, keep_b: Tensor) -> float:
     return (~keep_a & ~keep_b).sum().item() / union if union else 1.0
 
 
-def check_masked_fraction(keep: Tensor, threshold: float, limit: float = 0.5) -> float:
-    """Masked fraction of `keep`, checked.
+def check_masked_fraction(keep: Tensor, limit: float, largest: float = 0.5) -> float:
+    """Masked fraction of `keep`, checked; `limit` is only quoted.
 
     Raises:
-        TokenThresholdError: if it is above `limit`: the threshold is too high for this prior.
+        TokenThresholdError: if it is above `largest`.
     """
     fraction = masked_fraction(keep)
-    if fraction > limit:
+    if fraction > largest:
         raise TokenThresholdError(
-            f"token_threshold {threshold:g} would mask {fraction:.0%} of all training tokens (limit {limit:.0%}): "
-            "lower it, or train the prior longer so that normal tokens become likely"
+            f"a limit of {limit:.2f} nats (token_threshold {math.exp(-limit):.2g}) would mask {fraction:.0%} of all training "
+            f"tokens, at most {largest:.0%} are allowed: lower token_threshold, or train the prior longer so that normal "
+            "tokens become likely"
         )
     return fraction
 

@@ -14,11 +14,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from iltm_anomaly import __version__
+from iltm_anomaly import __version__, masking
 from iltm_anomaly.abnormality import density_map, resampling_gate, smooth, upsample_tokens
 from iltm_anomaly.healing import heal
 from iltm_anomaly.image_processing import ILTMImageProcessor
-from iltm_anomaly.masking import default_token_threshold
 from iltm_anomaly.prior import PerformerPriorModel
 from iltm_anomaly.vqvae import VQVAEModel
 
@@ -38,7 +37,10 @@ class InferenceSettings:
     """How a map is made, and the threshold that calibration sets.
 
     Args:
-        token_threshold: codes less likely than this are healed; None is 1.3 / K.
+        token_threshold: codes less likely than this are healed, every code for itself (the lineage's rule). None heals outliers:
+            `neighbourhood` and `surprise_limit` as in `masking`.
+        neighbourhood, outlier_scale: of the outlier rule.
+        surprise_limit: of the outlier rule, in nats; set by calibration.
         num_samples: S, healed samples per image.
         num_dropout_passes: D, decodings of each sample with channels dropped.
         bandwidth_floor: of the KDE, in units of pixel values in [0, 1].
@@ -51,13 +53,16 @@ class InferenceSettings:
     """
 
     token_threshold: float | None = None
+    neighbourhood: float = 1.0
+    outlier_scale: float = 3.0
+    surprise_limit: float | None = None
     num_samples: int = 20
     num_dropout_passes: int = 20
     bandwidth_floor: float = 0.01
     relative_density: bool = True
-    density_weight: float = 0.3
+    density_weight: float = 1.0
     likelihood_weight: float = 1.0
-    gate: bool = False
+    gate: bool = True
     smoothing: float = 0.5
     score_threshold: float | None = None
 
@@ -210,13 +215,11 @@ class ILTMAnomalyPipeline:
         codes = self.vqvae.encode(pixel_values.to(self.vqvae.dtype))
         grid = codes.shape[1:]
         # 2. unlikely codes are drawn again
+        log_likelihood = self.prior.log_likelihood(codes.flatten(1)).unflatten(1, grid)
+        keep = self._keep_mask(log_likelihood, settings)
         generators = [torch.Generator().manual_seed(seed) for _ in codes]
-        threshold = settings.token_threshold
-        if threshold is None:
-            threshold = default_token_threshold(self.vqvae.config.vocab_size)
-        healing = heal(self.prior, codes.flatten(1), threshold, settings.num_samples, generators)
-        log_likelihood = healing.log_likelihood.unflatten(1, grid)
-        resampled = healing.resampled.unflatten(1, grid)
+        healed_codes = heal(self.prior, codes.flatten(1), keep.flatten(1), settings.num_samples, generators)
+        resampled = ~keep
         maps, healed_images = [], []
         for index, image in enumerate(pixel_values.float()):
             surprise = settings.likelihood_weight * upsample_tokens(-log_likelihood[index], spatial)
@@ -225,7 +228,7 @@ class ILTMAnomalyPipeline:
                 # 3. density of the observed pixels among the reconstructions; without a healed token there is none to compare
                 density = density_map(
                     self.vqvae,
-                    healing.healed[index].unflatten(1, grid),
+                    healed_codes[index].unflatten(1, grid),
                     image,
                     settings.num_dropout_passes,
                     generators[index],
@@ -234,27 +237,46 @@ class ILTMAnomalyPipeline:
                 )
                 healed_image, values = density.healed, density.surprise
                 if settings.gate:
-                    values = values * resampling_gate(resampled[index], spatial)
+                    values = values.where(resampling_gate(resampled[index], spatial), as_reconstructed(settings))
                 surprise = surprise + settings.density_weight * values
             # 4. one map
             maps.append(smooth(surprise, settings.smoothing * self.vqvae.config.downsampling).cpu())
             healed_images.append(healed_image.cpu())
         return maps, healed_images, log_likelihood.cpu(), resampled.cpu()
 
+    def _keep_mask(self, log_likelihood: Tensor, settings: InferenceSettings) -> Tensor:
+        """(B, *grid) -> bool, False where a token is to be healed."""
+        if settings.token_threshold is None and settings.surprise_limit is not None:
+            surprise = masking.token_surprise(log_likelihood, settings.neighbourhood)
+            return masking.keep_mask(surprise, settings.surprise_limit)
+        threshold = settings.token_threshold
+        if threshold is None:
+            threshold = masking.default_token_threshold(self.vqvae.config.vocab_size)
+        return masking.keep_mask(-log_likelihood, masking.surprise_limit(threshold))
+
+    @torch.no_grad()
     def calibrate(self, pixel_values: Tensor, show_progress: bool = False) -> float:
-        """Sets the threshold from the scores of training images (N, C, *spatial) alone; no label is read.
+        """Sets `surprise_limit` and `score_threshold` from training images (N, C, *spatial) alone; no label is read.
 
         Scores of normal images are taken to be symmetric on a logarithmic scale. Their middle and lower half are what
         contamination disturbs least, so the threshold stands as far above the median as three standard deviations, judged
         by the distance from the 16th percentile to the median.
+
+        Returns:
+            The score threshold.
         """
+        settings, batches = self.settings, pixel_values.split(8)
+        if settings.token_threshold is None:
+            codes = torch.cat([self.vqvae.encode(b.to(self.device, self.vqvae.dtype)) for b in batches])
+            likelihood = torch.cat([self.prior.log_likelihood(c.flatten(1)) for c in codes.split(32)]).view(codes.shape)
+            surprise = masking.token_surprise(likelihood, settings.neighbourhood)
+            settings.surprise_limit = masking.outlier_limit(surprise, settings.outlier_scale)
         scores = []
-        bar = tqdm(pixel_values.split(8), desc="calibrating", unit="batch", disable=not show_progress)
-        for batch in bar:
-            scores += [float(m.max()) for m in self._score_batch(batch, self.settings, 0)[0]]
+        for batch in tqdm(batches, desc="calibrating", unit="batch", disable=not show_progress):
+            scores += [float(m.max()) for m in self._score_batch(batch, settings, 0)[0]]
         low, middle = np.quantile(np.log(np.maximum(scores, 1e-6)), [0.16, 0.5])
-        self.settings.score_threshold = float(np.exp(middle + 3 * (middle - low)))
-        return self.settings.score_threshold
+        settings.score_threshold = float(np.exp(middle + 3 * (middle - low)))
+        return settings.score_threshold
 
     # Saving and loading
 
@@ -348,6 +370,12 @@ class ILTMAnomalyPipeline:
             return api.upload_folder(
                 repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message
             ).commit_url
+
+
+def as_reconstructed(settings: InferenceSettings) -> float:
+    """-log density where every reconstruction equals the pixel, which is what a pixel away from healed tokens counts as: zero if
+    relative, else the lineage's constant density, 1 / (sqrt(2 pi) floor), 2 at a floor of 0.2."""
+    return 0.0 if settings.relative_density else math.log(math.sqrt(2 * math.pi) * settings.bandwidth_floor)
 
 
 def _as_list(images: Any) -> list[Any]:

@@ -236,7 +236,7 @@ class StreamingAUPRO:
     def error_bound(self) -> float:
         """Guaranteed upper bound of |compute() - exact AUPRO|."""
         low, middle, high = self._areas()
-        return max(high - middle, middle - low, 1e-12)  # at least the rounding of the sums
+        return max(high - middle, middle - low) + 1e-12  # the rounding of the sums: the worst case can be attained
 
     def _areas(self) -> tuple[float, float, float]:
         """AUPRO at the lower end of all bounds, in their middle, and at the upper end.

@@ -73,7 +73,8 @@ class RoundsRecipe:
 
     Args:
         rounds: masked rounds after round 0; fewer are run if the masks stop changing.
-        token_threshold: tau, a probability; None is 1.3 / K.
+        token_threshold: tau, a probability: the lineage's rule, every token for itself. None takes the outlier rule.
+        neighbourhood, outlier_scale: of the outlier rule, see `masking`.
         code_copies: augmented copies of every image whose codes are extracted once and trained on.
         initialization: "fresh" weights every round, or "continue" from the round before.
         convergence_iou, convergence_change: see `masking.has_converged`.
@@ -82,6 +83,8 @@ class RoundsRecipe:
 
     rounds: int = 3
     token_threshold: float | None = None
+    neighbourhood: float = 1.0
+    outlier_scale: float = 3.0
     code_copies: int = 10
     initialization: str = "fresh"
     convergence_iou: float = 0.95

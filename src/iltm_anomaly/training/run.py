@@ -229,23 +229,34 @@ class TrainingRun:
         device, sequences = self.accelerator.device, codes.flatten(0, 1)
         return torch.cat([prior.log_likelihood(part.to(device).long()).cpu() for part in sequences.split(32)]).view(codes.shape)
 
+    def _judge(self, teacher: PerformerPriorModel, codes: Tensor, grid: tuple[int, ...]) -> tuple[Tensor, dict[str, Any]]:
+        """Keep-masks (N, copies, tokens) by the recipe's rule, and how they came about."""
+        rule = self.recipe.rounds
+        neighbourhood = rule.neighbourhood if rule.token_threshold is None else 0.0
+        likelihood = self._score(teacher, codes).flatten(0, 1).unflatten(1, grid)
+        surprise = masking.token_surprise(likelihood, neighbourhood)
+        if rule.token_threshold is None:
+            limit = masking.outlier_limit(surprise, rule.outlier_scale)
+        else:
+            limit = masking.surprise_limit(rule.token_threshold)
+        keep = masking.keep_mask(surprise, limit).view(codes.shape)
+        fraction = masking.check_masked_fraction(keep, limit, rule.max_masked_fraction)
+        return keep, {"masked_fraction": fraction, "surprise_limit": limit, "neighbourhood": neighbourhood}
+
     def _train_rounds(self, codes: Tensor, grid: tuple[int, ...]) -> tuple[PerformerPriorModel, list[dict[str, Any]]]:
-        settings, reports = self.recipe.rounds, []
-        threshold = settings.token_threshold or masking.default_token_threshold(self.recipe.vqvae.get("vocab_size", 256))
+        rule, reports = self.recipe.rounds, []
         teacher: PerformerPriorModel | None = None
         previous_keep: Tensor | None = None
-        for number in range(settings.rounds + 1):
-            keep, report = None, {"round": number, "token_threshold": threshold, "masked_fraction": 0.0, "mask_iou": None}
+        for number in range(rule.rounds + 1):
+            keep, report = None, {"round": number, "masked_fraction": 0.0}
             if teacher is not None:
-                keep = masking.keep_mask(self._score(teacher, codes), threshold)
-                report["masked_fraction"] = masking.check_masked_fraction(keep, threshold, settings.max_masked_fraction)
+                keep, judged = self._judge(teacher, codes, grid)
+                report |= judged
                 if previous_keep is not None:
                     report["mask_iou"] = masking.mask_iou(previous_keep, keep)
-                    if masking.has_converged(
-                        previous_keep, keep, settings.convergence_iou, settings.convergence_change
-                    ):
-                        reports[-1]["stopped"] = f"masks of round {number} would differ too little (IoU {report['mask_iou']:.3f})"
-                        logger.info("round %d not needed: %s", number, reports[-1]["stopped"])
+                    if masking.has_converged(previous_keep, keep, rule.convergence_iou, rule.convergence_change):
+                        reports[-1]["stopped"] = f"the masks of round {number} are those of round {number - 1}"
+                        logger.info("stopping: %s (IoU %.3f)", reports[-1]["stopped"], report["mask_iou"])
                         break
             teacher, summary = self._train_round(number, codes, keep, grid, teacher)
             reports.append({**report, **summary})

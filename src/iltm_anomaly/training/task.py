@@ -39,21 +39,16 @@ class TrainArguments:
 def load_training_images(arguments: TrainArguments) -> tuple[list, dict[str, Any]]:
     """The training images, and the record of where they come from that goes into the report."""
     from iltm_anomaly.data.contamination import contaminate, contamination_record
-    from iltm_anomaly.data.folder import load_folder
-    from iltm_anomaly.data.mvtec import is_category, list_categories, load_mvtec
+    from iltm_anomaly.data.folder import load_images
 
-    source = Path(arguments.data)
     record: dict[str, Any] = {"source": arguments.data, "category": arguments.category, "contamination": None}
-    has_layout = source.is_dir() and (is_category(source) or list_categories(source))
-    if source.is_dir() and arguments.category is None and not has_layout:
-        if arguments.contamination is not None or arguments.train_size is not None:
-            raise ValueError(
-                f"{source} is a folder of unlabelled images: it is trained on as it is. --contamination and --train-size "
-                "need an MVTec AD layout (train/good, test/<defect>, ground_truth/<defect>)"
-            )
-        return list(load_folder(source)["image"]), record
-    dataset = load_mvtec(arguments.data, arguments.category)
+    dataset = load_images(arguments.data, arguments.category)
     if arguments.contamination is not None or arguments.train_size is not None:
+        if "test" not in dataset:
+            raise ValueError(
+                f"{arguments.data} is a folder of unlabelled images: it is trained on as it is. --contamination and "
+                "--train-size need an MVTec AD layout (train/good, test/<defect>, ground_truth/<defect>)"
+            )
         dataset = contaminate(dataset, arguments.contamination or 0.0, arguments.seed, arguments.train_size)
         record["contamination"] = contamination_record(dataset).to_dict()
     # columns are read one by one: neither labels nor masks are even decoded

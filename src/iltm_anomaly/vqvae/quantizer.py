@@ -35,8 +35,9 @@ class EMAQuantizer(nn.Module):
     @torch.no_grad()
     def assign(self, vectors: Tensor) -> Tensor:
         """(T, D) float32 -> nearest code of each, (T,) int64."""
+        codebook = self.codebook.float()  # a model cast to bfloat16 has cast its buffers too
         # |z|^2 is the same for every code and does not change which is nearest
-        return (self.codebook.square().sum(1) - 2 * vectors @ self.codebook.t()).argmin(1)
+        return (codebook.square().sum(1) - 2 * vectors @ codebook.t()).argmin(1)
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(T, D) -> quantised vectors (T, D), codes (T,), and how many fell to each code (K,) over all processes.

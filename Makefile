@@ -1,0 +1,41 @@
+# `make` alone lists what there is.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help demo test test-slow lint style bench
+
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+# Installs the pinned versions once, and again when they change.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(READY)  ## train and test on a generated contaminated set; results and pictures in demo/
+	$(BIN)/iltm-anomaly demo --output demo
+
+test: $(READY)  ## the tests, under 12 minutes on 2 cores
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: $(READY)  ## all tests, long ones too
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+style: $(READY)  ## format and repair what ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## side-by-side benchmarks against other libraries
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[bench]'
+	$(BIN)/python scripts/benchmarks/run.py
+	$(BIN)/python scripts/benchmarks/bench_metrics.py

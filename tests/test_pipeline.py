@@ -1,0 +1,164 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from iltm_anomaly import ILTMAnomalyPipeline, ILTMImageProcessor, InferenceSettings
+from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
+from iltm_anomaly.vqvae import VQVAEConfig, VQVAEModel
+
+
+def make_pipeline(**settings) -> ILTMAnomalyPipeline:
+    torch.manual_seed(0)
+    vqvae = VQVAEModel(VQVAEConfig(channels=(4, 4, 8), num_res_blocks=1, vocab_size=16, embedding_dim=4))
+    vqvae.initialize_codebook(torch.rand(8, 3, 32, 32))
+    prior = PerformerPriorModel(
+        PerformerPriorConfig(
+            vocab_size=16, grid_shape=(4, 4), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, head_dim=8
+        )
+    )
+    torch.nn.init.normal_(prior.head.weight, std=1.0)  # so that some codes are unlikely
+    processor = ILTMImageProcessor(size={"height": 32, "width": 32})
+    defaults = {"num_samples": 3, "num_dropout_passes": 2, "token_threshold": 0.05, "score_threshold": 3.0}
+    return ILTMAnomalyPipeline(vqvae, prior, processor, InferenceSettings(**defaults | settings))
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> ILTMAnomalyPipeline:
+    return make_pipeline()
+
+
+@pytest.fixture(scope="module")
+def images() -> list[Image.Image]:
+    generator = np.random.default_rng(0)
+    sizes = [(40, 56), (32, 32), (17, 90)]
+    return [Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
+
+
+def test_output_has_the_documented_shapes(pipeline, images):
+    out = pipeline(images)
+    assert out.scores.shape == (3,) and out.scores.dtype == torch.float32
+    for image, values, mask, healed in zip(images, out.anomaly_maps, out.masks, out.healed_images, strict=True):
+        assert values.shape == mask.shape == image.size[::-1]
+        assert values.dtype == np.float32 and mask.dtype == bool
+        assert np.isfinite(values).all()
+        assert healed.size == image.size
+    assert out.token_log_likelihoods.shape == out.resampled_tokens.shape == (3, 4, 4)
+    assert torch.isfinite(out.token_log_likelihoods).all()
+    assert out.resampled_tokens.any() and not out.resampled_tokens.all()
+    assert [bool(m.any()) for m in out.masks] == [float(s) >= 3.0 for s in out.scores]
+
+
+def test_an_image_scores_the_same_alone_and_in_any_batch(pipeline, images):
+    together = pipeline(images)
+    pairs = pipeline(images, batch_size=2)
+    assert torch.allclose(together.scores, pairs.scores, atol=1e-5)
+    for index, image in enumerate(images):
+        alone = pipeline(image)
+        np.testing.assert_allclose(alone.anomaly_maps[0], together.anomaly_maps[index], atol=1e-4)
+
+
+def test_generator_changes_the_samples_and_is_reproducible(pipeline, images):
+    first, again, other = pipeline(images[0], generator=1), pipeline(images[0], generator=1), pipeline(images[0], generator=2)
+    assert torch.equal(first.scores, again.scores)
+    np.testing.assert_array_equal(first.anomaly_maps[0], again.anomaly_maps[0])
+    assert not np.array_equal(first.anomaly_maps[0], other.anomaly_maps[0])
+    seeded = pipeline(images[0], generator=torch.Generator().manual_seed(5))
+    assert torch.equal(seeded.scores, pipeline(images[0], generator=torch.Generator().manual_seed(5)).scores)
+
+
+def test_every_form_of_an_image_gives_the_same_score(pipeline, images, tmp_path):
+    image = images[1]
+    path = tmp_path / "part.png"
+    image.save(path)
+    array = np.asarray(image)
+    forms = [image, str(path), path, array, torch.from_numpy(array.copy()).permute(2, 0, 1), [image]]
+    scores = [float(pipeline(form).scores[0]) for form in forms]
+    assert scores == pytest.approx([scores[0]] * len(scores), abs=1e-4)
+
+
+def test_threshold_zero_heals_nothing_and_leaves_the_likelihood_alone(pipeline, images):
+    out = pipeline(images, token_threshold=0.0)
+    assert not out.resampled_tokens.any()
+
+
+def test_no_image_is_an_error(pipeline):
+    with pytest.raises(ValueError, match="no images"):
+        pipeline([])
+
+
+def test_save_and_reload_is_bit_equal(pipeline, images, tmp_path):
+    before = pipeline(images)
+    pipeline.save_pretrained(tmp_path / "model")
+    names = {p.name for p in (tmp_path / "model").iterdir()}
+    assert names >= {"model_index.json", "vqvae", "prior", "image_processor", "calibration.json", "training_report.json"}
+    after = ILTMAnomalyPipeline.from_pretrained(tmp_path / "model")(images)
+    assert torch.equal(before.scores, after.scores)
+    for one, two in zip(before.anomaly_maps, after.anomaly_maps, strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert torch.equal(before.token_log_likelihoods, after.token_log_likelihoods)
+
+
+def test_bfloat16_stays_near_float32(images, tmp_path):
+    pipeline = make_pipeline()
+    reference = pipeline(images)
+    pipeline.save_pretrained(tmp_path)
+    out = ILTMAnomalyPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)(images)
+    assert out.scores.dtype == torch.float32
+    # codes may flip where two are nearly as near
+    same = (out.token_log_likelihoods - reference.token_log_likelihoods).abs() < 0.3
+    assert same.float().mean() > 0.6
+
+
+def test_calibration_uses_images_alone_and_sets_both_limits():
+    pipeline = make_pipeline(token_threshold=None, score_threshold=None)
+    pixels = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    threshold = pipeline.calibrate(pixels)
+    assert pipeline.settings.score_threshold == threshold > 0
+    assert pipeline.settings.surprise_limit is not None
+    scores = pipeline(list(pixels)).scores
+    assert threshold > float(scores.median())
+
+
+def test_parts_that_were_not_trained_together_are_refused(pipeline):
+    other = PerformerPriorModel(PerformerPriorConfig(vocab_size=8, grid_shape=(4, 4), num_hidden_layers=1, head_dim=8))
+    with pytest.raises(ValueError, match="16 codes, the prior 8"):
+        ILTMAnomalyPipeline(pipeline.vqvae, other, pipeline.image_processor)
+
+
+class TestFoldersThatAreNoPipeline:
+    @pytest.fixture
+    def folder(self, pipeline, tmp_path):
+        pipeline.save_pretrained(tmp_path)
+        return tmp_path
+
+    def edit(self, folder, name, **changes):
+        path = folder / f"{name}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    def test_missing_folder(self, tmp_path):
+        with pytest.raises(ValueError, match="no pipeline folder at"):
+            ILTMAnomalyPipeline.from_pretrained(tmp_path / "nothing")
+
+    def test_foreign_class(self, folder):
+        self.edit(folder, "model_index", vqvae=["os", "system"])
+        with pytest.raises(ValueError, match="'os', 'system'.*not a pipeline of this package"):
+            ILTMAnomalyPipeline.from_pretrained(folder)
+
+    def test_missing_index(self, folder):
+        (folder / "model_index.json").unlink()
+        with pytest.raises(ValueError, match="has no model_index.json"):
+            ILTMAnomalyPipeline.from_pretrained(folder)
+
+    def test_broken_json(self, folder):
+        (folder / "calibration.json").write_text("{")
+        with pytest.raises(ValueError, match="calibration.json is not valid JSON"):
+            ILTMAnomalyPipeline.from_pretrained(folder)
+
+    @pytest.mark.parametrize("value", ["high", float("nan"), [1]])
+    def test_calibration_that_is_no_number(self, folder, value):
+        self.edit(folder, "calibration", score_threshold=value)
+        with pytest.raises(ValueError, match="score_threshold.*finite number"):
+            ILTMAnomalyPipeline.from_pretrained(folder)
