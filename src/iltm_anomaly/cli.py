@@ -19,6 +19,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, metavar="N", help="masked rounds, in place of the recipe's")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
     parser.add_argument("--resume", action="store_true", help="continue the run in DIR")
+    parser.add_argument("--checkpoint-seconds", type=float, default=120.0, metavar="S", help="time between checkpoints (default: 120)")
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
 
 

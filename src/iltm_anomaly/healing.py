@@ -1,5 +1,6 @@
 """Healing: unlikely codes of an image are drawn again from the prior, in sequence order, given what was healed before."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -109,6 +110,24 @@ class _Resampling:
             _, self.state = self.prior.step(codes[:, 0], self.state)
         else:
             _, self.state = self.prior.prefill(codes, self.state, run.clamp(max=length))
+
+
+@torch.no_grad()
+def healed_log_likelihood(prior: PerformerPriorModel, codes: Tensor, contexts: Tensor) -> Tensor:
+    """Log-probability of an image's codes, each given *healed* codes before it: log mean_s p(x_i | healed_s,<i).
+
+    In its own context a normal code that follows a defect is unlikely too, because the prior never saw the like.
+
+    Args:
+        codes: (N,) int64, the image's own.
+        contexts: (S, N) int64, healed samples.
+
+    Returns:
+        (N,) float32, natural logarithm.
+    """
+    log_probability = prior(contexts, compute_loss=False).logits.log_softmax(-1)  # (S, N, K)
+    own = log_probability.gather(-1, codes.expand_as(contexts).unsqueeze(-1)).squeeze(-1)
+    return own.logsumexp(0) - math.log(len(contexts))
 
 
 def sample_codes(

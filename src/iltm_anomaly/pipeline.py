@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from iltm_anomaly import __version__, masking
 from iltm_anomaly.abnormality import density_map, resampling_gate, smooth, upsample_tokens
-from iltm_anomaly.healing import heal
+from iltm_anomaly.healing import heal, healed_log_likelihood
 from iltm_anomaly.image_processing import ILTMImageProcessor
 from iltm_anomaly.prior import PerformerPriorModel
 from iltm_anomaly.vqvae import VQVAEModel
@@ -46,7 +46,9 @@ class InferenceSettings:
         bandwidth_floor: of the KDE, in units of pixel values in [0, 1].
         relative_density: see `abnormality.negative_log_density`.
         density_weight, likelihood_weight: the map is a weighted sum of the reconstructions' and the tokens' -log density.
-        gate: keep the density term near healed tokens only.
+        num_contexts: healed samples under whose context every code is scored again for the map; 0 scores it in its own context,
+            where what follows a defect is unlikely too.
+        gate: keep the density term near healed tokens only, as the lineage does.
         smoothing: standard deviation of the final Gaussian filter, in tokens; 0 leaves the map alone.
         score_threshold: from here on a pixel, and an image that has such a pixel, is called abnormal; None before
             calibration.
@@ -58,11 +60,12 @@ class InferenceSettings:
     surprise_limit: float | None = None
     num_samples: int = 20
     num_dropout_passes: int = 20
+    num_contexts: int = 5
     bandwidth_floor: float = 0.01
     relative_density: bool = True
-    density_weight: float = 1.0
+    density_weight: float = 0.5
     likelihood_weight: float = 1.0
-    gate: bool = True
+    gate: bool = False
     smoothing: float = 0.5
     score_threshold: float | None = None
 
@@ -222,10 +225,13 @@ class ILTMAnomalyPipeline:
         resampled = ~keep
         maps, healed_images = [], []
         for index, image in enumerate(pixel_values.float()):
-            surprise = settings.likelihood_weight * upsample_tokens(-log_likelihood[index], spatial)
-            healed_image = image
+            token_surprise, healed_image, values = -log_likelihood[index], image, torch.zeros_like(image[0])
             if bool(resampled[index].any()):
-                # 3. density of the observed pixels among the reconstructions; without a healed token there is none to compare
+                # 3. how unlikely the codes are where their neighbours are healed
+                if settings.num_contexts:
+                    contexts = healed_codes[index, : settings.num_contexts]
+                    token_surprise = -healed_log_likelihood(self.prior, codes[index].flatten(), contexts).view(grid)
+                # 4. density of the observed pixels among the reconstructions; without a healed token there is none to compare
                 density = density_map(
                     self.vqvae,
                     healed_codes[index].unflatten(1, grid),
@@ -238,8 +244,9 @@ class ILTMAnomalyPipeline:
                 healed_image, values = density.healed, density.surprise
                 if settings.gate:
                     values = values.where(resampling_gate(resampled[index], spatial), as_reconstructed(settings))
-                surprise = surprise + settings.density_weight * values
-            # 4. one map
+            # 5. one map
+            surprise = settings.likelihood_weight * upsample_tokens(token_surprise, spatial)
+            surprise += settings.density_weight * values
             maps.append(smooth(surprise, settings.smoothing * self.vqvae.config.downsampling).cpu())
             healed_images.append(healed_image.cpu())
         return maps, healed_images, log_likelihood.cpu(), resampled.cpu()

@@ -48,6 +48,7 @@ class TrainingRun:
         seed: of everything random.
         accelerator: device, processes and precision.
         show_progress: bars on the main process.
+        checkpoint_seconds: time between checkpoints.
     """
 
     recipe: Recipe
@@ -55,6 +56,7 @@ class TrainingRun:
     seed: int
     accelerator: Accelerator
     show_progress: bool = True
+    checkpoint_seconds: float = 120.0
 
     def __post_init__(self):
         self.log = RunLog(self.output / "training_log.jsonl", self.accelerator.is_main_process)
@@ -151,6 +153,7 @@ class TrainingRun:
             seed=sample_seed(self.seed, *stream),
             log=self.log,
             checkpoint_path=self.output / "checkpoint.bin",
+            checkpoint_seconds=self.checkpoint_seconds,
             show_progress=self.show_progress,
         )
 

@@ -21,6 +21,7 @@ class TrainArguments:
         rounds: masked rounds in place of the recipe's.
         seed: of everything random, the contamination split included.
         resume: continue the run in `output`.
+        checkpoint_seconds: time between checkpoints; they cost little more than writing the models and their optimiser.
         cpu: do not use an accelerator although there is one.
     """
 
@@ -33,6 +34,7 @@ class TrainArguments:
     rounds: int | None = None
     seed: int = 0
     resume: bool = False
+    checkpoint_seconds: float = 120.0
     cpu: bool = False
 
 
@@ -72,5 +74,5 @@ def train(arguments: TrainArguments) -> Path:
     images, record = load_training_images(arguments)
     accelerator = Accelerator(mixed_precision=recipe.mixed_precision, cpu=arguments.cpu)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    run = TrainingRun(recipe, arguments.output, arguments.seed, accelerator)
+    run = TrainingRun(recipe, arguments.output, arguments.seed, accelerator, checkpoint_seconds=arguments.checkpoint_seconds)
     return run.train(images, record, resume=arguments.resume)

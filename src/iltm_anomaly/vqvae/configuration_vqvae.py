@@ -52,9 +52,14 @@ class VQVAEConfig(PreTrainedConfig):
         for name in ("in_channels", "vocab_size", "embedding_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("dropout", "ema_decay"):
+        for name in ("num_res_blocks", "commitment_cost", "spectral_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("dropout", "ema_decay", "dead_code_threshold"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if not self.ema_epsilon > 0:
+            raise ValueError(f"ema_epsilon must be positive, got {self.ema_epsilon}: it keeps unused codes finite")
 
     @property
     def downsampling(self) -> int:

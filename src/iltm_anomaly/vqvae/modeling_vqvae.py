@@ -130,7 +130,9 @@ class VQVAEModel(PreTrainedModel):
         quantized, codes, counts = self.quantizer(vectors)
         commitment = (vectors.float() - quantized).square().mean()
         # straight-through: the decoder's gradient reaches the encoder as if nothing had been quantised
-        passed = (vectors + (quantized - vectors).detach()).unflatten(0, (len(encoded), *encoded.shape[2:])).movedim(-1, 1)
+        passed = (
+            (vectors + (quantized - vectors).detach()).unflatten(0, (len(encoded), *encoded.shape[2:])).movedim(-1, 1)
+        )
         reconstruction = self.decoder_head(self.dropout(self.decoder_trunk(passed.to(encoded.dtype))))
         loss = jukebox_loss(reconstruction, pixel_values, self.config.spectral_weight)
         output = VQVAEOutput(

@@ -47,8 +47,8 @@ class EMAQuantizer(nn.Module):
         with torch.autocast(vectors.device.type, enabled=False):
             vectors = vectors.float()
             codes = self.assign(vectors)
-            quantized = self.codebook[codes]
-            counts = torch.zeros_like(self.code_count).index_add_(0, codes, vectors.new_ones(len(codes)))
+            quantized = self.codebook[codes].float()
+            counts = vectors.new_zeros(len(self.codebook)).index_add_(0, codes, vectors.new_ones(len(codes)))
             counts = _sum_over_processes(counts)
             if self.training:
                 self._update(vectors.detach(), codes, counts)

@@ -1,0 +1,238 @@
+"""The commands as a user types them, on a small generated set with the `tiny` preset."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from iltm_anomaly.cli import build_parser, main
+from iltm_anomaly.data.synthetic import generate_dataset, write_mvtec_tree
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    dataset = generate_dataset(
+        kind="part", size=64, num_train=24, num_test_good=6, num_test_defective=20, contamination=0.0, seed=0
+    )
+    root = tmp_path_factory.mktemp("data")
+    write_mvtec_tree(dataset, root, "part")
+    return root
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    """The tiny preset, cut down further."""
+    from iltm_anomaly.training.recipe import load_recipe
+
+    import yaml
+
+    values = load_recipe("tiny").to_dict()
+    values["stage1"]["epochs"] = 8
+    values["stage2"]["epochs"] = 8
+    values["rounds"] |= {"rounds": 1, "outlier_scale": 1.5}
+    path = tmp_path_factory.mktemp("recipe") / "test.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(data, recipe, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "part"
+    arguments = ["train", "--data", str(data), "--category", "part", "--contamination", "0.1", "--cpu"]
+    assert main([*arguments, "--preset", str(recipe), "--output", str(output)]) == 0
+    return output
+
+
+def train(data: Path, recipe: Path, output: Path, *more: str) -> int:
+    arguments = ["train", "--data", str(data), "--category", "part", "--contamination", "0.1", "--cpu"]
+    return main([*arguments, "--preset", str(recipe), "--output", str(output), *more])
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    found = {}
+    for file in sorted(run.rglob("*.safetensors")):
+        found |= {f"{file.relative_to(run)}:{name}": tensor for name, tensor in load_file(file).items()}
+    return found
+
+
+def test_a_run_leaves_its_recipe_rounds_report_and_pipeline(run):
+    report = json.loads((run / "model" / "training_report.json").read_text())
+    assert [r["round"] for r in report["rounds"]] == [0, 1]
+    assert report["rounds"][0]["masked_fraction"] == 0.0
+    assert 0 < report["rounds"][1]["masked_fraction"] < 0.5
+    assert report["data"]["contamination"]["fraction"] == 0.1
+    assert report["num_training_images"] == 24 + 3
+    assert report["versions"]["torch"] and report["seconds"] > 0
+    log = [json.loads(line) for line in (run / "training_log.jsonl").read_text().splitlines()]
+    assert {entry["stage"] for entry in log} == {"vqvae", "prior round 0", "prior round 1"}
+    assert all(np.isfinite(entry["loss"]) for entry in log)
+
+
+def test_one_seed_gives_the_same_numbers_twice(run, data, recipe, tmp_path):
+    assert train(data, recipe, tmp_path / "again") == 0
+    first, second = weights(run), weights(tmp_path / "again")
+    assert first.keys() == second.keys() and first
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert train(data, recipe, tmp_path / "other", "--seed", "1") == 0
+    other = weights(tmp_path / "other")
+    assert any(not torch.equal(first[key], other[key]) for key in first)
+
+
+def test_a_killed_run_resumes_to_the_same_weights(run, data, recipe, tmp_path, monkeypatch):
+    """Stops in the middle of stage 1 and of round 1, each just after a checkpoint."""
+    from iltm_anomaly.training import loop
+
+    saved = loop.save_checkpoint
+    for stage, step in (("vqvae", 5), ("prior round 1", 4)):
+
+        def stop(path, state, stage=stage, step=step):
+            saved(path, state)
+            if (state["stage"], state["step"]) == (stage, step):
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(loop, "save_checkpoint", stop)
+        resume = ["--resume"] if stage != "vqvae" else []
+        assert train(data, recipe, tmp_path / "run", "--checkpoint-seconds=0", *resume) == 130
+    monkeypatch.setattr(loop, "save_checkpoint", saved)
+    assert train(data, recipe, tmp_path / "run", "--resume") == 0
+    expected, found = weights(run), weights(tmp_path / "run")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def test_resuming_another_run_is_refused(run, data, recipe, capsys):
+    assert train(data, recipe, run) == 2
+    assert "already holds a run: pass --resume" in capsys.readouterr().err
+    assert train(data, recipe, run, "--resume", "--seed", "3") == 2
+    assert "seed" in capsys.readouterr().err
+
+
+def test_evaluate_reports_every_round_and_draws_a_gallery(run, data, tmp_path, capsys):
+    arguments = ["evaluate", str(run), "--data", str(data), "--category", "part", "--output", str(tmp_path)]
+    assert main(arguments) == 0
+    table = capsys.readouterr().out
+    assert "pixel AUROC" in table and "of defect tokens" in table
+    document = json.loads((tmp_path / "results.json").read_text())
+    assert [r["round"] for r in document["results"]] == [0, 1]
+    for result in document["results"]:
+        assert result["category"] == "part" and result["contamination"] == 0.1 and result["seed"] == 0
+        assert all(0 <= result[key] <= 1 for key in ("pixel_auroc", "aupro", "image_auroc", "masked_fraction"))
+    last = document["results"][1]
+    assert 0 <= last["masked_share_normal_tokens"] <= 1 and 0 <= last["masked_share_defect_tokens"] <= 1
+    assert document["versions"]["torch"] and document["command"]
+    assert np.asarray(Image.open(tmp_path / "gallery.png")).std() > 10
+
+
+def test_evaluate_refuses_data_that_has_changed(run, data, tmp_path, capsys):
+    import shutil
+
+    changed = tmp_path / "data"
+    shutil.copytree(data, changed)
+    next((changed / "part" / "train" / "good").iterdir()).unlink()
+    arguments = ["evaluate", str(run), "--data", str(changed), "--category", "part", "--output", str(tmp_path / "out")]
+    assert main(arguments) == 2
+    assert "added, removed" in capsys.readouterr().err
+
+
+def test_detect_skips_bad_files_and_names_them(run, data, tmp_path, capsys):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    good = sorted((data / "part" / "test" / "good").iterdir())[:2]
+    for path in good:
+        Image.open(path).save(folder / path.name)
+    (folder / "empty.png").touch()
+    (folder / "text.jpg").write_text("no image")
+    assert main(["detect", str(run), str(folder), "--output", str(tmp_path / "out")]) == 0
+    assert "2 scored" in capsys.readouterr().out
+    rows = list(csv.DictReader(open(tmp_path / "out" / "results.csv")))
+    by_name = {Path(row["path"]).name: row for row in rows}
+    assert len(rows) == 4
+    for path in good:
+        row = by_name[path.name]
+        assert float(row["score"]) > 0 and row["abnormal"] in ("0", "1") and not row["error"]
+        assert np.load(tmp_path / "out" / row["map"]).shape == (64, 64)
+        assert (tmp_path / "out" / row["overlay"]).exists()
+    for name in ("empty.png", "text.jpg"):
+        assert name in by_name[name]["error"] and not by_name[name]["score"]
+
+
+def test_detect_fails_on_a_single_bad_file(run, tmp_path, capsys):
+    (tmp_path / "empty.png").touch()
+    assert main(["detect", str(run), str(tmp_path / "empty.png"), "--output", str(tmp_path / "out")]) == 2
+    assert "empty.png" in capsys.readouterr().err
+
+
+def test_a_plain_folder_of_images_is_trained_on_as_it_is(data, recipe, tmp_path):
+    folder = data / "part" / "train" / "good"
+    assert main(["train", "--data", str(folder), "--preset", str(recipe), "--output", str(tmp_path), "--cpu"]) == 0
+    assert json.loads((tmp_path / "model" / "training_report.json").read_text())["num_training_images"] == 24
+
+
+def test_training_survives_an_unreadable_image(data, recipe, tmp_path, caplog):
+    import shutil
+
+    folder = tmp_path / "images"
+    shutil.copytree(data / "part" / "train" / "good", folder)
+    (folder / "zero.png").touch()
+    assert main(["train", "--data", str(folder), "--preset", str(recipe), "--output", str(tmp_path / "o"), "--cpu"]) == 0
+    assert "zero.png" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere/at/all"], "nowhere"),
+        (["--category", "parts"], "part"),
+        (["--contamination", "0.9"], "largest"),
+        (["--preset", "fast"], "presets are"),
+    ],
+)
+def test_wrong_arguments_give_one_line_that_helps(data, tmp_path, capsys, arguments, message):
+    given = {"--data": str(data), "--category": "part", "--output": str(tmp_path / "out"), "--preset": "tiny"}
+    given |= dict(zip(arguments[::2], arguments[1::2], strict=True))
+    assert main(["train", *[word for pair in given.items() for word in pair]]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and "Traceback" not in error
+
+
+def test_accelerate_launch_takes_the_same_options(data, recipe, tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", str(REPOSITORY / "scripts" / "train.py")]
+    command += ["--data", str(data), "--category", "part", "--contamination", "0.1", "--cpu"]
+    command += ["--preset", str(recipe), "--output", str(tmp_path / "run")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert (tmp_path / "run" / "model" / "model_index.json").exists()
+
+
+def test_the_pipeline_reloads_to_the_same_scores_in_a_fresh_process(run, data):
+    image = sorted((data / "part" / "test" / "good").iterdir())[0]
+    program = (
+        "import sys; from iltm_anomaly import ILTMAnomalyPipeline as P;"
+        "out = P.from_pretrained(sys.argv[1])(sys.argv[2]);"
+        "print(out.scores[0].item().hex(), out.anomaly_maps[0].tobytes().hex()[:4000])"
+    )
+    command = [sys.executable, "-c", program, str(run / "model"), str(image)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    results = [subprocess.run(command, capture_output=True, text=True, env=environment) for _ in range(2)]
+    assert results[0].returncode == 0, results[0].stderr
+    assert results[0].stdout == results[1].stdout and results[0].stdout.strip()
+
+
+def test_help_is_quick_and_names_every_command():
+    program = "import sys, iltm_anomaly.cli as c; c.build_parser().format_help(); print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
+    assert all(name in build_parser().format_help() for name in ("demo", "train", "evaluate", "detect"))

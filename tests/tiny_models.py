@@ -1,0 +1,45 @@
+"""Models that run in milliseconds."""
+
+import torch
+
+from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
+from iltm_anomaly.vqvae import VQVAEConfig, VQVAEModel
+
+VQVAE = {"channels": (4, 4, 8), "num_res_blocks": 1, "vocab_size": 16, "embedding_dim": 4}
+PRIOR = {
+    "vocab_size": 11,
+    "grid_shape": (6, 7),
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "head_dim": 8,
+}
+
+
+def tiny_vqvae(seed: int = 0, **changes) -> VQVAEModel:
+    """A VQ-VAE with downsampling 8, in eval mode. Its codebook lies on its own outputs, so that many codes are used."""
+    torch.manual_seed(seed)
+    model = VQVAEModel(VQVAEConfig(**VQVAE | changes)).eval()
+    side = 2 * model.config.downsampling
+    model.initialize_codebook(torch.rand(8, model.config.in_channels, *[side] * model.config.spatial_dims))
+    return model
+
+
+def tiny_prior(seed: int = 0, gain: float = 3.0, **changes) -> PerformerPriorModel:
+    """A prior in eval mode. A fresh one hardly minds what it reads: `gain` scales its weights, so that errors show."""
+    torch.manual_seed(seed)
+    model = PerformerPriorModel(PerformerPriorConfig(**PRIOR | changes)).eval()
+    with torch.no_grad():
+        for embedding in (model.token_embedding, model.position_embedding):
+            embedding.weight.mul_(10 * gain)
+        for layer in model.layers:
+            layer.attention.qkv.weight.mul_(gain)
+        model.head.weight.mul_(gain)
+    return model
+
+
+def some_codes(model: PerformerPriorModel, batch: int = 3, length: int | None = None, seed: int = 0) -> torch.Tensor:
+    """Random codes, (batch, length) int64; as long as the grid if no length is given."""
+    generator = torch.Generator().manual_seed(seed)
+    length = length or model.config.max_position_embeddings
+    return torch.randint(model.config.vocab_size, (batch, length), generator=generator)
