@@ -87,6 +87,6 @@ def run(report: Report) -> None:
             report.target(f"{what}, time", ratio(timings, PERFORMER), 6, agrees)
             report.target(f"{what}, added peak memory", peaks[PERFORMER] / peaks[OURS], 8, agrees)
     report.notes.append(
-        "SDPA is softmax attention: its outputs are another function's and cannot be compared; its times stand for orientation "
-        "and no ratio is taken."
+        "SDPA is softmax attention: its outputs are another function's and cannot be compared; its times stand for "
+        "orientation and no ratio is taken."
     )

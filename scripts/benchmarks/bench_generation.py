@@ -1,7 +1,7 @@
 """B3: generating 1024 tokens (16 layers, 8 heads of 32, width 256) from begin of sequence, batch 1 and 32.
 
-The peers recompute the whole prefix for every token: some 500 s a sample. Their own sampling loop is therefore asked for one token
-behind prefixes of a few lengths, and the total is the integral of the straight lines between these points.
+The peers recompute the whole prefix for every token: some 500 s a sample. Their own sampling loop is therefore asked for one
+token behind prefixes of a few lengths, and the total is the sum over all lengths of the straight lines between these.
 """
 
 import functools
@@ -60,7 +60,7 @@ def interpolated(label: str, batch: int, positions: np.ndarray, prefixes: tuple[
 
 @torch.no_grad()
 def step_difference(prior: PerformerPriorModel, codes: Tensor) -> float:
-    """Largest difference between the log-probabilities of `step`, code by code, and those of performer-pytorch in parallel."""
+    """Largest difference between log-probabilities of `step`, code by code, and of performer-pytorch in parallel."""
     model = peers.performer_lm(prior)
     inputs = torch.nn.functional.pad(codes[:, :-1], (1, 0), value=prior.config.bos_token_id)
     with peers.same_features():
@@ -108,5 +108,5 @@ def run(report: Report) -> None:
             )
             report.target(f"{case}: {label} / ours", ratio(timings, label), limit, agrees[label], note=note)
     report.notes.append(
-        "Ours is measured in full. The floor at batch 1 is reading all weights once per token; at batch 32 it is arithmetic."
+        "Ours is measured in full. The floor at batch 1 is reading all weights once per token; at batch 32 arithmetic."
     )

@@ -79,7 +79,7 @@ def run(report: Report) -> None:
             value = total / timings[OURS]["median_s"]
             report.target(f"{case}: {label}, {way} / ours", value, 300, agrees[label], note=note)
     report.notes.append(
-        "Every sample has a past of its own behind its first redrawn code, so that all that follows must be read once per "
-        "sample, at least: a pass of ours per sample against one of theirs per unlikely token and sample. The ratio is therefore "
+        "Every sample has a past of its own behind its first redrawn code, so that all that follows must be read once "
+        "per sample, at least: a pass of ours per sample against one of theirs per unlikely token and sample. The ratio is "
         "bounded by the number of unlikely tokens times the ratio of the two passes, however the rest is done."
     )

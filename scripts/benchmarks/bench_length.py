@@ -88,8 +88,8 @@ def beyond_context(report: Report, context: int, length: int) -> None:
     minus_infinities = likelihood(context).isinf().sum().item()
     finite = prior.log_likelihood(codes).isfinite().all().item()
     report.notes.append(
-        f"With logits a thousand times as large, {minus_infinities} of MONAI's {context} log-likelihoods are -inf (it takes the "
-        f"logarithm of a softmax); all of ours are {'finite' if finite else 'NOT finite'}."
+        f"With logits a thousand times as large, {minus_infinities} of MONAI's {context} log-likelihoods are -inf (it takes "
+        f"the logarithm of a softmax); all of ours are {'finite' if finite else 'NOT finite'}."
     )
 
 
@@ -99,5 +99,5 @@ def run(report: Report) -> None:
     if MONAI not in report.missing:
         beyond_context(report, *((128, 256) if report.quick else (1024, 2048)))
     report.notes.append(
-        f"Training is measured with {TRAINING_LAYERS} of 16 layers, all of which cost the same, for the sake of memory."
+        f"Training is measured with {TRAINING_LAYERS} of 16 layers, which all cost the same, for the sake of memory."
     )

@@ -71,5 +71,5 @@ def run(report: Report) -> None:
             limit = 1 if length < 8192 else 4
             report.target(f"{case}: MONAI with SDPA / ours, time", ratio(timings, MONAI), limit, agrees[MONAI])
     report.notes.append(
-        "MONAI's model is softmax attention by design: what is compared is the same weights with our attention put in its place."
+        "MONAI's model is softmax attention by design: compared are the same weights with our attention in its place."
     )

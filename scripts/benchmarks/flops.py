@@ -7,8 +7,8 @@ For one layer, H heads of size D, M random features, n tokens, width W, feed-for
     linear attention  4 n M (D + 1) H                        into the running sums and out of them
     softmax attention 2 n^2 D H                              the causal half of 4 n^2 D H
 
-The triangle inside a chunk (2 n C (M + D + 1) H for chunks of C tokens) is left out: it is a price for being a matmul and no
-need, so that the shares below understate the rate of the kernels. A backward pass needs twice the forward one; what
+The triangle inside a chunk (2 n C (M + D + 1) H for chunks of C tokens) is left out: it is a price for being a matmul and
+no need, so that shares understate the rate of the kernels. A backward pass needs twice the forward one; what
 is recomputed in it to save memory is left out too. Normalisation, activations, exponentials and softmax are left out.
 """
 
@@ -46,8 +46,9 @@ def transformer(config: PerformerPriorConfig, tokens: int) -> float:
 
 
 def decoder_trunk(config: VQVAEConfig, cells: int) -> float:
-    """Decoder of a 2-D VQ-VAE up to its dropout, for a grid of `cells` codes: 3x3 and 1x1 convolutions, 4x4 up-convolutions."""
+    """Decoder of a 2-D VQ-VAE up to its dropout, for a grid of `cells` codes."""
     widths = config.channels
+    # kernels: 3x3 at the entry, 3x3 and 1x1 in a residual block, 4x4 in an up-convolution
     total = 2 * cells * 9 * config.embedding_dim * widths[-1]
     for level in reversed(range(len(widths))):
         total += config.num_res_blocks * 2 * cells * 10 * widths[level] ** 2

@@ -112,7 +112,7 @@ class Report:
     def add_times(
         self, case: str, timings: dict[str, Timing], flop: dict[str, float] | None = None, derived: str = ""
     ) -> None:
-        """`flop`: the least a contender's method needs, by hand; `derived`: how a time that was not measured came about."""
+        """`flop`: the least a contender's method needs; `derived`: how a time came about that was not measured."""
         for contender, timing in timings.items():
             row = {"case": case, "contender": contender, **timing, "derived": derived if contender != OURS else ""}
             needed = (flop or {}).get(contender)
@@ -141,6 +141,7 @@ class Report:
     ) -> None:
         """`counts`: whether the outputs agreed; without that no ratio is met."""
         met = counts and (value >= limit if at_least else value <= limit)
+        what = f"(quick) {what}" if self.quick else what
         sign = ">=" if at_least else "<="
         self.targets.append(
             {"what": what, "value": value, "target": f"{sign} {limit:g}", "counts": counts, "met": met, "note": note}

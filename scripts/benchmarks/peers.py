@@ -48,8 +48,8 @@ def plain_features(
 
 
 def same_features() -> contextlib.AbstractContextManager:
-    """Within it performer-pytorch uses our features. Its own take a maximum over all keys, later ones included, and add an
-    epsilon to queries too, so that its outputs cannot equal those of a causal model."""
+    """Within it performer-pytorch uses our features. Its own take a maximum over all keys, later ones included, and add
+    an epsilon to queries too, so that its outputs cannot equal those of a causal model."""
     return mock.patch(f"{MODULES[PERFORMER]}.softmax_kernel", plain_features)
 
 
@@ -128,7 +128,7 @@ def _copy_head(ours: nn.Linear, theirs: nn.Linear) -> None:
 
 @contextlib.contextmanager
 def our_attention(model: nn.Module, prior: PerformerPriorModel) -> Iterator[None]:
-    """Within it MONAI's model has our attention for SDPA and our last normalisation: what is left to compare is all the rest."""
+    """Within it MONAI's model has our attention for SDPA and our last normalisation: all the rest is compared."""
     projections = [layer.attention.projection for layer in prior.layers]
     calls = iter(projections)
 

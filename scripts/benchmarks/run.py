@@ -1,13 +1,13 @@
-"""Benchmarks B1 to B6: attention, training, generation, healing, long sequences and maps, beside performer-pytorch and MONAI.
+"""Benchmarks B1 to B6 beside performer-pytorch and MONAI: attention, training, generation, healing, long sequences, maps.
 
     python scripts/benchmarks/run.py                      # all of it, about half an hour on one core, 8 GB of memory
     python scripts/benchmarks/run.py --only B1 B6         # some of it; the others keep their last results
     python scripts/benchmarks/run.py --quick              # small sizes, a few minutes, for a look; writes no results
 
-Times are CPU seconds of one thread (`process_time`), contenders interleaved, minimum and median of the runs; ratios are those of
-medians. Memory is the growth of the peak resident set in a fresh process per contender. A ratio counts only where the
-outputs agree. Peers that are not installed are left out, and the result says so (`pip install --no-deps monai` beside a
-CPU build of torch).
+Times are CPU seconds of one thread (`process_time`), contenders interleaved, minimum and median of the runs; ratios are
+those of medians. Memory is the growth of the peak resident set in a fresh process per contender. A ratio counts only where
+the outputs agree. Peers that are not installed are left out, and the result says so (`pip install --no-deps monai` beside
+a CPU build of torch).
 """
 
 import argparse

@@ -16,8 +16,9 @@ def _environment(bench: str, report: dict[str, Any]) -> str:
     load = f"load {about['load_average'][0]:.1f}"
     left_out = "".join(f" Left out: {name} ({reason})." for name, reason in report["missing"].items())
     return (
-        f"{about['cpu']}, {about['threads']} thread of {about['cores']} cores, {load}; matmul "
-        f"{report['rate'] / 1e9:.0f} GFLOP/s; Python {about['python']}, {versions}; commit `{about['commit'][:10]}`.{left_out}"
+        f"{about['cpu']}, {about['threads']} thread of {about['cores']} cores, {load}; "
+        f"matmul {report['rate'] / 1e9:.0f} GFLOP/s; Python {about['python']}, {versions}; "
+        f"commit `{about['commit'][:10]}`.{left_out}"
     )
 
 
@@ -57,10 +58,10 @@ def _checks(report: dict[str, Any]) -> list[str]:
 def markdown(results: dict[str, Any]) -> str:
     lines = ["# Benchmarks B1 to B6", ""]
     lines += [
-        "CPU seconds of one thread, contenders interleaved in one process, ratios of medians; memory is the growth of the peak",
-        "resident set in a fresh process. The FLOP bound is the least a method needs (formulas in `scripts/benchmarks/flops.py`) at",
-        "the matmul rate of this machine, measured in the same process. `make bench` makes this page. The machine was shared:",
-        "times are good to some 30 %.",
+        "CPU seconds of one thread, contenders interleaved in one process, ratios of medians; memory is the growth of the",
+        "peak resident set in a fresh process. The FLOP bound is the least a method needs (formulas in",
+        "`scripts/benchmarks/flops.py`) at the matmul rate of this machine, measured in the same process. `make bench` makes",
+        "this page. The machine was shared: times are good to some 30 %.",
         "",
     ]
     lines += _targets(results)
