@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
-# Before the first import of torch and of Hugging Face libraries, which read them once. Processes of tests inherit them.
+# Before the first import of torch and of Hugging Face libraries, which read them once. Child processes inherit them.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # bits must not depend on how many cores are free

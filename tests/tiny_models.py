@@ -17,7 +17,7 @@ PRIOR = {
 
 
 def tiny_vqvae(seed: int = 0, **changes) -> VQVAEModel:
-    """A VQ-VAE with downsampling 8, in eval mode. Its codebook lies on its own outputs, so that many codes are used."""
+    """A VQ-VAE with downsampling 8, in eval mode. Its codebook lies on its own outputs, so that many are in use."""
     torch.manual_seed(seed)
     model = VQVAEModel(VQVAEConfig(**VQVAE | changes)).eval()
     side = 2 * model.config.downsampling

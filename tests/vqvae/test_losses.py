@@ -59,13 +59,8 @@ def test_amplitude_ignores_circular_shifts(axis):
     assert spectral_loss(shifted, x).item() < 1e-10 < jukebox_loss(shifted, x, 0.0).item()
 
 
-@pytest.mark.parametrize("image", ["zeros", "constant", "random"])
-def test_gradient_is_finite_where_the_amplitude_or_the_difference_is_zero(image):
-    x = {
-        "zeros": torch.zeros(1, 3, 8, 8),
-        "constant": torch.full((1, 3, 8, 8), 0.5),
-        "random": torch.rand(1, 3, 8, 8),
-    }[image]
+@pytest.mark.parametrize("x", [torch.zeros(1, 3, 8, 8), torch.full((1, 3, 8, 8), 0.5), pair((1, 3, 8, 8))[0]])
+def test_gradient_is_finite_where_the_amplitude_or_the_difference_is_zero(x):
     reconstruction = x.clone().requires_grad_()
     jukebox_loss(reconstruction, x).backward()
     assert reconstruction.grad.isfinite().all() and not reconstruction.grad.any()

@@ -1,5 +1,7 @@
 """The EMA codebook."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -34,7 +36,7 @@ def test_assigns_the_nearest_code():
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.99])
 def test_update_is_moving_averages_with_laplace_smoothing(decay):
-    """method.md 2.2: N <- d N + (1 - d) n; m <- d m + (1 - d) sum z; code = m / W, W = (N + e) / (sum N + K e) sum N."""
+    """N <- d N + (1 - d) n; m <- d m + (1 - d) sum z; code = m / W, W = (N + e) / (sum N + K e) sum N."""
     epsilon = 0.01  # large enough to show
     module = quantizer(decay=decay, epsilon=epsilon).train()
     count, total, codebook = (x.clone().double() for x in (module.code_count, module.code_sum, module.codebook))
@@ -68,7 +70,7 @@ def test_code_moves_to_the_mean_of_its_vectors_geometrically():
     for _ in range(12):
         assert not module(data)[1].any()
         distances.append((module.codebook[0] - data.mean(0)).norm().item())
-    ratios = [after / before for before, after in zip(distances, distances[1:], strict=False)]
+    ratios = [after / before for before, after in itertools.pairwise(distances)]
     assert ratios == pytest.approx([decay] * 12, rel=1e-3)
 
 
