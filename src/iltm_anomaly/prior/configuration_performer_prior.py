@@ -50,14 +50,17 @@ class PerformerPriorConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self.grid_shape = tuple(self.grid_shape)  # JSON gives a list back
         if self.num_random_features is None:
-            self.num_random_features = default_num_features(self.head_dim)
+            self.num_random_features = default_num_features(max(1, self.head_dim))  # validation comes after
         super().__post_init__(**kwargs)
 
     def validate_sizes(self):
         """Raises ValueError where a size or the masking mode is out of range."""
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim"):
+        positive = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim")
+        for name in (*positive, "num_random_features", "intermediate_ratio"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.feature_redraw_interval < 0:
+            raise ValueError(f"feature_redraw_interval must not be negative, got {self.feature_redraw_interval}")
         if not self.grid_shape or min(self.grid_shape) < 1:
             raise ValueError(f"grid_shape must hold positive sizes, got {self.grid_shape}")
         if self.masking not in MASKING_MODES:

@@ -19,7 +19,9 @@ import math
 import torch
 from torch import Tensor
 
-KEY_EPSILON = 1e-4  # floor of a key's features: keeps the normaliser away from zero when keys and features do not align
+KEY_EPSILON = (
+    1e-4  # floor of a key's features: keeps the normaliser away from zero when keys and features do not align
+)
 # Features of one segment (batch * heads * tokens * features), which is what is alive at once: 2 MiB stays in a CPU's cache,
 # an accelerator wants few large launches.
 SEGMENT_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 25}
@@ -139,7 +141,15 @@ class _CausalAttention(torch.autograd.Function):
             grad = torch.cat([grad, -(grad * out[:, part]).sum(-1, keepdim=True)], -1)
             part_keep = None if keep is None else keep[:, part]
             parts = _segment_gradients(
-                query[:, part], key[:, part], value[:, part], part_keep, projection, states[index], grad, grad_state, ctx.size
+                query[:, part],
+                key[:, part],
+                value[:, part],
+                part_keep,
+                projection,
+                states[index],
+                grad,
+                grad_state,
+                ctx.size,
             )
             grad_query[:, part], grad_key[:, part], grad_value[:, part], grad_state = parts
         return grad_query, grad_key, grad_value, None, None, None

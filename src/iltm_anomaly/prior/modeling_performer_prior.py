@@ -50,7 +50,7 @@ class PerformerAttention(nn.Module):
     def __init__(self, config: PerformerPriorConfig):
         super().__init__()
         inner = config.num_attention_heads * config.head_dim
-        self.num_heads, self.masking = config.num_attention_heads, config.masking
+        self.num_heads = config.num_attention_heads
         self.qkv = nn.Linear(config.hidden_size, 3 * inner, bias=False)
         self.out = nn.Linear(inner, config.hidden_size, bias=False)
         self.dropout = nn.Dropout(config.dropout)
@@ -60,11 +60,14 @@ class PerformerAttention(nn.Module):
         # (B, n, hidden) -> three of (B, heads, n, head_dim)
         return list(self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4))
 
-    def forward(self, x: Tensor, keep: Tensor | None = None, sums: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, n, hidden) -> outputs of the same shape and the running sums after them. `keep` (B, n), True = keep."""
+    def forward(
+        self, x: Tensor, keep: Tensor | None = None, sums: Tensor | None = None, keep_values: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(B, n, hidden) -> outputs of the same shape and the running sums after them. `keep` (B, n), True = keep, takes a
+        token out as a whole, `keep_values` only its values."""
         query, key, value = self._heads(x)
-        if keep is not None and self.masking == "value":
-            value, keep = value * keep[:, None, :, None], None
+        if keep_values is not None:
+            value = value * keep_values[:, None, :, None]
         if sums is None:
             sums = linear_attention.new_state(len(x), self.num_heads, self.projection.float())
         attended, sums = linear_attention.prefill(query, key, value, self.projection, sums, keep)
@@ -93,8 +96,10 @@ class PerformerLayer(nn.Module):
             nn.Dropout(config.dropout),
         )
 
-    def forward(self, x: Tensor, keep: Tensor | None = None, sums: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        attended, sums = self.attention(self.attention_norm(x), keep, sums)
+    def forward(
+        self, x: Tensor, keep: Tensor | None = None, sums: Tensor | None = None, keep_values: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        attended, sums = self.attention(self.attention_norm(x), keep, sums, keep_values)
         x = x + attended
         return x + self.mlp(self.mlp_norm(x)), sums
 
@@ -188,15 +193,17 @@ class PerformerPriorModel(PreTrainedModel):
                 f"token_mask must have the shape of input_ids {tuple(input_ids.shape)}, got {tuple(token_mask.shape)}"
             )
         previous = F.pad(input_ids[:, :-1], (1, 0), value=self.config.bos_token_id)
-        keep = None
+        keep = keep_values = None
         if token_mask is not None:
-            keep = F.pad(token_mask[:, :-1].bool(), (1, 0), value=True)
+            kept = F.pad(token_mask[:, :-1].bool(), (1, 0), value=True)
             if self.config.masking == "token":
-                previous = previous.masked_fill(~keep, self.config.mask_token_id)
+                keep, previous = kept, previous.masked_fill(~kept, self.config.mask_token_id)
+            else:
+                keep_values = kept
         position = torch.arange(previous.shape[1], device=previous.device)
         hidden = self._embed(previous, position)
         for layer in self.layers:
-            hidden, _ = layer(hidden, keep)
+            hidden, _ = layer(hidden, keep, keep_values=keep_values)
         logits = self._logits(hidden)
 
         loss = self._loss(logits, input_ids, token_mask) if compute_loss else None
