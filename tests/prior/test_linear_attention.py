@@ -248,7 +248,7 @@ def test_autocast_and_half_precision_inputs_are_summed_in_float32():
 
 
 def test_backward_keeps_no_features_and_no_running_sums():
-    """Saved for backward: queries, keys, values, outputs, normaliser and a state per segment; not M features a token."""
+    """Saved: queries, keys, values, outputs, the normaliser and a state per segment; not M features a token."""
     query, key, value, projection, _ = inputs(4096, sizes=(44, 16), batch=1, heads=1)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: (saved.append(x.numel()), x)[1], lambda x: x):

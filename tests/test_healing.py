@@ -1,0 +1,167 @@
+"""Healing, against enumeration and against a loop that recomputes every prefix."""
+
+import itertools
+
+import pytest
+import torch
+from scipy import stats
+from tiny_models import some_codes, tiny_prior
+
+from iltm_anomaly.healing import heal, sample_codes
+
+SAMPLES = 4
+
+
+def generators(count, seed=100):
+    return [torch.Generator().manual_seed(seed + i) for i in range(count)]
+
+
+def some_keep(codes, kept=0.8, seed=3):
+    """A mask per image, among them: all kept, none kept, only the first given up, only the last."""
+    keep = torch.rand(codes.shape, generator=torch.Generator().manual_seed(seed)) < kept
+    keep[0], keep[1] = True, False
+    keep[2] = keep[3] = True
+    keep[2, 0] = keep[3, -1] = False
+    return keep
+
+
+@torch.no_grad()
+def naive_heal(prior, codes, keep, num_samples, generators):
+    """One sequence and one code at a time, the whole prefix scored anew for each, from the same uniform numbers."""
+    healed = codes.unsqueeze(1).repeat(1, num_samples, 1)
+    for image, generator in enumerate(generators):
+        unlikely = (~keep[image]).nonzero().flatten().tolist()
+        uniforms = torch.rand(len(unlikely), num_samples, generator=generator)
+        for sample in range(num_samples):
+            for number, t in enumerate(unlikely):
+                logits = prior(healed[image, sample, : t + 1].unsqueeze(0), compute_loss=False).logits[0, t]
+                cumulative = logits.double().softmax(-1).cumsum(-1)
+                below = cumulative < uniforms[number, sample].double() * cumulative[-1]
+                healed[image, sample, t] = int(below.sum())
+    return healed
+
+
+def test_keeping_all_returns_the_codes_and_costs_nothing():
+    model = tiny_prior()
+    codes = some_codes(model)
+    model.register_forward_pre_hook(lambda *_: pytest.fail("scored"))
+    drawn = generators(3)
+    before = [generator.get_state() for generator in drawn]
+    healed = heal(model, codes, torch.ones_like(codes, dtype=torch.bool), SAMPLES, drawn)
+    assert torch.equal(healed, codes.unsqueeze(1).expand(-1, SAMPLES, -1))
+    assert all(torch.equal(state, g.get_state()) for state, g in zip(before, drawn, strict=True))
+
+
+@pytest.mark.parametrize("masking", ["token", "value"])
+@pytest.mark.parametrize("kept", [0.3, 0.9])
+def test_equals_recomputing_every_prefix(masking, kept):
+    model = tiny_prior(masking=masking)
+    codes = some_codes(model, batch=7)
+    keep = some_keep(codes, kept)
+    healed = heal(model, codes, keep, SAMPLES, generators(7))
+    assert torch.equal(healed, naive_heal(model, codes, keep, SAMPLES, generators(7)))
+    assert healed.dtype == torch.int64 and healed.shape == (7, SAMPLES, 42)
+
+
+def test_kept_codes_are_untouched_and_others_valid():
+    model = tiny_prior()
+    codes = some_codes(model, batch=6)
+    keep = some_keep(codes)
+    before = codes.clone()
+    healed = heal(model, codes, keep, SAMPLES, generators(6))
+    assert torch.equal(codes, before), "the input must stay"
+    kept = keep.unsqueeze(1).expand_as(healed)
+    assert torch.equal(healed[kept], codes.unsqueeze(1).expand_as(healed)[kept])
+    assert healed.min() >= 0 and healed.max() < model.config.vocab_size
+
+
+def test_samples_and_images_differ():
+    model = tiny_prior()
+    codes = some_codes(model, batch=1).repeat(2, 1)
+    keep = torch.arange(42).expand(2, -1) < 20
+    healed = heal(model, codes, keep, SAMPLES, generators(2)).flatten(0, 1)
+    assert healed.unique(dim=0).shape[0] == 2 * SAMPLES
+
+
+def test_an_image_does_not_depend_on_its_batch():
+    model = tiny_prior()
+    codes = some_codes(model, batch=6)
+    keep = some_keep(codes)
+    together = heal(model, codes, keep, SAMPLES, generators(6))
+    for i in range(6):
+        alone = heal(model, codes[i : i + 1], keep[i : i + 1], SAMPLES, generators(6)[i : i + 1])
+        assert torch.equal(alone[0], together[i])
+    order = [5, 1, 3, 0, 2, 4]
+    mixed = heal(model, codes[order], keep[order], SAMPLES, [generators(6)[i] for i in order])
+    assert torch.equal(mixed, together[order])
+
+
+def test_generators_advance_for_their_own_image_only():
+    model = tiny_prior()
+    codes = some_codes(model, batch=6)
+    keep = some_keep(codes)
+    drawn, expected = generators(6), generators(6)
+    torch.manual_seed(0)
+    global_state = torch.get_rng_state()
+    heal(model, codes, keep, SAMPLES, drawn)
+    for i, generator in enumerate(expected):
+        if count := int((~keep[i]).sum()):
+            torch.rand(count, SAMPLES, generator=generator)
+        assert torch.equal(generator.get_state(), drawn[i].get_state())
+    assert torch.equal(torch.get_rng_state(), global_state)
+
+
+def test_no_samples():
+    model = tiny_prior()
+    codes = some_codes(model)
+    assert heal(model, codes, torch.zeros_like(codes, dtype=torch.bool), 0, generators(3)).shape == (3, 0, 42)
+
+
+def test_arguments_that_do_not_fit():
+    model = tiny_prior()
+    codes = some_codes(model)
+    with pytest.raises(ValueError, match="keep must have the shape"):
+        heal(model, codes, torch.ones(3, 41, dtype=torch.bool), 1, generators(3))
+    with pytest.raises(ValueError, match="one generator per image: got 2 for 3"):
+        heal(model, codes, torch.ones_like(codes, dtype=torch.bool), 1, generators(2))
+
+
+# what it draws from
+
+
+def exact_distribution(model, codes, keep):
+    """Probability of every way to fill in the positions given up, in order; kept codes are given, not scored."""
+    unlikely = (~keep).nonzero().flatten().tolist()
+    probabilities = {}
+    for values in itertools.product(range(model.config.vocab_size), repeat=len(unlikely)):
+        filled = codes.clone()
+        filled[unlikely] = torch.tensor(values)
+        scores = model.log_likelihood(filled.unsqueeze(0))[0]
+        probabilities[values] = scores[unlikely].double().sum().exp().item()
+    assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
+    return unlikely, probabilities
+
+
+@pytest.mark.parametrize("given_up", [(0, 1, 2), (1,), (0, 2), (1, 2)])
+def test_draws_follow_the_exact_distribution(given_up):
+    """All given up is ancestral sampling from p(x1) p(x2 | x1) p(x3 | x1, x2)."""
+    model = tiny_prior(vocab_size=3, grid_shape=(1, 3), gain=1.5)
+    codes = torch.tensor([[2, 0, 1]])
+    keep = torch.ones(1, 3, dtype=torch.bool)
+    keep[0, list(given_up)] = False
+    unlikely, probabilities = exact_distribution(model, codes[0], keep[0])
+    draws = 4000
+    healed = heal(model, codes, keep, draws, generators(1))[0, :, unlikely].tolist()
+    observed = [healed.count(list(values)) for values in probabilities]
+    expected = [draws * p for p in probabilities.values()]
+    assert max(probabilities.values()) > 2 * min(probabilities.values()), "an even distribution would test little"
+    assert stats.chisquare(observed, expected, sum_check=False).pvalue > 1e-3
+
+
+def test_whole_sequences():
+    model = tiny_prior()
+    drawn = sample_codes(model, 5, torch.Generator().manual_seed(1))
+    assert drawn.shape == (5, 42) and drawn.unique(dim=0).shape[0] == 5
+    keep = torch.zeros(1, 42, dtype=torch.bool)
+    assert torch.equal(drawn, heal(model, some_codes(model, 1), keep, 5, generators(1, seed=1))[0])
+    assert sample_codes(model, 5, torch.Generator().manual_seed(1), length=9).shape == (5, 9)
