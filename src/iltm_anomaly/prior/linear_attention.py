@@ -19,12 +19,11 @@ import math
 import torch
 from torch import Tensor
 
-KEY_EPSILON = (
-    1e-4  # floor of a key's features: keeps the normaliser away from zero when keys and features do not align
-)
-# Features of one segment (batch * heads * tokens * features), which is what is alive at once: 2 MiB stays in a CPU's cache,
+# Floor of a key's features: keeps the normaliser away from zero when keys and features do not align.
+KEY_EPSILON = 1e-4
+# Features of one segment (batch * heads * tokens * features), which is what is alive at once: 1 MiB stays in a CPU's cache,
 # an accelerator wants few large launches.
-SEGMENT_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 25}
+SEGMENT_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 25}
 
 
 def draw_projection(num_features: int, head_dim: int, generator: torch.Generator) -> Tensor:
@@ -48,25 +47,27 @@ def default_num_features(head_dim: int) -> int:
 
 def query_features(query: Tensor, projection: Tensor) -> Tensor:
     """phi_q, shape (..., features). The factor exp(-|q|^2 / 2 - max) is common to all features and cancels in the ratio."""
-    exponent = (query * query.shape[-1] ** -0.25) @ projection.t()
-    return (exponent - exponent.amax(-1, keepdim=True)).exp_()
+    exponent = query @ (projection * query.shape[-1] ** -0.25).t()
+    return exponent.sub_(exponent.amax(-1, keepdim=True)).exp_()
 
 
 def key_features(key: Tensor, projection: Tensor, keep: Tensor | None = None) -> Tensor:
     """phi_k, shape (..., features). `keep` (..., True = keep) zeroes the features of masked tokens: they leave numerator
     and normaliser alike."""
-    key = key * key.shape[-1] ** -0.25
-    features = (key @ projection.t() - key.square().sum(-1, keepdim=True) / 2).exp_().add_(KEY_EPSILON)
-    return features if keep is None else features * keep.unsqueeze(-1)
+    scale = key.shape[-1] ** -0.25
+    half_square = key.square().sum(-1, keepdim=True).mul_(scale**2 / 2)
+    features = (key @ (projection * scale).t()).sub_(half_square).exp_().add_(KEY_EPSILON)
+    return features if keep is None else features.mul_(keep.unsqueeze(-1))
 
 
 def chunk_size(num_features: int, length: int) -> int:
     """Tokens whose mutual attention is computed as one triangle.
 
-    A triangle costs 2 C (M + D) multiply-adds a token, the running sums 2 M D: the power of two at or above M / 2 keeps the
-    two alike, and past 64 the triangle falls out of the cache.
+    A triangle costs 2 C (M + D) operations a token, the running sums 4 M D and some M D / C memory accesses to add them up: the
+    power of two at or above M / 2 keeps them alike. 64 is as large as stays in a CPU's cache, 32 is faster up to 128 features.
     """
-    return min(length, 64, max(16, 1 << (num_features // 2 - 1).bit_length()))
+    largest = 32 if num_features <= 128 else 64
+    return min(length, largest, max(16, 1 << (num_features // 2 - 1).bit_length()))
 
 
 def _append_ones(value: Tensor) -> Tensor:
@@ -84,7 +85,15 @@ def _into_chunks(x: Tensor, size: int) -> Tensor:
 
 def _prefix_sums(first: Tensor, parts: Tensor) -> Tensor:
     """Running sums *before* each part: (G, M, E), (G, T, M, E) -> (G, T, M, E). No subtraction, so strictly causal bits."""
+    if parts.shape[1] == 1:
+        return first.unsqueeze(1)
     return torch.cat([first.unsqueeze(1), parts[:, :-1]], 1).cumsum(1)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """total + a @ b, (G, T, ., .) each, in place of `total`."""
+    total.flatten(0, 1).baddbmm_(a.flatten(0, 1), b.flatten(0, 1))
+    return total
 
 
 def _attend_segment(query: Tensor, key: Tensor, value: Tensor, state: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -93,8 +102,7 @@ def _attend_segment(query: Tensor, key: Tensor, value: Tensor, state: Tensor, si
     query, key, value = (_into_chunks(x, size) for x in (query, key, value))
     sums = key.transpose(-1, -2) @ value  # (G, T, M, E)
     before = _prefix_sums(state, sums)
-    out = query @ before
-    out += (query @ key.transpose(-1, -2)).tril_() @ value
+    out = _add_product(query @ before, (query @ key.transpose(-1, -2)).tril_(), value)
     return out.flatten(1, 2)[:, :length], before[:, -1] + sums[:, -1]
 
 
@@ -165,17 +173,18 @@ def _segment_gradients(query, key, value, keep, projection, state, grad, grad_st
     after = _prefix_sums(grad_state, sums.flip(1)).flip(1)  # what later chunks ask of the running sums
     scores = (q @ k.transpose(-1, -2)).tril_()
     grad_scores = (g @ v.transpose(-1, -2)).tril_()
-    grad_q = g @ before.transpose(-1, -2) + grad_scores @ k
-    grad_k = v @ after.transpose(-1, -2) + grad_scores.transpose(-1, -2) @ q
-    grad_v = k @ after + scores.transpose(-1, -2) @ g
+    grad_q = _add_product(g @ before.transpose(-1, -2), grad_scores, k)
+    grad_k = _add_product(v @ after.transpose(-1, -2), grad_scores.transpose(-1, -2), q)
+    grad_v = _add_product(k @ after, scores.transpose(-1, -2), g)
     grad_q, grad_k, grad_v = (x.flatten(1, 2)[:, :length] for x in (grad_q, grad_k, grad_v))
 
     scale = query.shape[-1] ** -0.25
-    grad_query = (grad_q * phi_q) @ projection * scale
+    projection = projection * scale
+    grad_query = grad_q.mul_(phi_q) @ projection
     # phi_k = (exp(w.k - |k|^2 / 2) + epsilon) * keep: the exponential part is what the gradient goes through
-    exponential = phi_k - KEY_EPSILON if keep is None else phi_k - KEY_EPSILON * keep.unsqueeze(-1)
-    grad_exponent = grad_k * exponential
-    grad_key = (grad_exponent @ projection - grad_exponent.sum(-1, keepdim=True) * (key * scale)) * scale
+    phi_k -= KEY_EPSILON if keep is None else KEY_EPSILON * keep.unsqueeze(-1)
+    grad_exponent = grad_k.mul_(phi_k)
+    grad_key = (grad_exponent @ projection).addcmul_(grad_exponent.sum(-1, keepdim=True), key, value=-(scale**2))
     return grad_query, grad_key, grad_v[..., :-1], after[:, 0] + sums[:, 0]
 
 
@@ -220,6 +229,6 @@ def step(query: Tensor, key: Tensor, value: Tensor, projection: Tensor, state: T
     """One token: (B, H, D) x3 -> (B, H, D). Adds the token to `state` (B, H, M, D + 1) in place, then attends."""
     with torch.autocast(query.device.type, enabled=False):
         projection = projection.float()
-        state += key_features(key.float(), projection).unsqueeze(-1) * _append_ones(value.float()).unsqueeze(-2)
+        state.addcmul_(key_features(key.float(), projection).unsqueeze(-1), _append_ones(value.float()).unsqueeze(-2))
         result = (query_features(query.float(), projection).unsqueeze(-2) @ state).squeeze(-2)
         return (result[..., :-1] / result[..., -1:]).to(value.dtype)
