@@ -10,12 +10,12 @@ from iltm_anomaly.training.task import TrainArguments, train
 
 MARKER = ".iltm-anomaly-demo"
 CATEGORY = "part"
-CONTAMINATION = 0.15
+CONTAMINATION = 0.3
 SIZE = 96
 
 
 def demo(output: Path, seed: int = 0) -> dict:
-    """Generates images of a machined part, 15 % of the training ones with a hidden defect; trains, refits with suspicious tokens
+    """Generates images of a machined part, 30 % of the training ones with a hidden defect; trains, refits with suspicious tokens
     masked, scores held-out images after every round, and reloads the pipeline to score one image.
 
     Files, below `output`: `data` (MVTec AD layout), `run` (`run/model` is the pipeline), `results.json`, `gallery.png`.

@@ -39,7 +39,8 @@ class InferenceSettings:
     Args:
         token_threshold: codes less likely than this are healed, every code for itself (the lineage's rule). None heals outliers:
             `neighbourhood` and `surprise_limit` as in `masking`.
-        neighbourhood, outlier_scale: of the outlier rule.
+        neighbourhood, outlier_scale: of the outlier rule. Its scale is higher than the 3 of training, where a normal token that
+            is masked costs little; one that is healed adds to the map.
         surprise_limit: of the outlier rule, in nats; set by calibration.
         num_samples: S, healed samples per image.
         num_dropout_passes: D, decodings of each sample with channels dropped.
@@ -56,16 +57,16 @@ class InferenceSettings:
 
     token_threshold: float | None = None
     neighbourhood: float = 1.0
-    outlier_scale: float = 3.0
+    outlier_scale: float = 4.0
     surprise_limit: float | None = None
     num_samples: int = 20
     num_dropout_passes: int = 20
     num_contexts: int = 5
     bandwidth_floor: float = 0.01
     relative_density: bool = True
-    density_weight: float = 0.5
+    density_weight: float = 1.0
     likelihood_weight: float = 1.0
-    gate: bool = False
+    gate: bool = True
     smoothing: float = 0.5
     score_threshold: float | None = None
 
@@ -265,9 +266,8 @@ class ILTMAnomalyPipeline:
     def calibrate(self, pixel_values: Tensor, show_progress: bool = False) -> float:
         """Sets `surprise_limit` and `score_threshold` from training images (N, C, *spatial) alone; no label is read.
 
-        Scores of normal images are taken to be symmetric on a logarithmic scale. Their middle and lower half are what
-        contamination disturbs least, so the threshold stands as far above the median as three standard deviations, judged
-        by the distance from the 16th percentile to the median.
+        A score is an outlier if its logarithm is: `masking.outlier_limit` with a scale of 3, which holds as long as fewer than
+        half of the training images are contaminated.
 
         Returns:
             The score threshold.
@@ -281,8 +281,7 @@ class ILTMAnomalyPipeline:
         scores = []
         for batch in tqdm(batches, desc="calibrating", unit="batch", disable=not show_progress):
             scores += [float(m.max()) for m in self._score_batch(batch, settings, 0)[0]]
-        low, middle = np.quantile(np.log(np.maximum(scores, 1e-6)), [0.16, 0.5])
-        settings.score_threshold = float(np.exp(middle + 3 * (middle - low)))
+        settings.score_threshold = math.exp(masking.outlier_limit(torch.tensor(scores).clamp(min=1e-6).log()))
         return settings.score_threshold
 
     # Saving and loading
