@@ -31,9 +31,9 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
     """The tiny preset, cut down further."""
-    from iltm_anomaly.training.recipe import load_recipe
-
     import yaml
+
+    from iltm_anomaly.training.recipe import load_recipe
 
     values = load_recipe("tiny").to_dict()
     values["stage1"]["epochs"] = 8
@@ -155,7 +155,7 @@ def test_detect_skips_bad_files_and_names_them(run, data, tmp_path, capsys):
     (folder / "text.jpg").write_text("no image")
     assert main(["detect", str(run), str(folder), "--output", str(tmp_path / "out")]) == 0
     assert "2 scored" in capsys.readouterr().out
-    rows = list(csv.DictReader(open(tmp_path / "out" / "results.csv")))
+    rows = list(csv.DictReader((tmp_path / "out" / "results.csv").read_text().splitlines()))
     by_name = {Path(row["path"]).name: row for row in rows}
     assert len(rows) == 4
     for path in good:
@@ -185,7 +185,9 @@ def test_training_survives_an_unreadable_image(data, recipe, tmp_path, caplog):
     folder = tmp_path / "images"
     shutil.copytree(data / "part" / "train" / "good", folder)
     (folder / "zero.png").touch()
-    assert main(["train", "--data", str(folder), "--preset", str(recipe), "--output", str(tmp_path / "o"), "--cpu"]) == 0
+    assert (
+        main(["train", "--data", str(folder), "--preset", str(recipe), "--output", str(tmp_path / "o"), "--cpu"]) == 0
+    )
     assert "zero.png" in caplog.text
 
 
@@ -207,7 +209,16 @@ def test_wrong_arguments_give_one_line_that_helps(data, tmp_path, capsys, argume
 
 
 def test_accelerate_launch_takes_the_same_options(data, recipe, tmp_path):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no", str(REPOSITORY / "scripts" / "train.py")]
     command += ["--data", str(data), "--category", "part", "--contamination", "0.1", "--cpu"]
     command += ["--preset", str(recipe), "--output", str(tmp_path / "run")]

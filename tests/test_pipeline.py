@@ -61,7 +61,11 @@ def test_an_image_scores_the_same_alone_and_in_any_batch(pipeline, images):
 
 
 def test_generator_changes_the_samples_and_is_reproducible(pipeline, images):
-    first, again, other = pipeline(images[0], generator=1), pipeline(images[0], generator=1), pipeline(images[0], generator=2)
+    first, again, other = (
+        pipeline(images[0], generator=1),
+        pipeline(images[0], generator=1),
+        pipeline(images[0], generator=2),
+    )
     assert torch.equal(first.scores, again.scores)
     np.testing.assert_array_equal(first.anomaly_maps[0], again.anomaly_maps[0])
     assert not np.array_equal(first.anomaly_maps[0], other.anomaly_maps[0])
@@ -93,7 +97,14 @@ def test_save_and_reload_is_bit_equal(pipeline, images, tmp_path):
     before = pipeline(images)
     pipeline.save_pretrained(tmp_path / "model")
     names = {p.name for p in (tmp_path / "model").iterdir()}
-    assert names >= {"model_index.json", "vqvae", "prior", "image_processor", "calibration.json", "training_report.json"}
+    assert names >= {
+        "model_index.json",
+        "vqvae",
+        "prior",
+        "image_processor",
+        "calibration.json",
+        "training_report.json",
+    }
     after = ILTMAnomalyPipeline.from_pretrained(tmp_path / "model")(images)
     assert torch.equal(before.scores, after.scores)
     for one, two in zip(before.anomaly_maps, after.anomaly_maps, strict=True):
@@ -144,21 +155,21 @@ class TestFoldersThatAreNoPipeline:
 
     def test_foreign_class(self, folder):
         self.edit(folder, "model_index", vqvae=["os", "system"])
-        with pytest.raises(ValueError, match="'os', 'system'.*not a pipeline of this package"):
+        with pytest.raises(ValueError, match=r"'os', 'system'.*not a pipeline of this package"):
             ILTMAnomalyPipeline.from_pretrained(folder)
 
     def test_missing_index(self, folder):
         (folder / "model_index.json").unlink()
-        with pytest.raises(ValueError, match="has no model_index.json"):
+        with pytest.raises(ValueError, match=r"has no model_index.json"):
             ILTMAnomalyPipeline.from_pretrained(folder)
 
     def test_broken_json(self, folder):
         (folder / "calibration.json").write_text("{")
-        with pytest.raises(ValueError, match="calibration.json is not valid JSON"):
+        with pytest.raises(ValueError, match=r"calibration.json is not valid JSON"):
             ILTMAnomalyPipeline.from_pretrained(folder)
 
     @pytest.mark.parametrize("value", ["high", float("nan"), [1]])
     def test_calibration_that_is_no_number(self, folder, value):
         self.edit(folder, "calibration", score_threshold=value)
-        with pytest.raises(ValueError, match="score_threshold.*finite number"):
+        with pytest.raises(ValueError, match=r"score_threshold.*finite number"):
             ILTMAnomalyPipeline.from_pretrained(folder)

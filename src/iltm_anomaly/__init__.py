@@ -26,7 +26,19 @@ _PUBLIC = {
     "load_mvtec": "data.mvtec",
     "contaminate": "data.contamination",
 }
-__all__ = [*_PUBLIC, "__version__"]  # noqa: PLE0604
+__all__ = [
+    "ILTMAnomalyOutput",
+    "ILTMAnomalyPipeline",
+    "ILTMImageProcessor",
+    "InferenceSettings",
+    "PerformerPriorConfig",
+    "PerformerPriorModel",
+    "VQVAEConfig",
+    "VQVAEModel",
+    "__version__",
+    "contaminate",
+    "load_mvtec",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,9 +2,11 @@
 
 The decoder runs up to its dropout once per distinct healed code map. What follows, dropping whole channels and one transposed
 convolution, is linear, so the channel mask is applied to the convolution's weights: all dropout passes of a code map are the
-output channels of one convolution. The image is walked in strips, so that memory does not grow with its height.
+output channels of one convolution. It is an ordinary one, with the pixels of a cell as channels too: the transposed one is
+slow on CPUs. The image is walked in strips, so that memory does not grow with its height.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,8 +19,12 @@ from torch.nn import functional as F
 
 from iltm_anomaly.vqvae import VQVAEModel
 
-STRIP_ELEMENTS = 1 << 20  # reconstructed values of one strip (samples * passes * channels * pixels): what is alive at once
-CONV_TRANSPOSE = {2: F.conv_transpose2d, 3: F.conv_transpose3d}
+# Reconstructed values of one strip (samples * passes * channels * pixels), which is what is alive at once.
+STRIP_ELEMENTS = 1 << 21
+# Code maps that go through the decoder together: one of them fills a CPU's cache.
+TRUNK_BATCH = {"cpu": 1, "cuda": 16}
+NEGLIGIBLE = -80.0  # exponent of a term that counts for nothing beside exp(0); below -87 CPUs are ten times slower
+CONV = {2: F.conv2d, 3: F.conv3d}
 
 
 def bandwidth(reconstructions: Tensor, floor: float) -> Tensor:
@@ -43,7 +49,7 @@ def negative_log_density(
     h = bandwidth(reconstructions, bandwidth_floor)
     exponent = (reconstructions - image).square_().mul_(-0.5 / h.square())
     largest = exponent.amax(0)  # log-sum-exp: far from all reconstructions every single term is zero in float32
-    log_density = largest + exponent.sub_(largest).exp_().mean(0).log_()
+    log_density = largest + exponent.sub_(largest).clamp_(min=NEGLIGIBLE).exp_().mean(0).log_()
     return -log_density if relative else -(log_density - torch.log(h * math.sqrt(2 * math.pi)))
 
 
@@ -51,6 +57,29 @@ def draw_channel_masks(count: int, passes: int, channels: int, dropout: float, g
     """Dropout of whole channels, (count, passes, channels) float32: 0, or 1 / (1 - p) where a channel stays."""
     kept = torch.rand(count, passes, channels, generator=generator) >= dropout
     return kept / (1 - dropout)
+
+
+def _subpixel_kernels(weight: Tensor) -> Tensor:
+    """A transposed convolution of kernel 4, stride 2 and padding 1 as an ordinary one of kernel 2.
+
+    It makes 2^dims pixels of every cell, P: along an axis the even pixel of cell y draws on cells y - 1 and y with taps 3 and 1,
+    the odd one on y and y + 1 with taps 2 and 0. (F, C, 4, ...) -> (P, C, F, 2, ...), the last axis running fastest in P.
+    """
+    dims = weight.dim() - 2
+    kernels = [weight[(..., *(slice(1 - odd, None, 2) for odd in pixel))] for pixel in _pixels(dims)]
+    return torch.stack(kernels).flip(*range(-dims, 0)).transpose(1, 2)
+
+
+def _pixels(dims: int) -> list[tuple[int, ...]]:
+    return list(itertools.product((0, 1), repeat=dims))
+
+
+def _interleave(parts: Tensor, out: Tensor) -> None:
+    """Pixels of cells (P, ..., *cells + 1) from kernels of 2 into `out` (..., *cells * 2)."""
+    dims = len(parts).bit_length() - 1
+    for part, pixel in zip(parts, _pixels(dims), strict=True):
+        cells = (slice(odd, side - 1 + odd) for odd, side in zip(pixel, part.shape[-dims:], strict=True))
+        out[(..., *(slice(odd, None, 2) for odd in pixel))] = part[(..., *cells)]
 
 
 @torch.no_grad()
@@ -69,30 +98,28 @@ def reconstruction_strips(
         The strip's slice of the first spatial axis, and its reconstructions (S * D, C, rows, ...), clamped to [0, 1].
     """
     distinct, index = torch.unique(codes, dim=0, return_inverse=True)
-    features = torch.cat([vqvae.decode_trunk(part).float() for part in distinct.split(16)])  # (U, F, *spatial / 2)
+    batch = TRUNK_BATCH.get(codes.device.type, TRUNK_BATCH["cuda"])
+    features = torch.cat([vqvae.decode_trunk(part).float() for part in distinct.split(batch)])  # (U, F, *cells)
     weight, bias = vqvae.decoder_head.weight.float(), vqvae.decoder_head.bias.float()  # (F, C, 4, ...), (C,)
     masks = draw_channel_masks(len(codes), num_dropout_passes, len(weight), vqvae.config.dropout, generator)
-    # one set of weights per sample, its dropout passes side by side as output channels: (S, F, D * C, 4, ...)
-    weights = torch.einsum("sdf,fc...->sfdc...", masks.to(codes.device), weight).flatten(2, 3)
+    # one set of weights per sample, pixels of a cell and dropout passes as output channels: (S, P * D * C, F, 2, ...)
+    kernels = _subpixel_kernels(weight)
+    weights = torch.einsum("sdf,pcf...->spdcf...", masks.to(codes.device), kernels).flatten(1, 3)
+    biases = bias.repeat(len(kernels) * num_dropout_passes)
 
-    rows, out_channels = features.shape[2], num_dropout_passes * len(bias)
-    step = max(1, STRIP_ELEMENTS // (len(codes) * out_channels * 2 * math.prod(2 * n for n in features.shape[3:])))
-    other_axes = (0, 0) * (features.dim() - 3)
-    conv_transpose = CONV_TRANSPOSE[features.dim() - 2]
+    rows, *others = features.shape[2:]
+    channels = (num_dropout_passes, len(bias))
+    step = max(1, STRIP_ELEMENTS // (len(codes) * math.prod(channels) * 2 * math.prod(2 * n for n in others)))
     for start in range(0, rows, step):
         stop = min(start + step, rows)
-        # A row of pixels draws on the feature rows beside it: one more on either side, zeros outside the image.
+        # A row of pixels draws on the rows of cells beside it: one more on either side, zeros outside the image.
         low, high = max(start - 1, 0), min(stop + 1, rows)
-        part = F.pad(features[:, :, low:high], (*other_axes, low - start + 1, stop + 1 - high))
-        out = torch.cat(
-            [
-                conv_transpose(part[i : i + 1], sample_weight, stride=2, padding=1)[:, :, 2:-2]
-                for i, sample_weight in zip(index.tolist(), weights, strict=True)
-            ]
-        )
-        out = out.unflatten(1, (num_dropout_passes, -1)).flatten(0, 1)  # (S * D, C, rows, ...)
-        out += bias.view(-1, *[1] * (features.dim() - 2))
-        yield slice(2 * start, 2 * stop), out.clamp_(0, 1)
+        strip = F.pad(features[:, :, low:high], (*(0, 0) * len(others), low - start + 1, stop + 1 - high))
+        out = strip.new_empty(len(codes), *channels, 2 * (stop - start), *(2 * n for n in others))
+        for i, sample_weight, sample in zip(index.tolist(), weights, out, strict=True):
+            parts = CONV[features.dim() - 2](strip[i : i + 1], sample_weight, biases, padding=(0, *[1] * len(others)))
+            _interleave(parts.view(len(kernels), *channels, *parts.shape[2:]), sample)
+        yield slice(2 * start, 2 * stop), out.flatten(0, 1).clamp_(0, 1)
 
 
 @dataclass

@@ -10,16 +10,31 @@ from iltm_anomaly import __version__
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", required=True, metavar="ROOT_OR_HUB_ID", help="MVTec AD folder, Hub data set, or folder of images")
-    parser.add_argument("--category", help="category of an MVTec AD folder; without it ROOT itself is one, or a plain folder")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="run folder; the pipeline goes to DIR/model")
-    parser.add_argument("--contamination", type=float, metavar="F", help="share of defective images to mix into training, 0 to 1")
+    parser.add_argument(
+        "--data", required=True, metavar="ROOT_OR_HUB_ID", help="MVTec AD folder, Hub data set, or folder of images"
+    )
+    parser.add_argument(
+        "--category", help="category of an MVTec AD folder; without it ROOT itself is one, or a plain folder"
+    )
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="DIR", help="run folder; the pipeline goes to DIR/model"
+    )
+    parser.add_argument(
+        "--contamination", type=float, metavar="F", help="share of defective images to mix into training, 0 to 1"
+    )
     parser.add_argument("--train-size", type=int, metavar="N", help="draw N training images in all")
-    parser.add_argument("--preset", default="cpu", metavar="NAME_OR_FILE", help="recipe: paper, cpu, tiny, ... or a YAML file (default: cpu)")
+    parser.add_argument(
+        "--preset",
+        default="cpu",
+        metavar="NAME_OR_FILE",
+        help="recipe: paper, cpu, tiny, ... or a YAML file (default: cpu)",
+    )
     parser.add_argument("--rounds", type=int, metavar="N", help="masked rounds, in place of the recipe's")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
     parser.add_argument("--resume", action="store_true", help="continue the run in DIR")
-    parser.add_argument("--checkpoint-seconds", type=float, default=120.0, metavar="S", help="time between checkpoints (default: 120)")
+    parser.add_argument(
+        "--checkpoint-seconds", type=float, default=120.0, metavar="S", help="time between checkpoints (default: 120)"
+    )
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
 
 
@@ -32,7 +47,9 @@ def run_train(arguments: argparse.Namespace) -> None:
 
 
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="run folder (every round), pipeline folder or Hub id (last round)")
+    parser.add_argument(
+        "model", metavar="MODEL", help="run folder (every round), pipeline folder or Hub id (last round)"
+    )
     parser.add_argument("--data", required=True, metavar="ROOT", help="the data that the model was trained on")
     parser.add_argument("--category", help="as in training")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="for results.json and gallery.png")
@@ -90,16 +107,26 @@ def run_demo(arguments: argparse.Namespace) -> None:
 
 Command = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]
 COMMANDS: dict[str, Command] = {
-    "demo": ("train and test on a generated contaminated set, offline, in a few minutes", add_demo_arguments, run_demo),
+    "demo": (
+        "train and test on a generated contaminated set, offline, in a few minutes",
+        add_demo_arguments,
+        run_demo,
+    ),
     "train": ("train on contaminated images", add_train_arguments, run_train),
-    "evaluate": ("measure every round of a run on held-out images with ground truth", add_evaluate_arguments, run_evaluate),
+    "evaluate": (
+        "measure every round of a run on held-out images with ground truth",
+        add_evaluate_arguments,
+        run_evaluate,
+    ),
     "detect": ("score images and draw where they are wrong", add_detect_arguments, run_detect),
 }
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(prog="iltm-anomaly", description="Anomaly detection that learns from contaminated data.")
+    parser = argparse.ArgumentParser(
+        prog="iltm-anomaly", description="Anomaly detection that learns from contaminated data."
+    )
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

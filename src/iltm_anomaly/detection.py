@@ -69,8 +69,11 @@ def detect(
     files = list_inputs(inputs)
     output.mkdir(parents=True, exist_ok=True)
     threshold = pipeline.settings.score_threshold
-    rows = []
-    with open(output / "results.csv", "w", newline="") as file, tqdm(total=len(files), disable=not show_progress) as bar:
+    rows: list[dict] = []
+    with (
+        open(output / "results.csv", "w", newline="") as file,
+        tqdm(total=len(files), disable=not show_progress) as bar,
+    ):
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         for batch in _read_batches(files, batch_size):

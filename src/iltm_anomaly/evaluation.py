@@ -28,12 +28,16 @@ def resolve_model_folder(path: str | Path) -> tuple[str | Path, Path | None]:
     folder = Path(path)
     if (folder / "rounds").is_dir():
         if not (folder / "model" / "model_index.json").is_file():
-            raise ValueError(f"the run in {folder} is not finished: continue it with `iltm-anomaly train ... --resume`")
+            raise ValueError(
+                f"the run in {folder} is not finished: continue it with `iltm-anomaly train ... --resume`"
+            )
         return folder / "model", folder
     return path, None
 
 
-def protocol_split(data: str | Path, category: str | None, record: dict[str, Any] | None) -> tuple[Dataset, Dataset | None]:
+def protocol_split(
+    data: str | Path, category: str | None, record: dict[str, Any] | None
+) -> tuple[Dataset, Dataset | None]:
     """Test images, and the training images if ground truth of their defects is known.
 
     Args:
@@ -191,7 +195,14 @@ def format_table(results: list[dict[str, Any]]) -> str:
         return "-" if value is None else f"{100 * value:.1f}"
 
     header = ["round", "pixel AUROC", "AUPRO", "image AUROC", "masked", "of defect tokens", "of normal tokens"]
-    keys = ["pixel_auroc", "aupro", "image_auroc", "masked_fraction", "masked_share_defect_tokens", "masked_share_normal_tokens"]
+    keys = [
+        "pixel_auroc",
+        "aupro",
+        "image_auroc",
+        "masked_fraction",
+        "masked_share_defect_tokens",
+        "masked_share_normal_tokens",
+    ]
     lines = [header] + [[str(r["round"]), *(percent(r[key]) for key in keys)] for r in results]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)

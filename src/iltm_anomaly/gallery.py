@@ -29,7 +29,9 @@ class GalleryRow:
     truth: np.ndarray | None = None
 
 
-def overlay(image: Image.Image, anomaly_map: np.ndarray, threshold: float, outline: np.ndarray | None = None) -> Image.Image:
+def overlay(
+    image: Image.Image, anomaly_map: np.ndarray, threshold: float, outline: np.ndarray | None = None
+) -> Image.Image:
     """Lays a map over its image: clear below half the threshold, red from twice the threshold on; `outline` (H, W) bool is
     drawn in white."""
     import matplotlib

@@ -24,7 +24,7 @@ from iltm_anomaly.vqvae import VQVAEModel
 logger = logging.getLogger(__name__)
 
 # Classes are looked up here, never imported by the name that a JSON file gives.
-COMPONENTS: dict[str, type] = {
+COMPONENTS: dict[str, Any] = {
     "vqvae": VQVAEModel,
     "prior": PerformerPriorModel,
     "image_processor": ILTMImageProcessor,
@@ -180,7 +180,11 @@ class ILTMAnomalyPipeline:
         images = _as_list(images)
         if not images:
             raise ValueError("no images given")
-        seed = int(torch.randint(2**62, (1,), generator=generator)) if isinstance(generator, torch.Generator) else generator
+        seed = (
+            int(torch.randint(2**62, (1,), generator=generator))
+            if isinstance(generator, torch.Generator)
+            else generator
+        )
         overrides = {
             "num_samples": num_samples,
             "num_dropout_passes": num_dropout_passes,
@@ -275,7 +279,9 @@ class ILTMAnomalyPipeline:
         settings, batches = self.settings, pixel_values.split(8)
         if settings.token_threshold is None:
             codes = torch.cat([self.vqvae.encode(b.to(self.device, self.vqvae.dtype)) for b in batches])
-            likelihood = torch.cat([self.prior.log_likelihood(c.flatten(1)) for c in codes.split(32)]).view(codes.shape)
+            likelihood = torch.cat([self.prior.log_likelihood(c.flatten(1)) for c in codes.split(32)]).view(
+                codes.shape
+            )
             surprise = masking.token_surprise(likelihood, settings.neighbourhood)
             settings.surprise_limit = masking.outlier_limit(surprise, settings.outlier_scale)
         scores = []
@@ -292,7 +298,7 @@ class ILTMAnomalyPipeline:
         folder.mkdir(parents=True, exist_ok=True)
         for name, component in self.components.items():
             component.save_pretrained(folder / name)
-        index = {"_class_name": type(self).__name__, "_version": __version__}
+        index: dict[str, Any] = {"_class_name": type(self).__name__, "_version": __version__}
         index |= {name: ["iltm_anomaly", cls.__name__] for name, cls in COMPONENTS.items()}
         for name, value in (
             ("model_index", index),

@@ -256,11 +256,11 @@ def test_backward_keeps_no_features_and_no_running_sums():
     assert sum(saved) < 5 * query.numel() + 4096
 
 
-@pytest.mark.parametrize(
-    "features, length, size", [(5, 999, 16), (44, 999, 32), (266, 999, 64), (266, 7, 7), (64, 9, 9)]
-)
-def test_chunk_size(features, length, size):
-    assert chunk_size(features, length) == size
+@pytest.mark.parametrize("features", [1, 5, 44, 110, 266, 1000])
+def test_chunk_size(features):
+    sizes = [chunk_size(features, length) for length in (1, 7, 64, 1000, 10**6)]
+    assert sizes[:2] == [1, 7], "never longer than the sequence"
+    assert sizes[3] == sizes[4] and 16 <= sizes[3] <= 64, "small enough for a cache, whatever the length"
 
 
 # the projection

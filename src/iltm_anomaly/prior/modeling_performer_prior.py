@@ -1,5 +1,6 @@
 """Causal Performer over code sequences (appendix B): log-likelihoods in parallel, or token by token from a constant state."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +48,8 @@ class PriorState:
 class PerformerAttention(nn.Module):
     """Multi-head causal FAVOR+ attention; its random features are a buffer, saved with the weights."""
 
+    projection: Tensor
+
     def __init__(self, config: PerformerPriorConfig):
         super().__init__()
         inner = config.num_attention_heads * config.head_dim
@@ -54,6 +57,7 @@ class PerformerAttention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * inner, bias=False)
         self.out = nn.Linear(inner, config.hidden_size, bias=False)
         self.dropout = nn.Dropout(config.dropout)
+        assert config.num_random_features is not None  # the configuration has filled it in
         self.register_buffer("projection", torch.empty(config.num_random_features, config.head_dim))
 
     def _heads(self, x: Tensor) -> list[Tensor]:
@@ -75,7 +79,7 @@ class PerformerAttention(nn.Module):
 
     def step(self, x: Tensor, sums: Tensor) -> Tensor:
         """One token, (B, hidden) -> (B, hidden); `sums` is updated in place."""
-        query, key, value = (part.squeeze(2) for part in self._heads(x.unsqueeze(1)))
+        query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # (B, heads, head_dim)
         return self.out(linear_attention.step(query, key, value, self.projection, sums).flatten(1))
 
 
@@ -143,17 +147,22 @@ class PerformerPriorModel(PreTrainedModel):
             init.ones_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, PerformerAttention):
-            seed = torch.randint(2**62, (1,), device="cpu").item()  # from the global generator, as all of init is
+            seed = int(torch.randint(2**62, (1,), device="cpu"))  # from the global generator, as all of init is
             generator = torch.Generator().manual_seed(seed)
-            init.copy_(module.projection, linear_attention.draw_projection(*module.projection.shape, generator))
+            num_features, head_dim = module.projection.shape
+            init.copy_(module.projection, linear_attention.draw_projection(num_features, head_dim, generator))
 
     @torch.no_grad()
     def redraw_projections(self, generator: torch.Generator) -> None:
         """Draws new random features in every layer. The training loop calls it every `feature_redraw_interval` steps with
         a generator that is seeded alike in every process; evaluation never redraws."""
-        for layer in self.layers:
-            projection = layer.attention.projection
-            projection.copy_(linear_attention.draw_projection(*projection.shape, generator))
+        for module in self.modules():
+            if isinstance(module, PerformerAttention):
+                num_features, head_dim = module.projection.shape
+                module.projection.copy_(linear_attention.draw_projection(num_features, head_dim, generator))
+
+    def _layers(self) -> Iterator[PerformerLayer]:
+        return (layer for layer in self.layers if isinstance(layer, PerformerLayer))
 
     def _check(self, codes: Tensor) -> None:
         if codes.dim() != 2 or not 0 < codes.shape[1] <= self.config.max_position_embeddings:
@@ -231,11 +240,11 @@ class PerformerPriorModel(PreTrainedModel):
         """The state before the first code; its `logits` predict that code."""
         sums = [
             linear_attention.new_state(batch_size, self.config.num_attention_heads, layer.attention.projection.float())
-            for layer in self.layers
+            for layer in self._layers()
         ]
         bos = torch.full((batch_size,), self.config.bos_token_id, device=self.device)
         hidden = self._embed(bos, torch.zeros_like(bos))
-        for layer, layer_sums in zip(self.layers, sums, strict=True):
+        for layer, layer_sums in zip(self._layers(), sums, strict=True):
             hidden = layer.step(hidden, layer_sums)
         return PriorState(sums, torch.zeros_like(bos), self._logits(hidden))
 
@@ -257,7 +266,7 @@ class PerformerPriorModel(PreTrainedModel):
         position = (state.position[:, None] + 1 + offset).clamp(max=self.config.max_position_embeddings - 1)
         hidden = self._embed(codes, position)
         sums = []
-        for layer, entering in zip(self.layers, state.sums, strict=True):
+        for layer, entering in zip(self._layers(), state.sums, strict=True):
             hidden, leaving = layer(hidden, keep, entering)
             sums.append(leaving)
         last = hidden[torch.arange(len(hidden), device=hidden.device), (count - 1).clamp(min=0)]
@@ -273,7 +282,7 @@ class PerformerPriorModel(PreTrainedModel):
         """
         self._check_room(state.position + 1)
         hidden = self._embed(codes, state.position + 1)
-        for layer, sums in zip(self.layers, state.sums, strict=True):
+        for layer, sums in zip(self._layers(), state.sums, strict=True):
             hidden = layer.step(hidden, sums)
         logits = self._logits(hidden)
         return logits, PriorState(state.sums, state.position + 1, logits)

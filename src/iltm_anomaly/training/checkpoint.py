@@ -1,5 +1,6 @@
 """One checkpoint file, replaced atomically: whoever reads it sees the old one or the new one, never a part."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -15,8 +16,8 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be written, or none of those found can be read."""
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes, flushes to the disk and renames.
+def write_atomically(path: Path, data: bytes, keep_as: Path | None = None) -> None:
+    """Writes, flushes to the disk and renames; what `path` held before is kept as `keep_as`, if given.
 
     Raises:
         CheckpointError: if the disk is full or the folder cannot be written; what `path` held before is untouched.
@@ -28,13 +29,27 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        if keep_as is not None and path.exists():  # not before the new file is safe: it may be the only good one
+            keep_as.unlink(missing_ok=True)
+            _link(path, keep_as)
         os.replace(partial, path)
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)  # the rename itself must survive a power cut
         os.close(folder)
     except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise CheckpointError(f"cannot write {path}: {error.strerror or error}. The last good file is untouched.") from error
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"cannot write {path}: {error.strerror or error}. The last good file is untouched."
+        ) from error
+
+
+def _link(path: Path, target: Path) -> None:
+    # a hard link costs nothing and, unlike renaming, never leaves the folder without the file
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copyfile(path, target)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -52,15 +67,11 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     data = buffer.getbuffer()
-    if path.exists():
-        # a hard link costs nothing and, unlike renaming, never leaves the folder without a checkpoint
-        previous = path.with_name(path.name + ".previous")
-        previous.unlink(missing_ok=True)
-        try:
-            os.link(path, previous)
-        except OSError:
-            shutil.copyfile(path, previous)
-    write_atomically(path, hashlib.sha256(data).digest() + bytes(data))
+    write_atomically(path, hashlib.sha256(data).digest() + bytes(data), keep_as=_previous(path))
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(path.name + ".previous")
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
@@ -69,8 +80,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
     Raises:
         CheckpointError: if there are checkpoints and all are damaged.
     """
-    problems = []
-    for candidate in (path, path.with_name(path.name + ".previous")):
+    problems: list[str] = []
+    for candidate in (path, _previous(path)):
         if not candidate.exists():
             continue
         content = candidate.read_bytes()

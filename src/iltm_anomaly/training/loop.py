@@ -28,7 +28,7 @@ LOG_EVERY = 20  # steps: reading the loss waits for the device
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite."""
+    """The loss, or the weights, became NaN or infinite."""
 
 
 class RunLog:
@@ -107,7 +107,7 @@ def fit(
         Averages over the last logged steps, steps, and seconds: {"loss", "perplexity", "steps", "seconds"}.
 
     Raises:
-        NonFiniteLossError: if the loss is not finite; the last checkpoint stays.
+        NonFiniteLossError: if the loss is not finite; the last checkpoint stays, and its weights are finite.
     """
     per_epoch = steps_per_epoch(num_samples, stage.batch_size)
     total = per_epoch * stage.epochs
@@ -143,20 +143,26 @@ def fit(
             if (step + 1) % LOG_EVERY == 0 or step + 1 == total:
                 summary = _summarise(output, step + 1, time.monotonic() - started, settings)
                 bar.set_postfix({k: f"{v:.4g}" for k, v in summary.items() if k in ("loss", "perplexity")})
-                settings.log.write(stage=settings.name, epoch=epoch, lr=stage.learning_rate_at(step, per_epoch), **summary)
+                settings.log.write(
+                    stage=settings.name, epoch=epoch, lr=stage.learning_rate_at(step, per_epoch), **summary
+                )
             checkpoint.save_if_due(step + 1, time.monotonic() - started)
     model.eval()
     accelerator.free_memory()
     return summary
 
 
+def _diverged(what: str, step: int, settings: LoopSettings) -> str:
+    return (
+        f"{settings.name}: {what} at step {step}. Lower the learning rate or train in float32; "
+        f"the last good checkpoint is {settings.checkpoint_path}"
+    )
+
+
 def _summarise(output: Any, steps: int, seconds: float, settings: LoopSettings) -> dict[str, float]:
     loss = output.loss.item()
     if not math.isfinite(loss):
-        raise NonFiniteLossError(
-            f"{settings.name}: the loss is {loss} at step {steps}. Lower the learning rate or train in float32; "
-            f"the last good checkpoint is {settings.checkpoint_path}"
-        )
+        raise NonFiniteLossError(_diverged(f"the loss is {loss}", steps, settings))
     values = {"loss": loss, "steps": steps, "seconds": round(seconds, 1)}
     if getattr(output, "perplexity", None) is not None:
         values["perplexity"] = output.perplexity.item()
@@ -197,6 +203,9 @@ class _Checkpointer:
             return
         self.saved_at = time.monotonic()
         if self.accelerator.is_main_process:
+            # The loss is only read now and then: without this look the last good checkpoint could be overwritten meanwhile.
+            if not all(bool(tensor.isfinite().all()) for tensor in self.model.state_dict().values()):
+                raise NonFiniteLossError(_diverged("weights are not finite", step, self.settings))
             state = {
                 "stage": self.settings.name,
                 "step": step,

@@ -1,7 +1,7 @@
 """Recipes: every number of a training run, as data. The shipped ones are the YAML files in `presets/`."""
 
-from dataclasses import asdict, dataclass, field, fields
 import math
+from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 SCHEDULES = ("one_cycle", "exponential", "constant")
+KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a table of fields"}
 
 
 @dataclass
@@ -122,25 +123,45 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Recipe":
-        """Raises ValueError on a key that no recipe has, and names it."""
+        """Raises ValueError on a key that no recipe has, that is missing, or whose value is of the wrong kind; names it."""
         return _build(cls, values, "recipe")
 
 
 def _build(cls, values: dict[str, Any], where: str):
     known = {f.name: f for f in fields(cls)}
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} must be a table of fields, got {values!r}; it has {sorted(known)}")
     if unknown := sorted(set(values) - set(known)):
         raise ValueError(f"{where} has no field {unknown[0]!r}; it has {sorted(known)}")
+    for name, f in known.items():
+        if name not in values and f.default is MISSING and f.default_factory is MISSING:
+            raise ValueError(f"{where} needs {name!r}")
     nested = {"stage1": StageRecipe, "stage2": StageRecipe, "rounds": RoundsRecipe}
     built = {
-        key: _build(nested[key], value, f"{where}.{key}") if key in nested and isinstance(value, dict) else value
+        key: _build(nested[key], value, f"{where}.{key}") if key in nested else _checked(known[key], value, where)
         for key, value in values.items()
     }
     return cls(**built)
 
 
+def _checked(known, value: Any, where: str) -> Any:
+    """`value` if it is of the kind of the field `known`. YAML has its traps: 1e-3 is text to it, and a bare no is false."""
+    options = get_args(known.type) if isinstance(known.type, UnionType) else (known.type,)
+    kinds = [get_origin(option) or option for option in options]
+    fits = type(value) in kinds or (type(value) is int and float in kinds)
+    if not fits:
+        hint = ": write 1.0e-3 for 1e-3" if isinstance(value, str) else ": put it in quotes" if str in kinds else ""
+        raise ValueError(f"{where}.{known.name} must be {KINDS.get(kinds[0], kinds[0].__name__)}, got {value!r}{hint}")
+    return value
+
+
 def preset_names() -> list[str]:
     """Names of the shipped recipes."""
-    return sorted(p.name.removesuffix(".yaml") for p in resources.files(f"{__package__}.presets").iterdir() if p.name.endswith(".yaml"))
+    return sorted(
+        p.name.removesuffix(".yaml")
+        for p in resources.files(f"{__package__}.presets").iterdir()
+        if p.name.endswith(".yaml")
+    )
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
@@ -155,4 +176,8 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         text = Path(name_or_path).read_text()
     else:
         raise ValueError(f"no preset and no file {str(name_or_path)!r}; presets are {preset_names()}")
-    return Recipe.from_dict(yaml.safe_load(text))
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name_or_path} is no valid YAML: {error}") from error
+    return Recipe.from_dict(values)

@@ -78,7 +78,8 @@ class TrainingRun:
         """
         started = time.monotonic()
         processor = ILTMImageProcessor(
-            size={"height": self.recipe.image_size, "width": self.recipe.image_size}, num_channels=self.recipe.num_channels
+            size={"height": self.recipe.image_size, "width": self.recipe.image_size},
+            num_channels=self.recipe.num_channels,
         )
         pixels = self._load(images, processor)
         self._open_folder(pixels, resume)
@@ -125,7 +126,9 @@ class TrainingRun:
         path = self.output / "run.json"
         if path.exists():
             if not resume:
-                raise RunFolderError(f"{self.output} already holds a run: pass --resume to continue it, or another --output")
+                raise RunFolderError(
+                    f"{self.output} already holds a run: pass --resume to continue it, or another --output"
+                )
             found = load_json(path)
             if different := [key for key, value in identity.items() if found.get(key) != value]:
                 raise RunFolderError(
@@ -165,7 +168,9 @@ class TrainingRun:
     def _train_vqvae(self, pixels: Tensor) -> tuple[VQVAEModel, dict[str, Any]]:
         folder = self.output / "vqvae"
         if folder.exists():
-            return VQVAEModel.from_pretrained(folder).eval().to(self.accelerator.device), load_json(folder / "stage.json")
+            return VQVAEModel.from_pretrained(folder).eval().to(self.accelerator.device), load_json(
+                folder / "stage.json"
+            )
         stage = self.recipe.stage1
         torch.manual_seed(sample_seed(self.seed, STREAM_WEIGHTS, 0))
         model = VQVAEModel(VQVAEConfig(in_channels=self.recipe.num_channels, **self.recipe.vqvae))
@@ -230,9 +235,13 @@ class TrainingRun:
     def _score(self, prior: PerformerPriorModel, codes: Tensor) -> Tensor:
         """Log-likelihoods (N, copies, tokens) with the full, unmasked context, as the authors' masks are computed."""
         device, sequences = self.accelerator.device, codes.flatten(0, 1)
-        return torch.cat([prior.log_likelihood(part.to(device).long()).cpu() for part in sequences.split(32)]).view(codes.shape)
+        return torch.cat([prior.log_likelihood(part.to(device).long()).cpu() for part in sequences.split(32)]).view(
+            codes.shape
+        )
 
-    def _judge(self, teacher: PerformerPriorModel, codes: Tensor, grid: tuple[int, ...]) -> tuple[Tensor, dict[str, Any]]:
+    def _judge(
+        self, teacher: PerformerPriorModel, codes: Tensor, grid: tuple[int, ...]
+    ) -> tuple[Tensor, dict[str, Any]]:
         """Keep-masks (N, copies, tokens) by the recipe's rule, and how they came about."""
         rule = self.recipe.rounds
         neighbourhood = rule.neighbourhood if rule.token_threshold is None else 0.0
@@ -247,7 +256,8 @@ class TrainingRun:
         return keep, {"masked_fraction": fraction, "surprise_limit": limit, "neighbourhood": neighbourhood}
 
     def _train_rounds(self, codes: Tensor, grid: tuple[int, ...]) -> tuple[PerformerPriorModel, list[dict[str, Any]]]:
-        rule, reports = self.recipe.rounds, []
+        rule = self.recipe.rounds
+        reports: list[dict[str, Any]] = []
         teacher: PerformerPriorModel | None = None
         previous_keep: Tensor | None = None
         for number in range(rule.rounds + 1):
@@ -269,7 +279,12 @@ class TrainingRun:
         return teacher, reports
 
     def _train_round(
-        self, number: int, codes: Tensor, keep: Tensor | None, grid: tuple[int, ...], teacher: PerformerPriorModel | None
+        self,
+        number: int,
+        codes: Tensor,
+        keep: Tensor | None,
+        grid: tuple[int, ...],
+        teacher: PerformerPriorModel | None,
     ) -> tuple[PerformerPriorModel, dict[str, Any]]:
         folder = self.output / "rounds" / f"round_{number}"
         if folder.exists():

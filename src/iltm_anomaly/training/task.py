@@ -52,7 +52,9 @@ def load_training_images(arguments: TrainArguments) -> tuple[list, dict[str, Any
                 "--train-size need an MVTec AD layout (train/good, test/<defect>, ground_truth/<defect>)"
             )
         dataset = contaminate(dataset, arguments.contamination or 0.0, arguments.seed, arguments.train_size)
-        record["contamination"] = contamination_record(dataset).to_dict()
+        chosen = contamination_record(dataset)
+        assert chosen is not None  # contaminate has just attached it
+        record["contamination"] = chosen.to_dict()
     # columns are read one by one: neither labels nor masks are even decoded
     return list(dataset["train"]["image"]), record
 
@@ -74,5 +76,7 @@ def train(arguments: TrainArguments) -> Path:
     images, record = load_training_images(arguments)
     accelerator = Accelerator(mixed_precision=recipe.mixed_precision, cpu=arguments.cpu)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    run = TrainingRun(recipe, arguments.output, arguments.seed, accelerator, checkpoint_seconds=arguments.checkpoint_seconds)
+    run = TrainingRun(
+        recipe, arguments.output, arguments.seed, accelerator, checkpoint_seconds=arguments.checkpoint_seconds
+    )
     return run.train(images, record, resume=arguments.resume)

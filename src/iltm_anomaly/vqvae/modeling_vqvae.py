@@ -85,9 +85,10 @@ class VQVAEModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        if isinstance(module, (*CONV.values(), *UP_CONV.values())):
+        if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
             init.kaiming_uniform_(module.weight, a=5**0.5)
-            bound = (module.weight[0].numel()) ** -0.5
+            bound = module.weight[0].numel() ** -0.5
+            assert module.bias is not None
             init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, EMAQuantizer):
             init.normal_(module.codebook)

@@ -24,6 +24,11 @@ class EMAQuantizer(nn.Module):
         dead_code_threshold: see `VQVAEConfig`.
     """
 
+    codebook: Tensor
+    code_count: Tensor
+    code_sum: Tensor
+    updates: Tensor
+
     def __init__(self, num_codes: int, dim: int, decay: float, epsilon: float, dead_code_threshold: float = 0.0):
         super().__init__()
         self.decay, self.epsilon, self.dead_code_threshold = decay, epsilon, dead_code_threshold

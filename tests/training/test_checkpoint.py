@@ -1,0 +1,184 @@
+"""Checkpoints survive full disks, crashes and damage."""
+
+import errno
+import os
+
+import pytest
+import torch
+
+from iltm_anomaly.training import checkpoint
+from iltm_anomaly.training.checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    load_json,
+    save_checkpoint,
+    write_atomically,
+    write_json,
+)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "run" / "checkpoint.pt"
+
+
+def previous_of(path):
+    return path.with_name(path.name + ".previous")
+
+
+def damage(path, content=None):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data) if content is None else content)
+
+
+def fail(monkeypatch, name):
+    """Makes a step of writing fail as a full disk does."""
+
+    def refuse(*_arguments, **_keywords):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, name, refuse)
+
+
+def test_writes_and_replaces(tmp_path):
+    path = tmp_path / "a" / "b" / "file"
+    write_atomically(path, b"one")
+    write_atomically(path, b"two")
+    assert path.read_bytes() == b"two" and [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_failed_write_leaves_the_old_file(path, monkeypatch, step):
+    write_atomically(path, b"old")
+    with monkeypatch.context() as patch:
+        fail(patch, step)
+        with pytest.raises(CheckpointError, match=r"cannot write .*checkpoint\.pt: No space left on device"):
+            write_atomically(path, b"new")
+    assert path.read_bytes() == b"old" and [p.name for p in path.parent.iterdir()] == ["checkpoint.pt"]
+
+
+def test_never_writes_into_the_file_itself(path, monkeypatch):
+    """Whoever reads while a write is under way, or was cut off by a power cut, sees the old content."""
+    write_atomically(path, b"old")
+    seen = []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda *paths: (seen.append(path.read_bytes()), replace(*paths)))
+    write_atomically(path, b"new")
+    assert seen == [b"old"] and path.read_bytes() == b"new"
+
+
+def test_folder_that_cannot_be(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="cannot write"):
+        write_atomically(tmp_path / "file" / "checkpoint.pt", b"new")
+
+
+def test_clean_up_that_fails_does_not_hide_the_reason(path, monkeypatch):
+    """On a file system that has become read-only nothing can be removed either."""
+    fail(monkeypatch, "fsync")
+    monkeypatch.setattr(
+        type(path), "unlink", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EROFS, "read-only"))
+    )
+    with pytest.raises(CheckpointError, match="No space left"):
+        write_atomically(path, b"new")
+
+
+def test_json(tmp_path):
+    value = {"b": 1, "a": [1.5, None, "ä"]}
+    write_json(tmp_path / "value.json", value)
+    assert load_json(tmp_path / "value.json") == value
+    assert (tmp_path / "value.json").read_text().startswith('{\n  "b": 1'), "readable, in the order given"
+
+
+def test_round_trip(path):
+    state = {"step": 3, "seconds": 1.5, "model": {"w": torch.rand(3, 2)}, "list": [1, "two", None]}
+    assert load_checkpoint(path) == (None, [])
+    save_checkpoint(path, state)
+    loaded, problems = load_checkpoint(path)
+    assert not problems and torch.equal(loaded["model"].pop("w"), state["model"].pop("w")) and loaded == state
+
+
+def test_the_one_before_stays(path):
+    for step in range(3):
+        save_checkpoint(path, {"step": step})
+    assert load_checkpoint(path)[0] == {"step": 2} and load_checkpoint(previous_of(path))[0] == {"step": 1}
+    assert len(list(path.parent.iterdir())) == 2
+
+
+def test_without_hard_links(path, monkeypatch):
+    fail(monkeypatch, "link")
+    for step in range(3):
+        save_checkpoint(path, {"step": step})
+    assert load_checkpoint(path)[0] == {"step": 2} and load_checkpoint(previous_of(path))[0] == {"step": 1}
+
+
+@pytest.mark.parametrize("content", [None, b"", b"short", b"\0" * 5000])
+def test_damaged_falls_back_on_the_one_before_and_says_so(path, content):
+    save_checkpoint(path, {"step": 0})
+    save_checkpoint(path, {"step": 1})
+    damage(path, content)
+    loaded, problems = load_checkpoint(path)
+    assert loaded == {"step": 0}
+    assert len(problems) == 1 and str(path) in problems[0] and "damaged" in problems[0]
+
+
+def test_truncated_falls_back(path):
+    save_checkpoint(path, {"step": 0})
+    save_checkpoint(path, {"step": 1})
+    damage(path, path.read_bytes()[:-10])
+    assert load_checkpoint(path)[0] == {"step": 0}
+
+
+def test_all_damaged(path):
+    save_checkpoint(path, {"step": 0})
+    damage(path)
+    with pytest.raises(CheckpointError, match="damaged.*remove the run folder"):
+        load_checkpoint(path)
+    save_checkpoint(path, {"step": 1})  # the damaged one becomes the previous one
+    assert load_checkpoint(path)[0] == {"step": 1}
+    damage(path)
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt is damaged.*checkpoint\.pt\.previous is damaged"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_failed_save_keeps_both_good_ones(path, monkeypatch, step):
+    save_checkpoint(path, {"step": 0})
+    save_checkpoint(path, {"step": 1})
+    with monkeypatch.context() as patch:
+        fail(patch, step)
+        with pytest.raises(CheckpointError, match="No space left"):
+            save_checkpoint(path, {"step": 2})
+    assert load_checkpoint(path)[0] == {"step": 1}
+
+
+def test_failed_save_after_damage_keeps_the_good_one(path, monkeypatch):
+    """Resumed from the previous checkpoint because the newest was damaged; then the disk is full."""
+    save_checkpoint(path, {"step": 0})
+    save_checkpoint(path, {"step": 1})
+    damage(path)
+    with monkeypatch.context() as patch:
+        fail(patch, "fsync")
+        with pytest.raises(CheckpointError, match="No space left"):
+            save_checkpoint(path, {"step": 1})
+    assert load_checkpoint(path)[0] == {"step": 0}
+
+
+def test_copying_that_fails_is_a_checkpoint_error(path, monkeypatch):
+    save_checkpoint(path, {"step": 0})
+    fail(monkeypatch, "link")
+    monkeypatch.setattr(checkpoint.shutil, "copyfile", os.link)
+    with pytest.raises(CheckpointError, match="No space left"):
+        save_checkpoint(path, {"step": 1})
+    assert load_checkpoint(path)[0] == {"step": 0}
+
+
+def test_no_code_is_run_on_loading(path):
+    class Malicious:
+        def __reduce__(self):
+            return os.system, ("true",)
+
+    save_checkpoint(path, {"step": Malicious()})
+    with pytest.raises(Exception, match="Weights only load failed"):
+        load_checkpoint(path)
