@@ -54,7 +54,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--category", help="as in training")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="for results.json and gallery.png")
     parser.add_argument("--last-round", action="store_true", help="leave out the rounds before the last")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: cpu)")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
@@ -66,7 +66,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         arguments.category,
         arguments.output,
         all_rounds=not arguments.last_round,
-        device=arguments.device,
+        device=arguments.device or default_device(),
     )
     print(format_table(document["results"]))
     print(f"written: {arguments.output / 'results.json'}, {arguments.output / 'gallery.png'}")
@@ -78,7 +78,7 @@ def add_detect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="for results.csv, overlays and maps")
     parser.add_argument("--no-maps", action="store_true", help="write results.csv only")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: cpu)")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
 
 
 def run_detect(arguments: argparse.Namespace) -> None:
@@ -87,11 +87,17 @@ def run_detect(arguments: argparse.Namespace) -> None:
     from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 
     folder, _ = resolve_model_folder(arguments.model)
-    pipeline = ILTMAnomalyPipeline.from_pretrained(folder, device=arguments.device)
+    pipeline = ILTMAnomalyPipeline.from_pretrained(folder, device=arguments.device or default_device())
     rows = detect(pipeline, arguments.inputs, arguments.output, arguments.batch_size, save_maps=not arguments.no_maps)
     failed = sum(bool(row["error"]) for row in rows)
     abnormal = sum(row["abnormal"] == 1 for row in rows)
     print(f"{len(rows) - failed} scored, {abnormal} abnormal, {failed} unreadable: {arguments.output / 'results.csv'}")
+
+
+def default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def add_demo_arguments(parser: argparse.ArgumentParser) -> None:

@@ -124,7 +124,9 @@ class TrainingRun:
             "images_sha256": hashlib.sha256(pixels.numpy().tobytes()).hexdigest(),
         }
         path = self.output / "run.json"
-        if path.exists():
+        existed = path.exists()
+        self.accelerator.wait_for_everyone()  # every process has looked before the first one writes
+        if existed:
             if not resume:
                 raise RunFolderError(
                     f"{self.output} already holds a run: pass --resume to continue it, or another --output"
