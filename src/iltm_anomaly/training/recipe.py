@@ -1,7 +1,7 @@
 """Recipes: every number of a training run, as data. The shipped ones are the YAML files in `presets/`."""
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
