@@ -133,7 +133,7 @@ def test_truncated_falls_back(path):
 def test_all_damaged(path):
     save_checkpoint(path, {"step": 0})
     damage(path)
-    with pytest.raises(CheckpointError, match="damaged.*remove the run folder"):
+    with pytest.raises(CheckpointError, match=r"damaged.*remove the run folder"):
         load_checkpoint(path)
     save_checkpoint(path, {"step": 1})  # the damaged one becomes the previous one
     assert load_checkpoint(path)[0] == {"step": 1}

@@ -1,5 +1,6 @@
 """Recipes: the shipped ones load, mistakes are named, schedules have the values they promise."""
 
+import itertools
 import math
 
 import pytest
@@ -107,7 +108,7 @@ def test_missing_field_is_named(tmp_path):
 
 
 def test_unknown_name_lists_the_presets():
-    with pytest.raises(ValueError, match="no preset and no file 'huge'.*'paper'"):
+    with pytest.raises(ValueError, match=r"no preset and no file 'huge'.*'paper'"):
         load_recipe("huge")
 
 
@@ -135,7 +136,7 @@ def test_one_cycle():
     assert values[20] == values[19] == max(values) == 0.2
     assert values[110] == pytest.approx(0.1), "half way down the cosine"
     assert values[65] == pytest.approx(0.1 * (1 + math.cos(math.pi / 4)))
-    assert all(a > b for a, b in zip(values[20:], values[21:], strict=False)) and 0 < values[-1] < 1e-4
+    assert all(a > b for a, b in itertools.pairwise(values[20:])) and 0 < values[-1] < 1e-4
 
 
 @pytest.mark.parametrize("stage", [StageRecipe(1), StageRecipe(1, warmup=0.0), StageRecipe(2, warmup=1.0)])
