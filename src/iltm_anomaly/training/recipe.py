@@ -137,7 +137,7 @@ def _build(cls, values: dict[str, Any], where: str):
     for name, f in known.items():
         if name not in values and f.default is MISSING and f.default_factory is MISSING:
             raise ValueError(f"{where} needs {name!r}")
-    nested = {"stage1": StageRecipe, "stage2": StageRecipe, "rounds": RoundsRecipe}
+    nested = {"stage1": StageRecipe, "stage2": StageRecipe, "rounds": RoundsRecipe} if cls is Recipe else {}
     built = {
         key: _build(nested[key], value, f"{where}.{key}") if key in nested else _checked(known[key], value, where)
         for key, value in values.items()
