@@ -73,7 +73,7 @@ def test_a_run_leaves_its_recipe_rounds_report_and_pipeline(run):
     assert 0 < report["rounds"][1]["masked_fraction"] < 0.5
     assert report["data"]["contamination"]["fraction"] == 0.1
     assert report["num_training_images"] == 24 + 3
-    assert report["versions"]["torch"] and report["seconds"] > 0
+    assert report["versions"]["torch"] and report["training_seconds"] > 0
     log = [json.loads(line) for line in (run / "training_log.jsonl").read_text().splitlines()]
     assert {entry["stage"] for entry in log} == {"vqvae", "prior round 0", "prior round 1"}
     assert all(np.isfinite(entry["loss"]) for entry in log)

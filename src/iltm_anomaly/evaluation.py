@@ -159,7 +159,7 @@ def evaluate_run(
         "test_images": len(test),
         "model": str(model),
         "data": str(data),
-        "training_seconds": report.get("seconds"),
+        "training_seconds": report.get("training_seconds"),
         "training_commit": report.get("commit"),
         **provenance(),
     }
