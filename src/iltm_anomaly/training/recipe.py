@@ -151,7 +151,9 @@ def _checked(known, value: Any, where: str) -> Any:
     kinds = [get_origin(option) or option for option in options]
     fits = type(value) in kinds or (type(value) is int and float in kinds)
     if not fits:
-        hint = ": write 1.0e-3 for 1e-3" if isinstance(value, str) else ": put it in quotes" if str in kinds else ""
+        hint = ": put it in quotes" if str in kinds else ""
+        if float in kinds and isinstance(value, str):
+            hint = ": write 1.0e-3 for 1e-3"
         raise ValueError(f"{where}.{known.name} must be {KINDS.get(kinds[0], kinds[0].__name__)}, got {value!r}{hint}")
     return value
 
