@@ -36,7 +36,7 @@ def contender(label: str, length: int, layers: int) -> tuple[nn.Module, Callable
 
 def memory(label: str, size: int) -> Callable[[], None]:
     # The first step, on a few tokens, makes gradients and the optimiser's state: what is counted is what a step adds.
-    _, step = contender(label, size, 16 if size <= 1024 else LONG_LAYERS)
+    _, step = contender(label, size, 16 if size == 1024 else LONG_LAYERS)
     step(16)()
     return step(size)
 

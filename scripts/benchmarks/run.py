@@ -1,6 +1,6 @@
 """Benchmarks B1 to B6 beside performer-pytorch and MONAI: attention, training, generation, healing, long sequences, maps.
 
-    python scripts/benchmarks/run.py                      # all of it, about half an hour on one core, 8 GB of memory
+    python scripts/benchmarks/run.py                      # all of it, some ten CPU minutes, 8 GB of memory
     python scripts/benchmarks/run.py --only B1 B6         # some of it; the others keep their last results
     python scripts/benchmarks/run.py --quick              # small sizes, a few minutes, for a look; writes no results
 
