@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,8 @@ def _subpixel_kernels(weight: Tensor) -> Tensor:
     the odd one on y and y + 1 with taps 2 and 0. (F, C, 4, ...) -> (P, C, F, 2, ...), the last axis running fastest in P.
     """
     dims = weight.dim() - 2
-    kernels = [weight[(..., *(slice(1 - odd, None, 2) for odd in pixel))] for pixel in _pixels(dims)]
+    taps: list[tuple[Any, ...]] = [(..., *(slice(1 - odd, None, 2) for odd in pixel)) for pixel in _pixels(dims)]
+    kernels = [weight[tap] for tap in taps]
     return torch.stack(kernels).flip(*range(-dims, 0)).transpose(1, 2)
 
 
@@ -78,8 +80,10 @@ def _interleave(parts: Tensor, out: Tensor) -> None:
     """Pixels of cells (P, ..., *cells + 1) from kernels of 2 into `out` (..., *cells * 2)."""
     dims = len(parts).bit_length() - 1
     for part, pixel in zip(parts, _pixels(dims), strict=True):
+        target: tuple[Any, ...] = (..., *(slice(odd, None, 2) for odd in pixel))
         cells = (slice(odd, side - 1 + odd) for odd, side in zip(pixel, part.shape[-dims:], strict=True))
-        out[(..., *(slice(odd, None, 2) for odd in pixel))] = part[(..., *cells)]
+        source: tuple[Any, ...] = (..., *cells)
+        out[target] = part[source]
 
 
 @torch.no_grad()
@@ -100,7 +104,8 @@ def reconstruction_strips(
     distinct, index = torch.unique(codes, dim=0, return_inverse=True)
     batch = TRUNK_BATCH.get(codes.device.type, TRUNK_BATCH["cuda"])
     features = torch.cat([vqvae.decode_trunk(part).float() for part in distinct.split(batch)])  # (U, F, *cells)
-    weight, bias = vqvae.decoder_head.weight.float(), vqvae.decoder_head.bias.float()  # (F, C, 4, ...), (C,)
+    weight = vqvae.decoder_head.weight.float()  # (F, C, 4, ...)
+    bias = vqvae.get_parameter("decoder_head.bias").float()  # (C,)
     masks = draw_channel_masks(len(codes), num_dropout_passes, len(weight), vqvae.config.dropout, generator)
     # one set of weights per sample, pixels of a cell and dropout passes as output channels: (S, P * D * C, F, 2, ...)
     kernels = _subpixel_kernels(weight)
