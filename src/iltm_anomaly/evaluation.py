@@ -127,6 +127,9 @@ def evaluate_run(
     if run_folder is not None and all_rounds:
         folders = [run_folder / "rounds" / f"round_{entry['round']}" for entry in rounds]
         priors = [PerformerPriorModel.from_pretrained(f).eval().to(pipeline.device) for f in folders]
+    train_pixels = None
+    if train is not None and len(priors) > 1:
+        train_pixels = torch.cat([pipeline.image_processor.preprocess(i)["pixel_values"] for i in train["image"]])
     shares: list[tuple[float | None, float | None]] = [(0.0, 0.0)]
     if train is not None and len(priors) > 1:
         shares += token_shares(pipeline, train, priors[:-1], rounds[1:])
@@ -136,6 +139,8 @@ def evaluate_run(
     results = []
     for entry, prior, (defect_share, normal_share) in zip(rounds[-len(priors) :], priors, shares, strict=True):
         pipeline.prior = prior
+        if train_pixels is not None:
+            pipeline.calibrate_surprise_limit(train_pixels)  # a limit of its own for every round
         started = time.monotonic()
         scored, metrics = score_dataset(pipeline, test, show_progress)
         seconds = time.monotonic() - started

@@ -39,8 +39,7 @@ class InferenceSettings:
     Args:
         token_threshold: codes less likely than this are healed, every code for itself (the lineage's rule). None heals outliers:
             `neighbourhood` and `surprise_limit` as in `masking`.
-        neighbourhood, outlier_scale: of the outlier rule. Its scale is higher than the 3 of training, where a normal token that
-            is masked costs little; one that is healed adds to the map.
+        neighbourhood, outlier_scale: of the outlier rule.
         surprise_limit: of the outlier rule, in nats; set by calibration.
         num_samples: S, healed samples per image.
         num_dropout_passes: D, decodings of each sample with channels dropped.
@@ -57,16 +56,16 @@ class InferenceSettings:
 
     token_threshold: float | None = None
     neighbourhood: float = 1.0
-    outlier_scale: float = 4.0
+    outlier_scale: float = 3.0
     surprise_limit: float | None = None
     num_samples: int = 20
     num_dropout_passes: int = 20
     num_contexts: int = 5
     bandwidth_floor: float = 0.01
     relative_density: bool = True
-    density_weight: float = 1.0
+    density_weight: float = 0.5
     likelihood_weight: float = 1.0
-    gate: bool = True
+    gate: bool = False
     smoothing: float = 0.5
     score_threshold: float | None = None
 
@@ -230,25 +229,26 @@ class ILTMAnomalyPipeline:
         resampled = ~keep
         maps, healed_images = [], []
         for index, image in enumerate(pixel_values.float()):
-            token_surprise, healed_image, values = -log_likelihood[index], image, torch.zeros_like(image[0])
-            if bool(resampled[index].any()):
+            token_surprise, samples = -log_likelihood[index], healed_codes[index]
+            if not bool(resampled[index].any()):
+                samples = samples[:1]  # all are the image's own codes
+            elif settings.num_contexts:
                 # 3. how unlikely the codes are where their neighbours are healed
-                if settings.num_contexts:
-                    contexts = healed_codes[index, : settings.num_contexts]
-                    token_surprise = -healed_log_likelihood(self.prior, codes[index].flatten(), contexts).view(grid)
-                # 4. density of the observed pixels among the reconstructions; without a healed token there is none to compare
-                density = density_map(
-                    self.vqvae,
-                    healed_codes[index].unflatten(1, grid),
-                    image,
-                    settings.num_dropout_passes,
-                    generators[index],
-                    settings.bandwidth_floor,
-                    settings.relative_density,
-                )
-                healed_image, values = density.healed, density.surprise
-                if settings.gate:
-                    values = values.where(resampling_gate(resampled[index], spatial), as_reconstructed(settings))
+                contexts = samples[: settings.num_contexts]
+                token_surprise = -healed_log_likelihood(self.prior, codes[index].flatten(), contexts).view(grid)
+            # 4. density of the observed pixels among the reconstructions
+            density = density_map(
+                self.vqvae,
+                samples.unflatten(1, grid),
+                image,
+                settings.num_dropout_passes,
+                generators[index],
+                settings.bandwidth_floor,
+                settings.relative_density,
+            )
+            healed_image, values = density.healed, density.surprise
+            if settings.gate and bool(resampled[index].any()):
+                values = values.where(resampling_gate(resampled[index], spatial), as_reconstructed(settings))
             # 5. one map
             surprise = settings.likelihood_weight * upsample_tokens(token_surprise, spatial)
             surprise += settings.density_weight * values
@@ -276,19 +276,24 @@ class ILTMAnomalyPipeline:
         Returns:
             The score threshold.
         """
+        self.calibrate_surprise_limit(pixel_values)
         settings, batches = self.settings, pixel_values.split(8)
-        if settings.token_threshold is None:
-            codes = torch.cat([self.vqvae.encode(b.to(self.device, self.vqvae.dtype)) for b in batches])
-            likelihood = torch.cat([self.prior.log_likelihood(c.flatten(1)) for c in codes.split(32)]).view(
-                codes.shape
-            )
-            surprise = masking.token_surprise(likelihood, settings.neighbourhood)
-            settings.surprise_limit = masking.outlier_limit(surprise, settings.outlier_scale)
         scores = []
         for batch in tqdm(batches, desc="calibrating", unit="batch", disable=not show_progress):
             scores += [float(m.max()) for m in self._score_batch(batch, settings, 0)[0]]
         settings.score_threshold = math.exp(masking.outlier_limit(torch.tensor(scores).clamp(min=1e-6).log()))
         return settings.score_threshold
+
+    @torch.no_grad()
+    def calibrate_surprise_limit(self, pixel_values: Tensor) -> None:
+        """Sets which tokens count as outliers from training images (N, C, *spatial); a fixed `token_threshold` needs none."""
+        settings = self.settings
+        if settings.token_threshold is not None:
+            return
+        codes = torch.cat([self.vqvae.encode(b.to(self.device, self.vqvae.dtype)) for b in pixel_values.split(8)])
+        likelihood = torch.cat([self.prior.log_likelihood(c.flatten(1)) for c in codes.split(32)]).view(codes.shape)
+        surprise = masking.token_surprise(likelihood, settings.neighbourhood)
+        settings.surprise_limit = masking.outlier_limit(surprise, settings.outlier_scale)
 
     # Saving and loading
 
