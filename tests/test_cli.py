@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from iltm_anomaly.cli import build_parser, main
@@ -31,8 +32,6 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
     """The tiny preset, cut down further."""
-    import yaml
-
     from iltm_anomaly.training.recipe import load_recipe
 
     values = load_recipe("tiny").to_dict()
@@ -247,3 +246,15 @@ def test_help_is_quick_and_names_every_command():
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
     assert all(name in build_parser().format_help() for name in ("demo", "train", "evaluate", "detect"))
+
+
+def test_a_wrong_value_in_a_recipe_is_one_line_too(data, tmp_path, capsys):
+    from iltm_anomaly.training.recipe import load_recipe
+
+    values = load_recipe("tiny").to_dict()
+    values["prior"]["head_dim"] = 0
+    path = tmp_path / "wrong.yaml"
+    path.write_text(yaml.safe_dump(values))
+    assert train(data, path, tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert "head_dim" in error and "Traceback" not in error

@@ -144,11 +144,13 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Runs one command. Errors that a user can mend are one line on stderr and exit code 2."""
     arguments = build_parser().parse_args(argv)
+    from huggingface_hub.errors import StrictDataclassError  # after parsing: --help does not wait for it
+
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     quiet_libraries()
     try:
         COMMANDS[arguments.command][2](arguments)
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, StrictDataclassError) as error:
         if arguments.debug:
             raise
         print(f"iltm-anomaly {arguments.command}: {error}", file=sys.stderr)
