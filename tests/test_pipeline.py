@@ -112,6 +112,25 @@ def test_save_and_reload_is_bit_equal(pipeline, images, tmp_path):
     assert torch.equal(before.token_log_likelihoods, after.token_log_likelihoods)
 
 
+def test_a_calibrated_pipeline_reloads_to_the_same_scores(images, tmp_path):
+    pipeline = make_pipeline(token_threshold=None)
+    pipeline.calibrate(torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    pipeline.save_pretrained(tmp_path)
+    loaded = ILTMAnomalyPipeline.from_pretrained(tmp_path)
+    assert loaded.settings == pipeline.settings and torch.equal(loaded.noise, pipeline.noise)
+    assert torch.equal(loaded(images).scores, pipeline(images).scores)
+
+
+def test_noise_widens_the_kernel_where_reconstructions_are_poor(images):
+    pipeline = make_pipeline(likelihood_weight=0.0, smoothing=0.0)
+    plain = pipeline(images[1]).anomaly_maps[0]
+    pipeline.noise = torch.zeros(32, 32)
+    pipeline.noise[:, 20:] = 1.0
+    wide = pipeline(images[1]).anomaly_maps[0]
+    np.testing.assert_allclose(wide[:, :4], plain[:, :4], rtol=1e-4)
+    assert wide[:, 28:].max() < 0.01 * plain[:, 28:].max()
+
+
 def test_bfloat16_stays_near_float32(images, tmp_path):
     pipeline = make_pipeline()
     reference = pipeline(images)
@@ -129,6 +148,7 @@ def test_calibration_uses_images_alone_and_sets_both_limits():
     threshold = pipeline.calibrate(pixels)
     assert pipeline.settings.score_threshold == threshold > 0
     assert pipeline.settings.surprise_limit is not None
+    assert pipeline.noise is not None and pipeline.noise.shape == (32, 32) and bool((pipeline.noise > 0).all())
     scores = pipeline(list(pixels)).scores
     assert threshold > float(scores.median())
 

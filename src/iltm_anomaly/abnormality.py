@@ -28,7 +28,7 @@ NEGLIGIBLE = -80.0  # exponent of a term that counts for nothing beside exp(0); 
 CONV = {2: F.conv2d, 3: F.conv3d}
 
 
-def bandwidth(reconstructions: Tensor, floor: float) -> Tensor:
+def bandwidth(reconstructions: Tensor, floor: float | Tensor) -> Tensor:
     """Kernel width per pixel, 1.06 std N^(-1/5) + floor, from reconstructions (N, ...); std with ddof 0."""
     deviation = reconstructions - reconstructions.mean(0)
     spread = deviation.square_().mean(0).sqrt_()
@@ -36,14 +36,14 @@ def bandwidth(reconstructions: Tensor, floor: float) -> Tensor:
 
 
 def negative_log_density(
-    reconstructions: Tensor, image: Tensor, bandwidth_floor: float, relative: bool = True
+    reconstructions: Tensor, image: Tensor, bandwidth_floor: float | Tensor, relative: bool = True
 ) -> Tensor:
     """-log f(x) per pixel, f the Gaussian KDE of the reconstructions; natural log, float32, finite.
 
     Args:
         reconstructions: (N, ...) in [0, 1].
         image: (...) the observed values x.
-        bandwidth_floor: added to the normal-reference bandwidth, in units of pixel values.
+        bandwidth_floor: added to the normal-reference bandwidth, in units of pixel values; a number, or one per pixel.
         relative: density over the height of a kernel's peak, so that 0 is "as reconstructed" at every bandwidth. Without it
             the peak, 0.4 / h, makes pixels of different spread incomparable.
     """
@@ -145,14 +145,16 @@ def density_map(
     image: Tensor,
     num_dropout_passes: int,
     generator: torch.Generator,
-    bandwidth_floor: float,
+    bandwidth_floor: float | Tensor,
     relative: bool = True,
 ) -> DensityMap:
-    """`negative_log_density` of one image (C, *spatial) under the reconstructions of its healed codes (S, *grid), streamed."""
+    """`negative_log_density` of one image (C, *spatial) under the reconstructions of its healed codes (S, *grid), streamed;
+    `bandwidth_floor` is a number or (*spatial)."""
     surprise, healed = torch.empty_like(image[0]), torch.empty_like(image)
     for rows, reconstructions in reconstruction_strips(vqvae, codes, num_dropout_passes, generator):
         healed[:, rows] = reconstructions.mean(0)
-        density = negative_log_density(reconstructions, image[:, rows], bandwidth_floor, relative)
+        floor = bandwidth_floor[rows] if isinstance(bandwidth_floor, Tensor) else bandwidth_floor
+        density = negative_log_density(reconstructions, image[:, rows], floor, relative)
         surprise[rows] = density.mean(0)
     return DensityMap(surprise, healed)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -29,7 +30,8 @@ COMPONENTS: dict[str, Any] = {
     "prior": PerformerPriorModel,
     "image_processor": ILTMImageProcessor,
 }
-FILE_PATTERNS = ["*.json", "*/*.json", "*/*.safetensors", "README.md"]
+FILE_PATTERNS = ["*.json", "*.safetensors", "*/*.json", "*/*.safetensors", "README.md"]
+NOISE_FILE = "calibration.safetensors"
 
 
 @dataclass
@@ -44,6 +46,8 @@ class InferenceSettings:
         num_samples: S, healed samples per image.
         num_dropout_passes: D, decodings of each sample with channels dropped.
         bandwidth_floor: of the KDE, in units of pixel values in [0, 1].
+        reconstruction_noise: add to the floor how far each pixel of a training image usually is from its reconstruction, so that
+            edges which the decoder always blurs are not taken for defects.
         relative_density: see `abnormality.negative_log_density`.
         density_weight, likelihood_weight: the map is a weighted sum of the reconstructions' and the tokens' -log density.
         num_contexts: healed samples under whose context every code is scored again for the map; 0 scores it in its own context,
@@ -61,9 +65,10 @@ class InferenceSettings:
     num_samples: int = 20
     num_dropout_passes: int = 20
     num_contexts: int = 5
-    bandwidth_floor: float = 0.01
+    bandwidth_floor: float = 0.005
+    reconstruction_noise: bool = True
     relative_density: bool = True
-    density_weight: float = 0.5
+    density_weight: float = 3.0
     likelihood_weight: float = 1.0
     gate: bool = False
     smoothing: float = 0.5
@@ -108,6 +113,7 @@ class ILTMAnomalyPipeline:
         vqvae, prior, image_processor: the trained parts.
         settings: how maps are made; `calibrate` sets the threshold in it.
         training_report: how the parts came about, saved along.
+        noise: (*spatial) float32, usual reconstruction error of each pixel; `calibrate` measures it.
 
     Raises:
         ValueError: if the parts do not fit each other.
@@ -125,6 +131,7 @@ class ILTMAnomalyPipeline:
         image_processor: ILTMImageProcessor,
         settings: InferenceSettings | None = None,
         training_report: dict[str, Any] | None = None,
+        noise: Tensor | None = None,
     ):
         if vqvae.config.vocab_size != prior.config.vocab_size:
             raise ValueError(
@@ -135,6 +142,7 @@ class ILTMAnomalyPipeline:
         self.image_processor = image_processor
         self.settings = settings or InferenceSettings()
         self.training_report = training_report or {}
+        self.noise = noise
 
     @property
     def components(self) -> dict[str, Any]:
@@ -227,6 +235,9 @@ class ILTMAnomalyPipeline:
         generators = [torch.Generator().manual_seed(seed) for _ in codes]
         healed_codes = heal(self.prior, codes.flatten(1), keep.flatten(1), settings.num_samples, generators)
         resampled = ~keep
+        floor: float | Tensor = settings.bandwidth_floor
+        if settings.reconstruction_noise and self.noise is not None:
+            floor = floor + self.noise.to(pixel_values.device)
         maps, healed_images = [], []
         for index, image in enumerate(pixel_values.float()):
             token_surprise, samples = -log_likelihood[index], healed_codes[index]
@@ -243,7 +254,7 @@ class ILTMAnomalyPipeline:
                 image,
                 settings.num_dropout_passes,
                 generators[index],
-                settings.bandwidth_floor,
+                floor,
                 settings.relative_density,
             )
             healed_image, values = density.healed, density.surprise
@@ -268,7 +279,7 @@ class ILTMAnomalyPipeline:
 
     @torch.no_grad()
     def calibrate(self, pixel_values: Tensor, show_progress: bool = False) -> float:
-        """Sets `surprise_limit` and `score_threshold` from training images (N, C, *spatial) alone; no label is read.
+        """Sets `surprise_limit`, `noise` and `score_threshold` from training images (N, C, *spatial) alone; no label is read.
 
         A score is an outlier if its logarithm is: `masking.outlier_limit` with a scale of 3, which holds as long as fewer than
         half of the training images are contaminated.
@@ -277,6 +288,7 @@ class ILTMAnomalyPipeline:
             The score threshold.
         """
         self.calibrate_surprise_limit(pixel_values)
+        self.calibrate_noise(pixel_values)
         settings, batches = self.settings, pixel_values.split(8)
         scores = []
         for batch in tqdm(batches, desc="calibrating", unit="batch", disable=not show_progress):
@@ -295,6 +307,18 @@ class ILTMAnomalyPipeline:
         surprise = masking.token_surprise(likelihood, settings.neighbourhood)
         settings.surprise_limit = masking.outlier_limit(surprise, settings.outlier_scale)
 
+    @torch.no_grad()
+    def calibrate_noise(self, pixel_values: Tensor) -> None:
+        """Measures `noise` on training images (N, C, *spatial): each pixel's upper quartile over images of the squared error,
+        which a minority of defective ones hardly moves, as a root and smoothed over a quarter of a token."""
+        errors = []
+        for batch in pixel_values.split(8):
+            batch = batch.to(self.device)
+            reconstruction = self.vqvae.decode(self.vqvae.encode(batch.to(self.vqvae.dtype))).float().clamp(0, 1)
+            errors.append((reconstruction - batch).square().mean(1))
+        typical = np.quantile(torch.cat(errors).cpu().numpy(), 0.75, axis=0).astype(np.float32)
+        self.noise = smooth(torch.from_numpy(typical).sqrt(), self.vqvae.config.downsampling / 4)
+
     # Saving and loading
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -303,6 +327,8 @@ class ILTMAnomalyPipeline:
         folder.mkdir(parents=True, exist_ok=True)
         for name, component in self.components.items():
             component.save_pretrained(folder / name)
+        if self.noise is not None:
+            save_file({"noise": self.noise.cpu().contiguous()}, folder / NOISE_FILE)
         index: dict[str, Any] = {"_class_name": type(self).__name__, "_version": __version__}
         index |= {name: ["iltm_anomaly", cls.__name__] for name, cls in COMPONENTS.items()}
         for name, value in (
@@ -363,6 +389,7 @@ class ILTMAnomalyPipeline:
             image_processor=ILTMImageProcessor.from_pretrained(folder / "image_processor", local_files_only=True),
             settings=InferenceSettings.from_dict(_read_json(folder, "calibration")),
             training_report=_read_json(folder, "training_report"),
+            noise=load_file(folder / NOISE_FILE)["noise"] if (folder / NOISE_FILE).is_file() else None,
         )
         return pipeline.to(device)
 
