@@ -133,6 +133,24 @@ def test_evaluate_reports_every_round_and_draws_a_gallery(run, data, tmp_path, c
     assert np.asarray(Image.open(tmp_path / "gallery.png")).std() > 10
 
 
+def test_evaluate_of_the_last_round_alone_claims_nothing_of_its_masks(run, data, tmp_path):
+    arguments = [
+        "evaluate",
+        str(run),
+        "--last-round",
+        "--data",
+        str(data),
+        "--category",
+        "part",
+        "--output",
+        str(tmp_path),
+    ]
+    assert main(arguments) == 0
+    (result,) = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert result["round"] == 1 and result["masked_fraction"] > 0
+    assert result["masked_share_defect_tokens"] is None and result["masked_share_normal_tokens"] is None
+
+
 def test_evaluate_refuses_data_that_has_changed(run, data, tmp_path, capsys):
     import shutil
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from PIL import Image
+from torch import Tensor
 
 from iltm_anomaly import masking
 from iltm_anomaly.data.contamination import ContaminationRecord, apply_record
@@ -62,27 +63,33 @@ def pixel_mask(mask: Image.Image | None, size: tuple[int, int]) -> np.ndarray:
 
 
 def token_shares(
-    pipeline: ILTMAnomalyPipeline, dataset: Dataset, teachers: list[PerformerPriorModel], rounds: list[dict[str, Any]]
+    codes: Tensor,
+    pixel_masks: Tensor,
+    teachers: list[PerformerPriorModel],
+    rounds: list[dict[str, Any]],
 ) -> list[tuple[float | None, float | None]]:
     """Shares of defect and of normal tokens that each teacher masks, by the rule of the round that follows it, in the training
-    images as they are: their ground truth cannot be had for augmented copies."""
-    processor, codes, masks = pipeline.image_processor, [], []
-    height, width = processor.spatial_size
-    for row in dataset:
-        pixels = processor.preprocess(row["image"])["pixel_values"].to(pipeline.device)
-        codes.append(pipeline.vqvae.encode(pixels))
-        truth = pixel_mask(row["mask"], (width, height))
-        padding = [(0, full - side) for full, side in zip(pixels.shape[2:], truth.shape, strict=True)]
-        masks.append(torch.from_numpy(np.pad(truth, padding)))
-    grids = torch.cat(codes)
-    defect, normal = masking.defect_tokens(torch.stack(masks), tuple(grids.shape[1:]))
-    shares = []
+    images as they are: their ground truth cannot be had for augmented copies. Codes (N, *grid), masks (N, *spatial) bool."""
+    defect, normal = masking.defect_tokens(pixel_masks, tuple(codes.shape[1:]))
+    shares: list[tuple[float | None, float | None]] = []
     for teacher, entry in zip(teachers, rounds, strict=True):
-        likelihood = torch.cat([teacher.log_likelihood(part.flatten(1)).cpu() for part in grids.split(32)])
-        surprise = masking.token_surprise(likelihood.view(defect.shape), entry["neighbourhood"])
+        likelihood = teacher.log_likelihood(codes.flatten(1)).view(codes.shape).cpu()
+        surprise = masking.token_surprise(likelihood, entry["neighbourhood"])
         keep = masking.keep_mask(surprise, entry["surprise_limit"])
         shares.append(masking.masked_shares(keep, defect, normal))
     return shares
+
+
+def training_codes_and_masks(pipeline: ILTMAnomalyPipeline, dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """Codes (N, *grid) of the training images as they are, and their ground truth (N, *spatial) bool at the model's size."""
+    processor = pipeline.image_processor
+    height, width = processor.spatial_size
+    padding = [(0, full - side) for full, side in zip(processor.padded_size, (height, width), strict=True)]
+    pixels, masks = [], []
+    for row in dataset:
+        pixels.append(processor.preprocess(row["image"])["pixel_values"])
+        masks.append(torch.from_numpy(np.pad(pixel_mask(row["mask"], (width, height)), padding)))
+    return pipeline.encode(torch.cat(pixels)), torch.stack(masks)
 
 
 def score_dataset(
@@ -127,20 +134,21 @@ def evaluate_run(
     if run_folder is not None and all_rounds:
         folders = [run_folder / "rounds" / f"round_{entry['round']}" for entry in rounds]
         priors = [PerformerPriorModel.from_pretrained(f).eval().to(pipeline.device) for f in folders]
-    train_pixels = None
-    if train is not None and len(priors) > 1:
-        train_pixels = torch.cat([pipeline.image_processor.preprocess(i)["pixel_values"] for i in train["image"]])
-    shares: list[tuple[float | None, float | None]] = [(0.0, 0.0)]
-    if train is not None and len(priors) > 1:
-        shares += token_shares(pipeline, train, priors[:-1], rounds[1:])
-    if len(shares) < len(priors):
-        shares = [(None, None)] * len(priors)
+    evaluated = rounds[-len(priors) :]
+    codes = None
+    # unknown unless every round's teacher, the prior of the round before, and its training images are at hand
+    shares: list[tuple[float | None, float | None]] = [(None, None)] * len(priors)
+    if evaluated[0]["round"] == 0:
+        shares[0] = (0.0, 0.0)
+        if train is not None and len(priors) > 1:
+            codes, pixel_masks = training_codes_and_masks(pipeline, train)
+            shares[1:] = token_shares(codes, pixel_masks, priors[:-1], rounds[1:])
 
     results = []
-    for entry, prior, (defect_share, normal_share) in zip(rounds[-len(priors) :], priors, shares, strict=True):
+    for entry, prior, (defect_share, normal_share) in zip(evaluated, priors, shares, strict=True):
         pipeline.prior = prior
-        if train_pixels is not None:
-            pipeline.calibrate_surprise_limit(train_pixels)  # a limit of its own for every round
+        if codes is not None:
+            pipeline.calibrate_surprise_limit(codes)  # a limit of its own for every round
         started = time.monotonic()
         scored, metrics = score_dataset(pipeline, test, show_progress)
         seconds = time.monotonic() - started

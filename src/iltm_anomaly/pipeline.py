@@ -287,8 +287,9 @@ class ILTMAnomalyPipeline:
         Returns:
             The score threshold.
         """
-        self.calibrate_surprise_limit(pixel_values)
-        self.calibrate_noise(pixel_values)
+        codes = self.encode(pixel_values)
+        self.calibrate_surprise_limit(codes)
+        self.calibrate_noise(pixel_values, codes)
         settings, batches = self.settings, pixel_values.split(8)
         scores = []
         for batch in tqdm(batches, desc="calibrating", unit="batch", disable=not show_progress):
@@ -297,25 +298,30 @@ class ILTMAnomalyPipeline:
         return settings.score_threshold
 
     @torch.no_grad()
-    def calibrate_surprise_limit(self, pixel_values: Tensor) -> None:
-        """Sets which tokens count as outliers from training images (N, C, *spatial); a fixed `token_threshold` needs none."""
+    def encode(self, pixel_values: Tensor) -> Tensor:
+        """Codes (N, *grid) int64 of any number of images (N, C, *spatial) in [0, 1], a few at a time."""
+        return torch.cat([self.vqvae.encode(b.to(self.device, self.vqvae.dtype)) for b in pixel_values.split(8)])
+
+    @torch.no_grad()
+    def calibrate_surprise_limit(self, codes: Tensor) -> None:
+        """Sets which tokens count as outliers from the codes of training images (N, *grid); a fixed `token_threshold` needs
+        none."""
         settings = self.settings
         if settings.token_threshold is not None:
             return
-        codes = torch.cat([self.vqvae.encode(b.to(self.device, self.vqvae.dtype)) for b in pixel_values.split(8)])
-        likelihood = torch.cat([self.prior.log_likelihood(c.flatten(1)) for c in codes.split(32)]).view(codes.shape)
+        likelihood = self.prior.log_likelihood(codes.flatten(1)).view(codes.shape)
         surprise = masking.token_surprise(likelihood, settings.neighbourhood)
         settings.surprise_limit = masking.outlier_limit(surprise, settings.outlier_scale)
 
     @torch.no_grad()
-    def calibrate_noise(self, pixel_values: Tensor) -> None:
-        """Measures `noise` on training images (N, C, *spatial): each pixel's upper quartile over images of the squared error,
-        which a minority of defective ones hardly moves, as a root and smoothed over a quarter of a token."""
+    def calibrate_noise(self, pixel_values: Tensor, codes: Tensor) -> None:
+        """Measures `noise` on training images (N, C, *spatial) and their codes (N, *grid): each pixel's upper quartile over
+        images of the squared error, which a minority of defective ones hardly moves, as a root and smoothed over a quarter of a
+        token."""
         errors = []
-        for batch in pixel_values.split(8):
-            batch = batch.to(self.device)
-            reconstruction = self.vqvae.decode(self.vqvae.encode(batch.to(self.vqvae.dtype))).float().clamp(0, 1)
-            errors.append((reconstruction - batch).square().mean(1))
+        for batch, batch_codes in zip(pixel_values.split(8), codes.split(8), strict=True):
+            reconstruction = self.vqvae.decode(batch_codes).float().clamp(0, 1)
+            errors.append((reconstruction - batch.to(self.device)).square().mean(1))
         typical = np.quantile(torch.cat(errors).cpu().numpy(), 0.75, axis=0).astype(np.float32)
         self.noise = smooth(torch.from_numpy(typical).sqrt(), self.vqvae.config.downsampling / 4)
 

@@ -13,6 +13,8 @@ from transformers.utils import ModelOutput
 from iltm_anomaly.prior import linear_attention
 from iltm_anomaly.prior.configuration_performer_prior import PerformerPriorConfig
 
+SCORING_BATCH = 32  # sequences scored together by `log_likelihood`
+
 
 @dataclass
 class PriorOutput(ModelOutput):
@@ -230,8 +232,11 @@ class PerformerPriorModel(PreTrainedModel):
     @torch.no_grad()
     def log_likelihood(self, codes: Tensor) -> Tensor:
         """Natural log-probability of each code given the true codes before it: (B, N) -> (B, N) float32, always finite."""
-        logits = self(codes, compute_loss=False).logits
-        return logits.log_softmax(-1).gather(-1, codes.unsqueeze(-1)).squeeze(-1)
+        parts = []
+        for part in codes.split(SCORING_BATCH):  # the logits of a whole data set would not fit
+            log_probability = self(part, compute_loss=False).logits.log_softmax(-1)
+            parts.append(log_probability.gather(-1, part.unsqueeze(-1)).squeeze(-1))
+        return torch.cat(parts)
 
     # Recurrent form: a state of constant size in place of the prefix.
 

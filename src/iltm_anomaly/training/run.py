@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from iltm_anomaly import masking
 from iltm_anomaly.data.augmentation import AugmentationConfig, augment, sample_seed
@@ -100,7 +101,7 @@ class TrainingRun:
                 **provenance(),
             }
             pipeline.training_report = report
-            self._finish(lambda folder: pipeline.save_pretrained(folder), self.output / "model")
+            self._finish(pipeline.save_pretrained, self.output / "model")
         self.accelerator.wait_for_everyone()
         return self.output / "model"
 
@@ -151,6 +152,14 @@ class TrainingRun:
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
 
+    def _finish_stage(self, model: PreTrainedModel, summary: dict[str, Any], folder: Path) -> None:
+        def save(target: Path) -> None:
+            model.save_pretrained(target)
+            write_json(target / "stage.json", summary)
+
+        self._finish(save, folder)
+        self.accelerator.wait_for_everyone()
+
     def _loop_settings(self, name: str, *stream: int) -> LoopSettings:
         return LoopSettings(
             name=name,
@@ -196,13 +205,7 @@ class TrainingRun:
         summary = fit(self.accelerator, model, stage, len(pixels), make_inputs, settings, before_step)
         summary |= self._reconstruction_report(model, pixels)
         model = model.to(memory_format=torch.contiguous_format)
-
-        def save(target: Path) -> None:
-            model.save_pretrained(target)
-            write_json(target / "stage.json", summary)
-
-        self._finish(save, folder)
-        self.accelerator.wait_for_everyone()
+        self._finish_stage(model, summary, folder)
         return model, summary
 
     @torch.no_grad()
@@ -235,10 +238,8 @@ class TrainingRun:
     @torch.no_grad()
     def _score(self, prior: PerformerPriorModel, codes: Tensor) -> Tensor:
         """Log-likelihoods (N, copies, tokens) with the full, unmasked context, as the authors' masks are computed."""
-        device, sequences = self.accelerator.device, codes.flatten(0, 1)
-        return torch.cat([prior.log_likelihood(part.to(device).long()).cpu() for part in sequences.split(32)]).view(
-            codes.shape
-        )
+        sequences = codes.flatten(0, 1).to(self.accelerator.device).long()
+        return prior.log_likelihood(sequences).view(codes.shape).cpu()
 
     def _judge(
         self, teacher: PerformerPriorModel, codes: Tensor, grid: tuple[int, ...]
@@ -312,13 +313,7 @@ class TrainingRun:
 
         prior = prior.to(self.accelerator.device)
         summary = fit(self.accelerator, prior, self.recipe.stage2, len(codes), make_inputs, settings, before_step)
-
-        def save(target: Path) -> None:
-            prior.save_pretrained(target)
-            write_json(target / "stage.json", summary)
-
-        self._finish(save, folder)
-        self.accelerator.wait_for_everyone()
+        self._finish_stage(prior, summary, folder)
         return prior, summary
 
     def _calibration_images(self, pixels: Tensor) -> Tensor:
