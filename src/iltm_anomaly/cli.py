@@ -25,9 +25,11 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train-size", type=int, metavar="N", help="draw N training images in all")
     parser.add_argument(
         "--preset",
-        default="cpu",
         metavar="NAME_OR_FILE",
-        help="recipe: paper, cpu, tiny, ... or a YAML file (default: cpu)",
+        help="recipe: paper, cpu, tiny, ... or a YAML file (default: cpu; phantom with --volumes)",
+    )
+    parser.add_argument(
+        "--volumes", action="store_true", help="the data are NIfTI volumes; ROOT may be a pattern like 'scans/*_suv.nii.gz'"
     )
     parser.add_argument("--rounds", type=int, metavar="N", help="masked rounds, in place of the recipe's")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
@@ -101,14 +103,15 @@ def default_device() -> str:
 
 
 def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--volumes", action="store_true", help="generated whole-body PET in place of images")
     parser.add_argument("--output", type=Path, default=Path("demo"), metavar="DIR", help="default: demo")
     parser.add_argument("--seed", type=int, default=0)
 
 
 def run_demo(arguments: argparse.Namespace) -> None:
-    from iltm_anomaly.demo import demo
+    from iltm_anomaly.demo import demo, demo_volumes
 
-    demo(arguments.output, arguments.seed)
+    (demo_volumes if arguments.volumes else demo)(arguments.output, arguments.seed)
 
 
 Command = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]

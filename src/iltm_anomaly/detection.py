@@ -10,16 +10,17 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from iltm_anomaly.data.images import ImageReadError, find_images, read_image
-from iltm_anomaly.gallery import overlay
+from iltm_anomaly.data.volumes import Volume, find_volumes, read_volume, volume_stem, write_volume
+from iltm_anomaly.gallery import draw_projections, overlay
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ["path", "score", "threshold", "abnormal", "abnormal_pixels", "overlay", "map", "error"]
+COLUMNS = ["path", "score", "threshold", "abnormal", "abnormal_pixels", "overlay", "map", "mask", "error"]
 
 
-def list_inputs(inputs: list[str | Path]) -> list[Path]:
-    """Files as they are, folders by the images below them.
+def list_inputs(inputs: list[str | Path], volumes: bool = False) -> list[Path]:
+    """Files as they are, folders by the images (volumes) below them; a folder of DICOM files is one volume.
 
     Raises:
         ValueError: if an input does not exist, or a folder holds no image.
@@ -27,9 +28,11 @@ def list_inputs(inputs: list[str | Path]) -> list[Path]:
     files: list[Path] = []
     for item in map(Path, inputs):
         if item.is_dir():
-            found = find_images(item, recursive=True)
+            found = (find_volumes if volumes else find_images)(item, recursive=True)
+            if not found and volumes and any(path.suffix.lower() == ".dcm" for path in item.iterdir()):
+                found = [item]
             if not found:
-                raise ValueError(f"{item} holds no image")
+                raise ValueError(f"{item} holds no {'volume' if volumes else 'image'}")
             files += found
         elif item.exists():
             files.append(item)
@@ -38,12 +41,15 @@ def list_inputs(inputs: list[str | Path]) -> list[Path]:
     return files
 
 
-def _read_batches(files: list[Path], size: int) -> Iterator[list[tuple[Path, Image.Image | ImageReadError]]]:
+Input = Image.Image | Volume | ImageReadError
+
+
+def _read_batches(files: list[Path], size: int, volumes: bool) -> Iterator[list[tuple[Path, Input]]]:
     for start in range(0, len(files), size):
-        batch: list[tuple[Path, Image.Image | ImageReadError]] = []
+        batch: list[tuple[Path, Input]] = []
         for path in files[start : start + size]:
             try:
-                batch.append((path, read_image(path)))
+                batch.append((path, read_volume(path) if volumes else read_image(path)))
             except ImageReadError as error:
                 batch.append((path, error))
         yield batch
@@ -58,7 +64,7 @@ def detect(
     show_progress: bool = True,
 ) -> list[dict]:
     """Scores files and writes `results.csv`, one row a file as soon as it is scored, and one overlay (PNG) and map (.npy,
-    float32) per image.
+    float32) per image. Of a volume: map and mask as NIfTI on the input's own grid, and its projections as overlay.
 
     Returns:
         The rows. A file that could not be read has an error and no score.
@@ -66,7 +72,8 @@ def detect(
     Raises:
         ValueError: if an input is missing, or if the only file given cannot be read.
     """
-    files = list_inputs(inputs)
+    volumes = pipeline.image_processor.is_volumetric
+    files = list_inputs(inputs, volumes)
     output.mkdir(parents=True, exist_ok=True)
     threshold = pipeline.settings.score_threshold
     rows: list[dict] = []
@@ -76,8 +83,8 @@ def detect(
     ):
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        for batch in _read_batches(files, batch_size):
-            good = [(path, image) for path, image in batch if isinstance(image, Image.Image)]
+        for batch in _read_batches(files, 1 if volumes else batch_size, volumes):
+            good = [(path, image) for path, image in batch if not isinstance(image, ImageReadError)]
             result = pipeline([image for _, image in good], batch_size=batch_size) if good else None
             position = 0
             for path, image in batch:
@@ -95,7 +102,9 @@ def detect(
                         "abnormal": "" if threshold is None else int(mask.any()),
                         "abnormal_pixels": "" if threshold is None else int(mask.sum()),
                     }
-                    if save_maps:
+                    if save_maps and isinstance(image, Volume):
+                        row |= _write_volumes(output, len(rows), path, image, values, mask, threshold)
+                    elif save_maps:
                         row |= _write_pictures(output, len(rows), path, image, values, threshold)
                     position += 1
                 writer.writerow(row)
@@ -115,3 +124,23 @@ def _write_pictures(
     overlay(image, values, threshold or float(values.max())).save(output / "overlays" / f"{name}.png")
     np.save(output / "maps" / f"{name}.npy", values)
     return {"overlay": f"overlays/{name}.png", "map": f"maps/{name}.npy"}
+
+
+def _write_volumes(
+    output: Path, number: int, path: Path, volume: Volume, values: np.ndarray, mask: np.ndarray, threshold: float | None
+) -> dict[str, str]:
+    name = f"{number:05d}_{volume_stem(path)}"
+    row = {
+        "overlay": f"overlays/{name}.png",
+        "map": f"maps/{name}.nii.gz",
+        "mask": f"masks/{name}.nii.gz",
+    }
+    write_volume(values, output / row["map"], volume)
+    write_volume(mask, output / row["mask"], volume)
+    grid = volume.grid
+    picture = draw_projections(
+        grid.to_ras(volume.values), grid.to_ras(values), threshold or float(values.max()), grid.ras_spacing
+    )
+    (output / "overlays").mkdir(exist_ok=True)
+    picture.save(output / row["overlay"])
+    return row

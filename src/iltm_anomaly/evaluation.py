@@ -14,8 +14,9 @@ from torch import Tensor
 from iltm_anomaly import masking
 from iltm_anomaly.data.contamination import ContaminationRecord, apply_record
 from iltm_anomaly.data.mvtec import load_mvtec
-from iltm_anomaly.gallery import GalleryRow, draw_gallery
-from iltm_anomaly.metrics import evaluate_maps
+from iltm_anomaly.data.volumes import load_volumes, read_mask, read_volume
+from iltm_anomaly.gallery import GalleryRow, draw_gallery, projection, window_of
+from iltm_anomaly.metrics import evaluate_maps, lesion_detection
 from iltm_anomaly.pipeline import ILTMAnomalyOutput, ILTMAnomalyPipeline
 from iltm_anomaly.prior import PerformerPriorModel
 from iltm_anomaly.provenance import provenance
@@ -37,18 +38,21 @@ def resolve_model_folder(path: str | Path) -> tuple[str | Path, Path | None]:
 
 
 def protocol_split(
-    data: str | Path, category: str | None, record: dict[str, Any] | None
+    data: str | Path, category: str | None, record: dict[str, Any] | None, volumes: bool = False
 ) -> tuple[Dataset, Dataset | None]:
     """Test images, and the training images if ground truth of their defects is known.
 
     Args:
         data, category: as for `load_mvtec`.
         record: the contamination record of the training report, or None for a model trained on the data set as it is.
+        volumes: the data set is one for `load_volumes`.
 
     Raises:
         ValueError: if the data set is not the one that the record was made from.
     """
-    dataset = load_mvtec(data, category)
+    dataset = load_volumes(data, category) if volumes else load_mvtec(data, category)
+    if "test" not in dataset:
+        raise ValueError(f"{data} has no folder test: give the folder that holds train, test and ground_truth")
     if not record:
         return dataset["test"], dataset["train"] if 1 in dataset["train"]["label"] else None
     split = apply_record(dataset, ContaminationRecord.from_dict(record))
@@ -83,6 +87,14 @@ def token_shares(
 def training_codes_and_masks(pipeline: ILTMAnomalyPipeline, dataset: Dataset) -> tuple[Tensor, Tensor]:
     """Codes (N, *grid) of the training images as they are, and their ground truth (N, *spatial) bool at the model's size."""
     processor = pipeline.image_processor
+    if processor.is_volumetric:
+        prepared = [processor.preprocess(path) for path in dataset["image"]]
+        grids = [batch["original_sizes"][0] for batch in prepared]
+        truth = [
+            torch.from_numpy(processor.to_model_grid(read_mask(path, grid), grid) >= 0.5)
+            for path, grid in zip(dataset["mask"], grids, strict=True)
+        ]
+        return pipeline.encode(torch.cat([batch["pixel_values"] for batch in prepared])), torch.stack(truth)
     height, width = processor.spatial_size
     padding = [(0, full - side) for full, side in zip(processor.padded_size, (height, width), strict=True)]
     pixels, masks = [], []
@@ -97,9 +109,18 @@ def score_dataset(
 ) -> tuple[ILTMAnomalyOutput, dict[str, Any]]:
     """Scores every image of a data set with ground truth; returns the output and its metrics (`metrics.evaluate_maps`)."""
     output = pipeline(dataset["image"], show_progress=show_progress)
-    masks = [pixel_mask(row["mask"], row["image"].size) for row in dataset]
+    volumes = pipeline.image_processor.is_volumetric
+    masks = volume_masks(dataset) if volumes else [pixel_mask(row["mask"], row["image"].size) for row in dataset]
     labels = np.array([int(m.any()) for m in masks])
-    return output, evaluate_maps(output.anomaly_maps, masks, image_scores=output.scores.numpy(), labels=labels)
+    metrics: dict[str, Any] = evaluate_maps(
+        output.anomaly_maps, masks, image_scores=output.scores.numpy(), labels=labels
+    )
+    return output, metrics | (lesion_detection(output.anomaly_maps, masks) if volumes else {})
+
+
+def volume_masks(dataset: Dataset) -> list[np.ndarray]:
+    """Ground truth of every volume of a data set, each (D, H, W) bool on the volume's own grid."""
+    return [read_mask(row["mask"], read_volume(row["image"]).grid) for row in dataset]
 
 
 def evaluate_run(
@@ -125,7 +146,8 @@ def evaluate_run(
     model_folder, run_folder = resolve_model_folder(model)
     pipeline = ILTMAnomalyPipeline.from_pretrained(model_folder, device=device)
     report = pipeline.training_report
-    test, train = protocol_split(data, category, report.get("data", {}).get("contamination"))
+    volumes = pipeline.image_processor.is_volumetric
+    test, train = protocol_split(data, category, report.get("data", {}).get("contamination"), volumes)
     if not any(label == 1 for label in test["label"]):
         raise ValueError(f"{data} has no defective test image: there is nothing to measure a detector on")
 
@@ -182,6 +204,7 @@ def evaluate_run(
 
 def gallery_rows(dataset: Dataset, output: ILTMAnomalyOutput, count: int = 10) -> list[GalleryRow]:
     """Two good images and defective ones evenly over the data set, `count` in all."""
+    volumes = dataset.features["image"].dtype == "string"
     labels = np.array(dataset["label"])
     good, defective = np.flatnonzero(labels != 1), np.flatnonzero(labels == 1)
     spread = np.linspace(0, len(defective) - 1, min(count - 2, len(defective))).round().astype(int)
@@ -189,6 +212,9 @@ def gallery_rows(dataset: Dataset, output: ILTMAnomalyOutput, count: int = 10) -
     rows = []
     for index in map(int, chosen):
         row = dataset[index]
+        if volumes:
+            rows.append(_volume_row(row, output, index))
+            continue
         rows.append(
             GalleryRow(
                 label=[row["defect"] or "good", f"score {output.scores[index]:.2f}"],
@@ -201,21 +227,43 @@ def gallery_rows(dataset: Dataset, output: ILTMAnomalyOutput, count: int = 10) -
     return rows
 
 
+def _volume_row(row: dict[str, Any], output: ILTMAnomalyOutput, index: int) -> GalleryRow:
+    """Projections from the front, in the window of the input, padded to squares."""
+    volume = read_volume(row["image"])
+    grid, window = volume.grid, window_of(volume.values)
+
+    def square(values: np.ndarray) -> np.ndarray:
+        values = grid.to_ras(values)
+        side = max(values.shape[0], values.shape[2])
+        before = [(side - length) // 2 for length in values.shape]
+        padding = [(b, side - length - b) for b, length in zip(before, values.shape, strict=True)]
+        return np.pad(values, [padding[0], (0, 0), padding[2]])
+
+    return GalleryRow(
+        label=[row["defect"] or "unknown", f"score {output.scores[index]:.2f}"],
+        image=projection(square(volume.values), window),
+        healed=projection(square(output.healed_images[index]), window),
+        anomaly_map=np.rot90(square(output.anomaly_maps[index]).max(1)),
+        truth=np.rot90(square(read_mask(row["mask"], grid)).max(1)),
+    )
+
+
 def format_table(results: list[dict[str, Any]]) -> str:
     """The rounds as a table for people; metrics and shares in per cent."""
 
     def percent(value: float | None) -> str:
         return "-" if value is None else f"{100 * value:.1f}"
 
-    header = ["round", "pixel AUROC", "AUPRO", "image AUROC", "masked", "of defect tokens", "of normal tokens"]
-    keys = [
-        "pixel_auroc",
-        "aupro",
-        "image_auroc",
-        "masked_fraction",
-        "masked_share_defect_tokens",
-        "masked_share_normal_tokens",
-    ]
+    columns = {"pixel AUROC": "pixel_auroc", "AUPRO": "aupro"}
+    if "lesions" in results[0]:  # volumes
+        columns |= {"AUPR": "aupr", "best Dice": "best_dice", "lesions at 2 FP": "lesion_sensitivity_at_2_fp"}
+    columns |= {
+        "image AUROC": "image_auroc",
+        "masked": "masked_fraction",
+        "of defect tokens": "masked_share_defect_tokens",
+        "of normal tokens": "masked_share_normal_tokens",
+    }
+    header, keys = ["round", *columns], columns.values()
     lines = [header] + [[str(r["round"]), *(percent(r[key]) for key in keys)] for r in results]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)

@@ -29,6 +29,55 @@ class GalleryRow:
     truth: np.ndarray | None = None
 
 
+def window_of(values: np.ndarray) -> tuple[float, float]:
+    """(low, high) grey values to show a volume with: 0, or its lowest, to its 99.5 percentile."""
+    low = min(0.0, float(values.min()))
+    return low, max(float(np.quantile(values, 0.995)), low + 1e-6)
+
+
+def projection(values: np.ndarray, window: tuple[float, float], axis: int = 1) -> Image.Image:
+    """Maximum-intensity projection of a volume in RAS order, head up: from the front (axis 1) or from the side (axis 0)."""
+    low, high = window
+    shown = np.clip((np.rot90(values.max(axis)) - low) / (high - low), 0, 1)
+    return Image.fromarray((255 * shown).round().astype(np.uint8))
+
+
+def draw_projections(
+    values: np.ndarray,
+    anomaly_map: np.ndarray,
+    threshold: float,
+    spacing: tuple[float, float, float],
+    truth: np.ndarray | None = None,
+) -> Image.Image:
+    """Projections of a volume and its map from the front and from the side, plain and overlaid, with voxels made square.
+
+    Args:
+        values, anomaly_map, truth: (D, H, W) in RAS order; `truth` bool, drawn as an outline.
+        threshold: of the map, see `overlay`.
+        spacing: mm along the three axes.
+    """
+    window = window_of(values)
+    cells = []
+    for axis in (1, 0):
+        plain = projection(values, window, axis)
+        outline = None if truth is None else np.rot90(truth.max(axis))
+        pictures = [plain.convert("RGB"), overlay(plain, np.rot90(anomaly_map.max(axis)), threshold, outline)]
+        across = spacing[0] if axis == 1 else spacing[1]
+        step = min(spacing) / max(1.0, 320 * min(spacing) / (plain.height * spacing[2]))  # small volumes are enlarged
+        size = (max(1, round(plain.width * across / step)), max(1, round(plain.height * spacing[2] / step)))
+        cells += [picture.resize(size, Image.Resampling.NEAREST) for picture in pictures]
+    sheet = Image.new(
+        "RGB",
+        (sum(cell.width + MARGIN for cell in cells) + MARGIN, max(cell.height for cell in cells) + 2 * MARGIN),
+        "white",
+    )
+    left = MARGIN
+    for cell in cells:
+        sheet.paste(cell, (left, MARGIN))
+        left += cell.width + MARGIN
+    return sheet
+
+
 def overlay(
     image: Image.Image, anomaly_map: np.ndarray, threshold: float, outline: np.ndarray | None = None
 ) -> Image.Image:

@@ -1,7 +1,8 @@
-"""Images of any kind to `pixel_values`, and maps back to the size of the input."""
+"""Images and volumes of any kind to `pixel_values`, and maps back to the size of the input."""
 
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import ImagesKwargs
 
 from .data.images import BACKGROUND, ImageReadError, check_unit_range, read_image, to_rgb, upright
+from .data.volumes import Volume, VolumeGrid, read_volume, resize
 
 __all__ = ["ILTMImageProcessor", "ImageReadError", "read_image"]
 
@@ -21,6 +23,13 @@ ACCEPTED_FORMS = (
     "with one more axis in front, or a list of these, with C = 1, 3 or 4"
 )
 
+VOLUME_FORMS = (
+    "a path of a NIfTI file or of a folder with one DICOM series, a nibabel image, a numpy array or torch tensor (D, H, W), a "
+    "batch (N, D, H, W) or (N, 1, D, H, W), or a list of these"
+)
+VOLUME_AXES = ("depth", "height", "width")
+MAX_WINDOW_VOXELS = 20_000  # of one volume, for quantiles over a data set
+
 # Keys that transformers itself writes into the file or passes on while loading.
 _SERVICE_KEYS = frozenset({"image_processor_type", "feature_extractor_type", "processor_class", "auto_map"})
 
@@ -30,21 +39,35 @@ class ILTMImageProcessorKwargs(ImagesKwargs, total=False):
 
     num_channels: int
     size_divisor: int
+    spacing: list[float] | None
+    intensity_range: list[float] | None
+    intensity_power: float
 
 
 class ILTMImageProcessor(BaseImageProcessor):
-    """Turns images into `pixel_values` for `VQVAEModel`, and maps back to the images' own sizes.
+    """Turns images or volumes into `pixel_values` for `VQVAEModel`, and maps back to their own sizes.
 
     Every image is resized to `size` without keeping its aspect ratio (as the results on MVTec AD are reported),
     scaled to [0, 1] by the full range of its type and, where `size` is no multiple of `size_divisor`, padded at the
     bottom and right with its edge pixels; `restore_map` crops that padding again.
 
+    A `size` with a depth makes it a processor of volumes. A volume is turned to RAS (its first axis to the right, the second to
+    the front, the third to the head), resampled to `spacing` and centred in a grid of `size` voxels, surrounded by zeros; along an
+    axis where it is too long for that it is resampled more coarsely, until it fits. Without `spacing` it is stretched
+    to `size`. `restore_map` goes all the way back to the file's own grid.
+
     Args:
-        size: `{"height": H, "width": W}`, or one number for a square. Default 256 (`method.md` 6).
+        size: `{"height": H, "width": W}`, or one number for a square; `{"depth": D, "height": H, "width": W}` for volumes. Default
+            256 (`method.md` 6).
         resample: Pillow filter, as `PIL.Image.Resampling` or its number. Default Lanczos.
         rescale_factor: what 8-bit values are multiplied by; 16-bit values are scaled by their own full range.
-        num_channels: 3 for colour (grey is repeated), 1 for grey (colour becomes ITU-R 601 luma).
+        num_channels: 3 for colour (grey is repeated; the default for images), 1 for grey (colour becomes ITU-R 601 luma; volumes
+            have one).
         size_divisor: the model's downsampling: 8 for three levels.
+        spacing: working size of a voxel in mm, one number or one per RAS axis; for volumes.
+        intensity_range: (low, high), the values that become 0 and 1, what lies beyond is clipped: (0, 15) for SUV. Without it
+            voxels must lie in [0, 1]. It is the same for all volumes: a hot lesion must not darken the rest of its own.
+        intensity_power: exponent applied after that; 0.5 evens out the noise of counts, which grows with their root.
 
     Example:
         >>> processor = ILTMImageProcessor(size={"height": 128, "width": 128})
@@ -60,15 +83,18 @@ class ILTMImageProcessor(BaseImageProcessor):
         size: int | dict[str, int] | None = None,
         resample: int = Image.Resampling.LANCZOS,
         rescale_factor: float = 1 / 255,
-        num_channels: int = 3,
+        num_channels: int | None = None,
         size_divisor: int = 8,
+        spacing: float | Sequence[float] | None = None,
+        intensity_range: Sequence[float] | None = None,
+        intensity_power: float = 1.0,
         **kwargs,
     ):
         unknown = sorted(set(kwargs) - _SERVICE_KEYS)
         if unknown:
             raise ValueError(
                 f"unknown setting(s) {', '.join(unknown)}; ILTMImageProcessor takes size, resample, rescale_factor, "
-                "num_channels, size_divisor"
+                "num_channels, size_divisor, spacing, intensity_range, intensity_power"
             )
         super().__init__(**kwargs)
         self.size = _check_size(256 if size is None else size)
@@ -77,28 +103,92 @@ class ILTMImageProcessor(BaseImageProcessor):
         except ValueError:
             raise ValueError(f"resample must be one of PIL.Image.Resampling (0 to 5), got {resample!r}") from None
         self.rescale_factor = float(rescale_factor)
-        self.num_channels = num_channels
+        self.num_channels = num_channels or (1 if self.is_volumetric else 3)
         self.size_divisor = size_divisor
+        self.spacing = _check_spacing(spacing)
+        self.intensity_range = None if intensity_range is None else [float(value) for value in intensity_range]
+        self.intensity_power = float(intensity_power)
         if self.rescale_factor <= 0:
             raise ValueError(f"rescale_factor must be positive, got {rescale_factor}")
-        if num_channels not in (1, 3):
+        if self.num_channels not in (1, 3):
             raise ValueError(f"num_channels must be 1 (grey) or 3 (colour), got {num_channels}")
+        if self.is_volumetric and self.num_channels != 1:
+            raise ValueError(f"volumes have one channel, got num_channels {num_channels}")
+        if self.intensity_range and not (len(self.intensity_range) == 2 and np.diff(self.intensity_range)[0] > 0):
+            raise ValueError(f"intensity_range must be (low, high) with low < high, got {intensity_range}")
+        if not self.intensity_power > 0:
+            raise ValueError(f"intensity_power must be positive, got {intensity_power}")
+        if not self.is_volumetric and (self.spacing or self.intensity_range or self.intensity_power != 1):
+            raise ValueError("spacing, intensity_range and intensity_power are for volumes: give size a depth")
         if size_divisor < 1:
             raise ValueError(f"size_divisor must be at least 1, got {size_divisor}")
 
-    @property
-    def spatial_size(self) -> tuple[int, int]:
-        """(height, width) that images are resized to, before padding."""
-        return self.size["height"], self.size["width"]
+    @classmethod
+    def for_volumes(
+        cls,
+        volumes: Iterable[Any],
+        size: Sequence[int] | None = None,
+        spacing: float | Sequence[float] | None = None,
+        intensity_range: Sequence[float] | None = None,
+        intensity_power: float = 1.0,
+        size_divisor: int = 8,
+    ) -> "ILTMImageProcessor":
+        """A processor for training volumes; what is not given follows from them.
+
+        Args:
+            volumes: as for `preprocess`; each is read once, if anything is to be found out.
+            size: voxels along the RAS axes; by default the smallest grid that holds every volume at `spacing`.
+            spacing: by default the median over volumes.
+            intensity_range: by default from the 0.1 to the 99.9 percentile of the voxels of all volumes together.
+            intensity_power, size_divisor: as in the class.
+
+        Raises:
+            ValueError: as `preprocess`, or if there is no volume.
+        """
+        grids, samples = [], []
+        if size is None or spacing is None or intensity_range is None:
+            for number, item in enumerate(_flatten_volumes(volumes)):
+                volume = _as_volume(item, f"volume {number} (counted from 0)")
+                grids.append(volume.grid)
+                samples.append(volume.values.ravel()[:: max(1, volume.values.size // MAX_WINDOW_VOXELS)])
+            if not grids:
+                raise ValueError("no volumes given: the list is empty")
+        if spacing is None:
+            spacing = [float(value) for value in np.median([grid.ras_spacing for grid in grids], axis=0)]
+        steps = _check_spacing(spacing)
+        assert steps is not None
+        if size is None:
+            extents = np.max([np.multiply(grid.ras_shape, grid.ras_spacing) for grid in grids], axis=0)
+            voxels = np.ceil(extents / steps - 1e-3)
+            size = [int(-(-count // size_divisor) * size_divisor) for count in voxels]
+        if intensity_range is None:
+            low, high = np.quantile(np.concatenate(samples), (0.001, 0.999))
+            intensity_range = (float(low), float(max(high, low + 1e-6)))
+        return cls(
+            size=dict(zip(VOLUME_AXES, size, strict=True)),
+            spacing=steps,
+            intensity_range=intensity_range,
+            intensity_power=intensity_power,
+            size_divisor=size_divisor,
+        )
 
     @property
-    def padded_size(self) -> tuple[int, int]:
-        """(height, width) of `pixel_values`: `size` rounded up to multiples of `size_divisor`."""
-        height, width = (-(-length // self.size_divisor) * self.size_divisor for length in self.spatial_size)
-        return height, width
+    def is_volumetric(self) -> bool:
+        """Whether this is a processor of volumes."""
+        return "depth" in self.size
+
+    @property
+    def spatial_size(self) -> tuple[int, ...]:
+        """(height, width) that images are resized to, before padding; (depth, height, width) of volumes."""
+        return tuple(self.size[axis] for axis in VOLUME_AXES if axis in self.size)
+
+    @property
+    def padded_size(self) -> tuple[int, ...]:
+        """Spatial size of `pixel_values`: `size` rounded up to multiples of `size_divisor`."""
+        return tuple(-(-length // self.size_divisor) * self.size_divisor for length in self.spatial_size)
 
     def preprocess(self, images, return_tensors: str | None = "pt", **kwargs) -> BatchFeature:
-        """Converts one image or several.
+        """Converts one image or several, or volumes.
 
         Args:
             images: path, PIL image, numpy array (H, W) or (H, W, C), torch tensor (H, W) or (C, H, W), a batch of
@@ -106,11 +196,13 @@ class ILTMImageProcessor(BaseImageProcessor):
                 column) of these. C is 1, 3 or 4 (alpha, laid on white). uint8 is scaled by `rescale_factor`, uint16
                 by 65535, bool is 0 and 1, floats must lie in [0, 1]. EXIF rotation is applied to PIL images as it is
                 to files.
+                Volumes: a NIfTI file, a folder with one DICOM series, a nibabel image (`datasets` decodes to these), an
+                array or tensor (D, H, W), batches and lists of these; an array is taken to be RAS, with voxels of 1 mm.
             return_tensors: "pt" for a torch tensor, "np" for a numpy array.
 
         Returns:
             BatchFeature with `pixel_values` (B, C, H, W) float32 in [0, 1] and `original_sizes`, a list of B (height,
-            width) after EXIF rotation.
+            width) after EXIF rotation; (B, 1, D, H, W) and a list of B `VolumeGrid` for volumes.
 
         Raises:
             ImageReadError: a file that cannot be read (a ValueError, names the file and the reason).
@@ -124,13 +216,15 @@ class ILTMImageProcessor(BaseImageProcessor):
             )
         if return_tensors not in (None, "pt", "np"):
             raise ValueError(f'return_tensors must be "pt" or "np", got {return_tensors!r}')
-        flat = _flatten(images)
+        flat = _flatten_volumes(images) if self.is_volumetric else _flatten(images)
         if not flat:
             raise ValueError("no images given: the list is empty")
-        arrays, sizes = [], []
+        arrays: list[np.ndarray] = []
+        sizes: list[Any] = []
+        kind, prepare = ("volume", self._prepare_volume) if self.is_volumetric else ("image", self._prepare)
         for index, image in enumerate(flat):
-            name = "image" if len(flat) == 1 else f"image {index} (of {len(flat)}, counted from 0)"
-            array, original_size = self._prepare(image, name)
+            name = kind if len(flat) == 1 else f"{kind} {index} (of {len(flat)}, counted from 0)"
+            array, original_size = prepare(image, name)
             arrays.append(array)
             sizes.append(original_size)
         pixel_values = np.stack(arrays)
@@ -141,22 +235,26 @@ class ILTMImageProcessor(BaseImageProcessor):
             }
         )
 
-    def restore_map(self, anomaly_map, original_size: Sequence[int]) -> np.ndarray:
+    def restore_map(self, anomaly_map, original_size: Sequence[int] | VolumeGrid) -> np.ndarray:
         """Brings a map of the model's size back to the input's own size.
 
         Args:
-            anomaly_map: (H, W) tensor or array as large as `pixel_values`; the padding is cropped first.
-            original_size: (height, width) of the input, from `original_sizes`.
+            anomaly_map: (H, W) or (D, H, W) tensor or array as large as `pixel_values`; the padding is cropped first.
+            original_size: (height, width) or `VolumeGrid` of the input, from `original_sizes`.
 
         Returns:
-            (height, width) float32 array, bilinearly interpolated (averaged where the input is smaller than the map).
+            (height, width) or (D, H, W) float32 array on the input's own grid, linearly interpolated (averaged where the
+            input is smaller than the map).
         """
         values = torch.as_tensor(anomaly_map).detach().to("cpu", torch.float32)
         if tuple(values.shape) != self.padded_size:
             raise ValueError(
                 f"map must have the size of pixel_values, {self.padded_size}, got {tuple(values.shape)}; "
-                "pass one (H, W) map at a time"
+                "pass one map at a time"
             )
+        if self.is_volumetric:
+            return self._restore_volume(values.numpy(), _as_grid(original_size))
+        assert not isinstance(original_size, VolumeGrid)
         height, width = self.spatial_size
         values = values[:height, :width]
         target = tuple(int(length) for length in original_size)
@@ -166,30 +264,80 @@ class ILTMImageProcessor(BaseImageProcessor):
             )[0, 0]
         return values.contiguous().numpy()
 
-    def restore_image(self, pixel_values, original_size: Sequence[int] | None = None) -> Image.Image:
-        """Turns one image of the model back into a PIL image.
+    def restore_image(
+        self, pixel_values, original_size: Sequence[int] | VolumeGrid | None = None
+    ) -> Image.Image | np.ndarray:
+        """Turns one image of the model back into a PIL image, a volume into an array.
 
         Args:
-            pixel_values: (C, H, W) or (1, C, H, W) tensor or array in [0, 1] (clamped); the padding is cropped.
-            original_size: (height, width) to resize to; without it the image keeps the model's size.
+            pixel_values: (C, *spatial) or (1, C, *spatial) tensor or array in [0, 1] (clamped); the padding is cropped.
+            original_size: (height, width) or `VolumeGrid` to go back to; without it the image keeps the model's size.
 
         Returns:
-            PIL image in mode "RGB", or "L" where `num_channels` is 1.
+            PIL image in mode "RGB", or "L" where `num_channels` is 1; for volumes (D, H, W) float32 in the input's own units.
         """
         values = torch.as_tensor(pixel_values).detach().to("cpu", torch.float32)
-        if values.ndim == 4 and len(values) == 1:
+        if values.ndim == len(self.spatial_size) + 2 and len(values) == 1:
             values = values[0]
         if tuple(values.shape) != (self.num_channels, *self.padded_size):
             raise ValueError(
                 f"pixel_values must be one image of shape {(self.num_channels, *self.padded_size)}, "
                 f"got {tuple(values.shape)}"
             )
+        if self.is_volumetric:
+            low, high = self.intensity_range or (0.0, 1.0)
+            voxels = values[0].clamp(0, 1).pow(1 / self.intensity_power).mul(high - low).add(low).numpy()
+            return voxels if original_size is None else self._restore_volume(voxels, _as_grid(original_size))
+        assert not isinstance(original_size, VolumeGrid)
         height, width = self.spatial_size
         pixels = values[:, :height, :width].clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
         image = Image.fromarray(pixels[..., 0] if self.num_channels == 1 else pixels)
         if original_size is not None and tuple(original_size) != (height, width):
             image = image.resize((int(original_size[1]), int(original_size[0])), Image.Resampling.BICUBIC)
         return image
+
+    # Volumes
+
+    def _placement(self, grid: VolumeGrid) -> tuple[tuple[int, ...], tuple[slice, ...]]:
+        """Voxels that a volume has at the working spacing, RAS, and where in the padded grid they lie."""
+        if self.spacing is None:
+            shape = self.spatial_size
+        else:
+            wanted = np.multiply(grid.ras_shape, grid.ras_spacing) / self.spacing
+            shape = tuple(
+                min(side, max(1, round(count))) for side, count in zip(self.spatial_size, wanted.tolist(), strict=True)
+            )
+        starts = [(side - length) // 2 for side, length in zip(self.padded_size, shape, strict=True)]
+        return shape, tuple(slice(start, start + length) for start, length in zip(starts, shape, strict=True))
+
+    def to_model_grid(self, values: np.ndarray, grid: VolumeGrid) -> np.ndarray:
+        """An array on a volume's own grid (D, H, W), brought to the model's: turned, resampled and padded with zeros. Float32."""
+        shape, place = self._placement(grid)
+        padded = np.zeros(self.padded_size, dtype=np.float32)
+        padded[place] = resize(grid.to_ras(values).astype(np.float32), shape)
+        return padded
+
+    def _prepare_volume(self, item: Any, name: str) -> tuple[np.ndarray, VolumeGrid]:
+        # One volume of any form -> (1, D, H, W) float32 in [0, 1] on the padded grid, and its own grid.
+        volume = _as_volume(item, name)
+        values = volume.values
+        if self.intensity_range is not None:
+            low, high = self.intensity_range
+            values = np.clip((values - np.float32(low)) / np.float32(high - low), 0, 1)
+        else:
+            try:
+                values = check_unit_range(values, str(volume.path or name))
+            except ValueError as error:
+                raise ValueError(f"{error}, or give the processor an intensity_range") from None
+        # before resampling, so that padding and the space between voxels are on the scale that the model sees
+        values = values**self.intensity_power if self.intensity_power != 1 else values
+        return self.to_model_grid(values, volume.grid)[None], volume.grid
+
+    def _restore_volume(self, values: np.ndarray, grid: VolumeGrid) -> np.ndarray:
+        _, place = self._placement(grid)
+        return np.ascontiguousarray(grid.from_ras(resize(values[place], grid.ras_shape)), dtype=np.float32)
+
+    # Images
 
     def _prepare(self, image: Any, name: str) -> tuple[np.ndarray, tuple[int, int]]:
         # One image of any form -> (C, H, W) float32 in [0, 1] at the padded size, and its own (height, width).
@@ -248,13 +396,61 @@ def _check_size(size: int | dict[str, int] | Any) -> dict[str, int]:
     if isinstance(size, int):
         size = {"height": size, "width": size}
     try:
-        height, width = size["height"], size["width"]
-        valid = set(dict(size)) == {"height", "width"} and min(height, width) >= 1
-    except (KeyError, TypeError, ValueError):
+        sides = dict(size)
+        valid = set(sides) in ({"height", "width"}, set(VOLUME_AXES))
+        valid = valid and all(isinstance(side, int) and side >= 1 for side in sides.values())
+    except (TypeError, ValueError):
         valid = False
-    if not valid or not isinstance(height, int) or not isinstance(width, int):
-        raise ValueError(f'size must be {{"height": H, "width": W}} in whole pixels or one number, got {size!r}')
-    return {"height": height, "width": width}
+    if not valid:
+        raise ValueError(
+            f'size must be {{"height": H, "width": W}} in whole pixels or one number, with "depth" for volumes, got {size!r}'
+        )
+    return {axis: sides[axis] for axis in VOLUME_AXES if axis in sides}
+
+
+def _check_spacing(spacing: float | Sequence[float] | None) -> list[float] | None:
+    if spacing is None:
+        return None
+    values = np.broadcast_to(np.asarray(spacing, dtype=float), 3) if np.size(spacing) in (1, 3) else np.zeros(1)
+    if not (np.isfinite(values).all() and (values > 0).all()):
+        raise ValueError(f"spacing must be one positive number of mm, or three, got {spacing!r}")
+    return [float(value) for value in values]
+
+
+def _as_grid(size: Sequence[int] | VolumeGrid) -> VolumeGrid:
+    return size if isinstance(size, VolumeGrid) else VolumeGrid.of(size)
+
+
+def _flatten_volumes(volumes: Any) -> list[Any]:
+    if isinstance(volumes, (str, os.PathLike, Volume)) or hasattr(volumes, "dataobj"):
+        return [volumes]
+    if isinstance(volumes, (np.ndarray, torch.Tensor)):
+        if volumes.ndim == 5 and volumes.shape[1] == 1:
+            volumes = volumes[:, 0]
+        return list(volumes) if volumes.ndim == 4 else [volumes]
+    if isinstance(volumes, (dict, Image.Image)) or not isinstance(volumes, Iterable):
+        raise TypeError(f"cannot use a {type(volumes).__name__} as volumes; give {VOLUME_FORMS}")
+    return [volume for item in volumes for volume in _flatten_volumes(item)]
+
+
+def _as_volume(item: Any, name: str) -> Volume:
+    """One volume of any form; an array has no place in space of its own."""
+    if isinstance(item, Volume):
+        return item
+    if not isinstance(item, (np.ndarray, torch.Tensor)):
+        return read_volume(Path(item) if isinstance(item, str) else item)
+    if isinstance(item, torch.Tensor):
+        item = item.detach().cpu()
+        item = (item.float() if item.dtype == torch.bfloat16 else item).numpy()
+    if item.ndim != 3 or min(item.shape) < 2:
+        raise ValueError(f"{name} has shape {tuple(item.shape)}; give {VOLUME_FORMS}, at least 2 voxels along each axis")
+    if item.dtype.kind not in "iufb":
+        raise ValueError(f"{name} has type {item.dtype}; give numbers")
+    values = np.ascontiguousarray(item, dtype=np.float32)
+    if not np.isfinite(values).all():
+        count = int((~np.isfinite(values)).sum())
+        raise ValueError(f"{name} holds {count} NaN or infinite values; replace them before passing it in")
+    return Volume(values, VolumeGrid.of(item.shape))
 
 
 def _flatten(images: Any) -> list[Any]:

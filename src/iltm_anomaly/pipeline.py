@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from iltm_anomaly import __version__, masking
 from iltm_anomaly.abnormality import density_map, resampling_gate, smooth, upsample_tokens
+from iltm_anomaly.data.volumes import Volume
 from iltm_anomaly.healing import heal, healed_log_likelihood
 from iltm_anomaly.image_processing import ILTMImageProcessor
 from iltm_anomaly.prior import PerformerPriorModel
@@ -32,6 +33,7 @@ COMPONENTS: dict[str, Any] = {
 }
 FILE_PATTERNS = ["*.json", "*.safetensors", "*/*.json", "*/*.safetensors", "README.md"]
 NOISE_FILE = "calibration.safetensors"
+VOXELS_AT_ONCE = 1 << 20
 
 
 @dataclass
@@ -138,6 +140,11 @@ class ILTMAnomalyPipeline:
                 f"the VQ-VAE has {vqvae.config.vocab_size} codes, the prior {prior.config.vocab_size}: "
                 "they were not trained together"
             )
+        if (vqvae.config.spatial_dims == 3) != image_processor.is_volumetric:
+            raise ValueError(
+                f"the VQ-VAE has spatial_dims {vqvae.config.spatial_dims}, but the image processor makes "
+                f"{'volumes' if image_processor.is_volumetric else 'images'}: give its size a depth for volumes"
+            )
         self.vqvae, self.prior = vqvae.eval(), prior.eval()
         self.image_processor = image_processor
         self.settings = settings or InferenceSettings()
@@ -184,9 +191,11 @@ class ILTMAnomalyPipeline:
             ImageReadError: if an image cannot be read.
             ValueError: if `images` is empty or something that is no image.
         """
-        images = _as_list(images)
+        images = _as_list(images, self.vqvae.config.spatial_dims)
         if not images:
             raise ValueError("no images given")
+        if self.image_processor.is_volumetric:
+            batch_size = 1  # one volume is more than a batch of images
         seed = (
             int(torch.randint(2**62, (1,), generator=generator))
             if isinstance(generator, torch.Generator)
@@ -205,8 +214,8 @@ class ILTMAnomalyPipeline:
             batch = self.image_processor.preprocess(images[start : start + batch_size])
             scored = self._score_batch(batch["pixel_values"], settings, seed or 0)
             for values, healed, size in zip(scored[0], scored[1], batch["original_sizes"], strict=True):
-                maps.append(self.image_processor.restore_map(values, tuple(size)))
-                healed_images.append(self.image_processor.restore_image(healed, tuple(size)))
+                maps.append(self.image_processor.restore_map(values, size))
+                healed_images.append(self.image_processor.restore_image(healed, size))
             log_likelihoods.append(scored[2])
             resampled.append(scored[3])
         threshold = math.inf if settings.score_threshold is None else settings.score_threshold
@@ -290,7 +299,7 @@ class ILTMAnomalyPipeline:
         codes = self.encode(pixel_values)
         self.calibrate_surprise_limit(codes)
         self.calibrate_noise(pixel_values, codes)
-        settings, batches = self.settings, pixel_values.split(8)
+        settings, batches = self.settings, pixel_values.split(images_at_once(pixel_values))
         scores = []
         for batch in tqdm(batches, desc="calibrating", unit="batch", disable=not show_progress):
             scores += [float(m.max()) for m in self._score_batch(batch, settings, 0)[0]]
@@ -300,7 +309,8 @@ class ILTMAnomalyPipeline:
     @torch.no_grad()
     def encode(self, pixel_values: Tensor) -> Tensor:
         """Codes (N, *grid) int64 of any number of images (N, C, *spatial) in [0, 1], a few at a time."""
-        return torch.cat([self.vqvae.encode(b.to(self.device, self.vqvae.dtype)) for b in pixel_values.split(8)])
+        batches = pixel_values.split(images_at_once(pixel_values))
+        return torch.cat([self.vqvae.encode(b.to(self.device, self.vqvae.dtype)) for b in batches])
 
     @torch.no_grad()
     def calibrate_surprise_limit(self, codes: Tensor) -> None:
@@ -319,7 +329,8 @@ class ILTMAnomalyPipeline:
         images of the squared error, which a minority of defective ones hardly moves, as a root and smoothed over a quarter of a
         token."""
         errors = []
-        for batch, batch_codes in zip(pixel_values.split(8), codes.split(8), strict=True):
+        count = images_at_once(pixel_values)
+        for batch, batch_codes in zip(pixel_values.split(count), codes.split(count), strict=True):
             reconstruction = self.vqvae.decode(batch_codes).float().clamp(0, 1)
             errors.append((reconstruction - batch.to(self.device)).square().mean(1))
         typical = np.quantile(torch.cat(errors).cpu().numpy(), 0.75, axis=0).astype(np.float32)
@@ -422,17 +433,27 @@ class ILTMAnomalyPipeline:
             ).commit_url
 
 
+def images_at_once(pixel_values: Tensor, most: int = 8) -> int:
+    """How many images (N, C, *spatial) go through the VQ-VAE together: `most`, fewer if they are large volumes."""
+    if pixel_values.dim() == 4:
+        return most
+    return max(1, min(most, VOXELS_AT_ONCE // math.prod(pixel_values.shape[1:])))
+
+
 def as_reconstructed(settings: InferenceSettings) -> float:
     """-log density where every reconstruction equals the pixel, which is what a pixel away from healed tokens counts as: zero if
     relative, else the lineage's constant density, 1 / (sqrt(2 pi) floor), 2 at a floor of 0.2."""
     return 0.0 if settings.relative_density else math.log(math.sqrt(2 * math.pi) * settings.bandwidth_floor)
 
 
-def _as_list(images: Any) -> list[Any]:
-    """One image of any form, or any iterable of images, as a list."""
+def _as_list(images: Any, spatial_dims: int = 2) -> list[Any]:
+    """One image or volume of any form, or any iterable of them, as a list."""
     if isinstance(images, np.ndarray | Tensor):
+        if spatial_dims == 3 and images.ndim == 5 and images.shape[1] == 1:
+            images = images[:, 0]
         return list(images) if images.ndim == 4 else [images]
-    return [images] if isinstance(images, str | os.PathLike | Image.Image) else list(images)
+    single = isinstance(images, str | os.PathLike | Image.Image | Volume) or hasattr(images, "dataobj")  # nibabel
+    return [images] if single else list(images)
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:

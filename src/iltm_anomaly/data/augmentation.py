@@ -1,7 +1,8 @@
 """Augmentations of the paper (appendix A; magnitudes of its released code, `method.md` 2.5), for images and volumes.
 
 Likelihoods are computed on the training data itself; augmentation is what keeps the models from learning it by heart.
-Elastic deformation, which the appendix adds for PET, is not here yet.
+Elastic deformation, which the appendix adds for PET, is a cubic B-spline on control points (Rueckert et al., IEEE TMI 18(8), 1999),
+added to the affine map, so that both cost one interpolation.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,12 @@ __all__ = ["AugmentationConfig", "augment", "sample_seed"]
 PADDING_MODES = ("zeros", "border", "reflection")
 
 # Uniform numbers per sample, at fixed places: changing one setting leaves the other draws as they were.
-_AFFINE, _ROTATION, _TRANSLATION, _SCALE, _CONTRAST, _INTENSITY, _NOISE, _DRAWS = 0, 1, 4, 7, 10, 12, 14, 15
+_AFFINE, _ROTATION, _TRANSLATION, _SCALE, _CONTRAST, _INTENSITY, _NOISE, _ELASTIC = 0, 1, 4, 7, 10, 12, 14, 15
+_DRAWS = 16
+
+# A cubic B-spline deformation does not fold while no control point moves further than this share of their distance
+# (Choi and Lee, Graphical Models 62(6), 2000), by the number of dimensions.
+_FOLDING_LIMIT = {2: 0.48, 3: 0.40}
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,10 @@ class AugmentationConfig:
         scale: largest relative change of size, drawn for each axis.
         padding_mode: what comes in from outside: "zeros" (the lineage), "border" (edge pixels) or "reflection". Zeros
             bring black margins into the codes; border suits parts that fill the image.
+        elastic_probability: share of samples that are bent.
+        elastic_spacing: distance of the control points, in the pixels of `translation` along the longest side.
+        elastic_magnitude: standard deviation of each control point's shift along each axis, in the same pixels; shifts are
+            cut off where space would fold.
         contrast_probability: share of samples whose values x become x ** gamma.
         contrast: gamma is uniform in 1 -+ this.
         intensity_probability: share of samples that become brighter.
@@ -47,6 +57,9 @@ class AugmentationConfig:
     reference_size: int = 256
     scale: float = 0.05
     padding_mode: str = "zeros"
+    elastic_probability: float = 0.0
+    elastic_spacing: float = 64.0
+    elastic_magnitude: float = 8.0
     contrast_probability: float = 0.6
     contrast: float = 0.025
     intensity_probability: float = 0.6
@@ -57,15 +70,18 @@ class AugmentationConfig:
     def __post_init__(self):
         if self.padding_mode not in PADDING_MODES:
             raise ValueError(f"padding_mode must be one of {', '.join(PADDING_MODES)}, got {self.padding_mode!r}")
-        for name in ("affine_probability", "contrast_probability", "intensity_probability", "noise_probability"):
+        for name in ("affine", "elastic", "contrast", "intensity", "noise"):
+            name += "_probability"
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        for name in ("rotation", "translation", "intensity", "noise_std"):
+        for name in ("rotation", "translation", "elastic_magnitude", "intensity", "noise_std"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("scale", "contrast"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if not self.elastic_spacing > 0:
+            raise ValueError(f"elastic_spacing must be positive, got {self.elastic_spacing}")
         if self.reference_size < 1:
             raise ValueError(f"reference_size must be at least 1 pixel, got {self.reference_size}")
 
@@ -77,7 +93,7 @@ class AugmentationConfig:
 
 @torch.no_grad()
 def augment(pixel_values: torch.Tensor, config: AugmentationConfig, seeds: Sequence[int]) -> torch.Tensor:
-    """Augments a batch: affine, contrast, intensity, noise, each with its probability, then clamp to [0, 1].
+    """Augments a batch: affine, elastic, contrast, intensity, noise, each with its probability, then clamp to [0, 1].
 
     What happens to a sample follows from its own seed alone, so results do not depend on which samples share a batch,
     nor on the number of processes. Noise is drawn on the CPU, so they do not depend on the device either.
@@ -103,10 +119,17 @@ def augment(pixel_values: torch.Tensor, config: AugmentationConfig, seeds: Seque
         return pixel_values.clone()
     draws = np.stack([uniforms(sample_seed(int(seed)), _DRAWS) for seed in seeds])  # (B, draws)
     values = pixel_values.float().clone()  # half precision would lose the small contrast changes
-    chosen = np.flatnonzero(draws[:, _AFFINE] < config.affine_probability)
+    affine = draws[:, _AFFINE] < config.affine_probability
+    elastic = draws[:, _ELASTIC] < config.elastic_probability
+    chosen = np.flatnonzero(affine & ~elastic)
     if len(chosen):
         matrices = torch.from_numpy(_affine_matrices(draws[chosen], values.shape[2:], config))
         values[chosen] = _warp(values[chosen], matrices.to(values.device), config.padding_mode)
+    for row in np.flatnonzero(elastic):  # one by one: a field of displacements is larger than its volume
+        part = slice(row, row + 1)
+        matrices = torch.from_numpy(_affine_matrices(draws[part], values.shape[2:], config, identity=not affine[row]))
+        field = _elastic_field(values.shape[2:], config, sample_seed(int(seeds[row]), 2), values.device)
+        values[part] = _warp(values[part], matrices.to(values.device), config.padding_mode, field)
     for row, seed in enumerate(seeds):
         _change_intensities(values[row], draws[row], config, int(seed))
     return values.clamp_(0, 1).to(pixel_values.dtype)
@@ -125,9 +148,13 @@ def _change_intensities(values: torch.Tensor, draws: np.ndarray, config: Augment
         values.add_(noise.to(values.device), alpha=config.noise_std)
 
 
-def _affine_matrices(draws: np.ndarray, spatial: Sequence[int], config: AugmentationConfig) -> np.ndarray:
+def _affine_matrices(
+    draws: np.ndarray, spatial: Sequence[int], config: AugmentationConfig, identity: bool = False
+) -> np.ndarray:
     """(B, n, n + 1) float32 maps from output to input coordinates: x first and in [-1, 1], as for `grid_sample`."""
     dims = len(spatial)
+    if identity:
+        return np.tile(np.eye(dims, dims + 1, dtype=np.float32), (len(draws), 1, 1))
     sizes = np.array(spatial[::-1], dtype=np.float64)  # x first
     angles = config.rotation * (2 * draws[:, _ROTATION : _ROTATION + 3] - 1)
     rotations = _rotation(angles[:, 0], 0, 1, dims)
@@ -148,8 +175,40 @@ def _rotation(angles: np.ndarray, first: int, second: int, dims: int) -> np.ndar
     return matrices
 
 
-def _warp(values: torch.Tensor, matrices: torch.Tensor, padding_mode: str) -> torch.Tensor:
+def _elastic_field(
+    spatial: Sequence[int], config: AugmentationConfig, seed: int, device: torch.device
+) -> torch.Tensor:
+    """(1, *spatial, n) displacements for `grid_sample`, x first: a cubic B-spline through random control points."""
+    dims, longest = len(spatial), max(spatial)
+    pixel = longest / config.reference_size  # one pixel of the reference image
+    spacing = max(1.0, config.elastic_spacing * pixel)
+    bases = [_spline_basis(side, spacing) for side in spatial]
+    generator = torch.Generator().manual_seed(seed)
+    field = torch.randn(dims, *(basis.shape[1] for basis in bases), generator=generator)  # pixels, x first
+    limit = _FOLDING_LIMIT[dims] * spacing
+    field = (field * (config.elastic_magnitude * pixel)).clamp_(-limit, limit).to(device)
+    for axis, basis in enumerate(bases):
+        field = torch.tensordot(field, basis.to(device), dims=([1], [1]))  # the axis moves to the end: after all, in order
+        assert field.shape[-1] == spatial[axis]
+    scale = torch.tensor([2 / side for side in spatial[::-1]], device=device)  # [-1, 1] spans each side
+    return (field.movedim(0, -1) * scale).unsqueeze(0)
+
+
+def _spline_basis(side: int, spacing: float) -> torch.Tensor:
+    """(side, points) float32 weights of control points, `spacing` pixels apart and reaching beyond both ends; rows sum to 1."""
+    points = np.arange(-1, int(np.ceil((side - 1) / spacing)) + 2)
+    distance = np.abs(np.arange(side)[:, None] / spacing - points)
+    near = 2 / 3 - distance**2 + distance**3 / 2
+    far = np.maximum(2 - distance, 0) ** 3 / 6
+    return torch.from_numpy(np.where(distance < 1, near, far).astype(np.float32))
+
+
+def _warp(
+    values: torch.Tensor, matrices: torch.Tensor, padding_mode: str, displacement: torch.Tensor | None = None
+) -> torch.Tensor:
     grid = torch.nn.functional.affine_grid(matrices, list(values.shape), align_corners=False)
+    if displacement is not None:
+        grid = grid + displacement
     return torch.nn.functional.grid_sample(
         values, grid, mode="bilinear", padding_mode=padding_mode, align_corners=False
     )

@@ -6,12 +6,14 @@ folder is deliberately no package: importing a sub-package named `aupro` would r
 """
 
 from .evaluation import PerImage, evaluate_maps, per_image_aupro, per_image_auroc
+from .lesions import LesionCurve, lesion_curve, lesion_detection
 from .plotting import plot_pro_curve
 from .ranking import aupr, best_dice, best_f1, dice, image_auroc, pixel_auroc
 from .region_overlap import ProCurve, aupro
 from .streaming import StreamingAUPRO
 
 __all__ = [
+    "LesionCurve",
     "PerImage",
     "ProCurve",
     "StreamingAUPRO",
@@ -22,6 +24,8 @@ __all__ = [
     "dice",
     "evaluate_maps",
     "image_auroc",
+    "lesion_curve",
+    "lesion_detection",
     "per_image_aupro",
     "per_image_auroc",
     "pixel_auroc",

@@ -8,12 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from iltm_anomaly.prior import linear_attention
 from iltm_anomaly.prior.configuration_performer_prior import PerformerPriorConfig
 
-SCORING_BATCH = 32  # sequences scored together by `log_likelihood`
+SCORING_BATCH = 32  # sequences scored together by `log_likelihood`, if they are no longer than
+SCORING_TOKENS = 32 * 1024  # allow: the logits of 20,000 tokens take 20 MB
 
 
 @dataclass
@@ -85,7 +87,7 @@ class PerformerAttention(nn.Module):
         return self.out(linear_attention.step(query, key, value, self.projection, sums).flatten(1))
 
 
-class PerformerLayer(nn.Module):
+class PerformerLayer(GradientCheckpointingLayer):
     """Pre-norm transformer block: attention, then a GELU feed-forward part."""
 
     def __init__(self, config: PerformerPriorConfig):
@@ -124,6 +126,7 @@ class PerformerPriorModel(PreTrainedModel):
     config_class = PerformerPriorConfig
     base_model_prefix = "prior"
     main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: PerformerPriorConfig):
         super().__init__(config)
@@ -233,7 +236,7 @@ class PerformerPriorModel(PreTrainedModel):
     def log_likelihood(self, codes: Tensor) -> Tensor:
         """Natural log-probability of each code given the true codes before it: (B, N) -> (B, N) float32, always finite."""
         parts = []
-        for part in codes.split(SCORING_BATCH):  # the logits of a whole data set would not fit
+        for part in codes.split(max(1, min(SCORING_BATCH, SCORING_TOKENS // codes.shape[1]))):  # the logits of a whole data set would not fit
             log_probability = self(part, compute_loss=False).logits.log_softmax(-1)
             parts.append(log_probability.gather(-1, part.unsqueeze(-1)).squeeze(-1))
         return torch.cat(parts)

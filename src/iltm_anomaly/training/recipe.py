@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin
 import yaml
 
 SCHEDULES = ("one_cycle", "exponential", "constant")
+VOLUME_FIELDS = ("size", "spacing", "intensity_range", "intensity_power")
 KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a table of fields"}
 
 
@@ -103,12 +104,21 @@ class RoundsRecipe:
 @dataclass
 class Recipe:
     """A whole run. `vqvae`, `prior`, `augmentation` and `inference` hold fields of `VQVAEConfig`, `PerformerPriorConfig`,
-    `AugmentationConfig` and `InferenceSettings` that differ from their defaults."""
+    `AugmentationConfig` and `InferenceSettings` that differ from their defaults.
+
+    Args:
+        image_size: pixels along each side, for images.
+        volume: for volumes, in place of `image_size`: fields of `ILTMImageProcessor.for_volumes`; those left out follow from the
+            training volumes. `{}` leaves out all.
+        gradient_checkpointing: keep fewer activations in memory and compute them again, a third more time.
+    """
 
     name: str
-    image_size: int
     stage1: StageRecipe
     stage2: StageRecipe
+    image_size: int | None = None
+    volume: dict[str, Any] | None = None
+    gradient_checkpointing: bool = False
     rounds: RoundsRecipe = field(default_factory=RoundsRecipe)
     num_channels: int = 3
     mixed_precision: str = "no"
@@ -117,6 +127,21 @@ class Recipe:
     prior: dict[str, Any] = field(default_factory=dict)
     augmentation: dict[str, Any] = field(default_factory=dict)
     inference: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if (self.image_size is None) == (self.volume is None):
+            raise ValueError("recipe needs image_size (for images) or volume (for volumes), and not both")
+        dims = self.vqvae.get("spatial_dims", 2)
+        if (dims == 3) != self.is_volumetric:
+            needed = "spatial_dims: 3" if self.is_volumetric else "volume: {}"
+            raise ValueError(f"recipe.vqvae has spatial_dims {dims}: a recipe for volumes needs {needed} too")
+        if unknown := sorted(set(self.volume or {}) - set(VOLUME_FIELDS)):
+            raise ValueError(f"recipe.volume has no field {unknown[0]!r}; it has {sorted(VOLUME_FIELDS)}")
+
+    @property
+    def is_volumetric(self) -> bool:
+        """Whether it trains on volumes."""
+        return self.volume is not None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as written to `recipe.yaml` of a run."""

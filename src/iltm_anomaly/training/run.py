@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from iltm_anomaly import masking
 from iltm_anomaly.data.augmentation import AugmentationConfig, augment, sample_seed
 from iltm_anomaly.image_processing import ILTMImageProcessor
-from iltm_anomaly.pipeline import ILTMAnomalyPipeline, InferenceSettings
+from iltm_anomaly.pipeline import ILTMAnomalyPipeline, InferenceSettings, images_at_once
 from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
 from iltm_anomaly.provenance import provenance
 from iltm_anomaly.training.checkpoint import load_json, write_json
@@ -76,10 +76,7 @@ class TrainingRun:
         Raises:
             RunFolderError: if the folder holds a run and `resume` is False, or one of another recipe, seed or data.
         """
-        processor = ILTMImageProcessor(
-            size={"height": self.recipe.image_size, "width": self.recipe.image_size},
-            num_channels=self.recipe.num_channels,
-        )
+        processor = self._make_processor(images)
         pixels = self._load(images, processor)
         self._open_folder(pixels, resume)
         vqvae, stage1 = self._train_vqvae(pixels)
@@ -106,6 +103,15 @@ class TrainingRun:
         return self.output / "model"
 
     # The folder
+
+    def _make_processor(self, images: list) -> ILTMImageProcessor:
+        if self.recipe.volume is not None:
+            divisor = VQVAEConfig(**self.recipe.vqvae).downsampling
+            return ILTMImageProcessor.for_volumes(images, size_divisor=divisor, **self.recipe.volume)
+        return ILTMImageProcessor(
+            size={"height": self.recipe.image_size, "width": self.recipe.image_size},
+            num_channels=self.recipe.num_channels,
+        )
 
     def _load(self, images: list, processor: ILTMImageProcessor) -> Tensor:
         """Decodes every image once: (N, C, H, W) uint8, an eighth of what float32 copies would take with their gradients."""
@@ -160,6 +166,10 @@ class TrainingRun:
         self._finish(save, folder)
         self.accelerator.wait_for_everyone()
 
+    def _set_checkpointing(self, model: PreTrainedModel) -> None:
+        if self.recipe.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+
     def _loop_settings(self, name: str, *stream: int) -> LoopSettings:
         return LoopSettings(
             name=name,
@@ -184,11 +194,15 @@ class TrainingRun:
         stage = self.recipe.stage1
         torch.manual_seed(sample_seed(self.seed, STREAM_WEIGHTS, 0))
         model = VQVAEModel(VQVAEConfig(in_channels=self.recipe.num_channels, **self.recipe.vqvae))
+        self._set_checkpointing(model)
         model = model.to(self.accelerator.device)
-        if self.recipe.vqvae.get("spatial_dims", 2) == 2:
+        if not self.recipe.is_volumetric:
             model = model.to(memory_format=torch.channels_last)
         if self.recipe.data_driven_codebook:
-            model.initialize_codebook(pixels[:: max(1, len(pixels) // 64)].to(self.accelerator.device).float() / 255)
+            chosen = pixels[:: max(1, len(pixels) // 64)]
+            if self.recipe.is_volumetric:
+                chosen = chosen[: images_at_once(pixels)]  # one holds more codes than many images
+            model.initialize_codebook(chosen.to(self.accelerator.device).float() / 255)
         settings = self._loop_settings("vqvae", STREAM_STAGE1)
 
         def make_inputs(indices: Tensor, step: int) -> dict[str, Tensor]:
@@ -213,7 +227,7 @@ class TrainingRun:
         """Squared error and codes in use over (at most 256 of) the training images, without augmentation or dropout."""
         model.eval()
         errors, used = [], set()
-        for batch in pixels[:256].split(16):
+        for batch in pixels[:256].split(images_at_once(pixels, 16)):
             batch = batch.to(self.accelerator.device).float() / 255
             output = model(batch)
             errors.append((output.reconstruction - batch).square().mean().item())
@@ -231,8 +245,12 @@ class TrainingRun:
         bar = tqdm(range(len(pixels)), desc="extracting codes", unit="image", disable=not self._shows_bars)
         for index in bar:
             seeds = [sample_seed(self.seed, STREAM_CODES, index, copy) for copy in range(copies)]
-            batch = self._augmented(pixels[index].expand(copies, *pixels.shape[1:]), seeds)
-            codes.append(vqvae.encode(batch).flatten(1).to(torch.int16).cpu())
+            count = images_at_once(pixels, copies)
+            parts = [
+                vqvae.encode(self._augmented(pixels[index].expand(len(part), *pixels.shape[1:]), part))
+                for part in (seeds[start : start + count] for start in range(0, copies, count))
+            ]
+            codes.append(torch.cat(parts).flatten(1).to(torch.int16).cpu())
         return torch.stack(codes)
 
     @torch.no_grad()
@@ -295,6 +313,7 @@ class TrainingRun:
         torch.manual_seed(sample_seed(self.seed, STREAM_WEIGHTS, 1, number))
         vocab_size = self.recipe.vqvae.get("vocab_size", 256)
         prior = PerformerPriorModel(PerformerPriorConfig(vocab_size=vocab_size, grid_shape=grid, **self.recipe.prior))
+        self._set_checkpointing(prior)
         if self.recipe.rounds.initialization == "continue" and teacher is not None:
             prior.load_state_dict(teacher.state_dict())
         settings = self._loop_settings(f"prior round {number}", STREAM_STAGE2, number)

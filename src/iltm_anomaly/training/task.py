@@ -17,7 +17,8 @@ class TrainArguments:
         contamination: share of defective training images (design: protocol of contaminated training). None trains on what is
             there, which for a plain folder is all one can do.
         train_size: number of training images drawn; None takes all good ones.
-        preset: name of a shipped recipe, or a YAML file.
+        preset: name of a shipped recipe, or a YAML file; None takes "cpu", or "phantom" for volumes.
+        volumes: the data are volumes (NIfTI); the preset must be one for volumes.
         rounds: masked rounds in place of the recipe's.
         seed: of everything random, the contamination split included.
         resume: continue the run in `output`.
@@ -30,7 +31,8 @@ class TrainArguments:
     category: str | None = None
     contamination: float | None = None
     train_size: int | None = None
-    preset: str = "cpu"
+    preset: str | None = None
+    volumes: bool = False
     rounds: int | None = None
     seed: int = 0
     resume: bool = False
@@ -42,13 +44,15 @@ def load_training_images(arguments: TrainArguments) -> tuple[list, dict[str, Any
     """The training images, and the record of where they come from that goes into the report."""
     from iltm_anomaly.data.contamination import contaminate, contamination_record
     from iltm_anomaly.data.folder import load_images
+    from iltm_anomaly.data.volumes import load_volumes
 
     record: dict[str, Any] = {"source": arguments.data, "category": arguments.category, "contamination": None}
-    dataset = load_images(arguments.data, arguments.category)
+    load = load_volumes if arguments.volumes else load_images
+    dataset = load(arguments.data, arguments.category)
     if arguments.contamination is not None or arguments.train_size is not None:
         if "test" not in dataset:
             raise ValueError(
-                f"{arguments.data} is a folder of unlabelled images: it is trained on as it is. --contamination and "
+                f"{arguments.data} is a folder without test images: it is trained on as it is. --contamination and "
                 "--train-size need an MVTec AD layout (train/good, test/<defect>, ground_truth/<defect>)"
             )
         dataset = contaminate(dataset, arguments.contamination or 0.0, arguments.seed, arguments.train_size)
@@ -70,7 +74,10 @@ def train(arguments: TrainArguments) -> Path:
 
     from iltm_anomaly.training.run import TrainingRun
 
-    recipe = load_recipe(arguments.preset)
+    recipe = load_recipe(arguments.preset or ("phantom" if arguments.volumes else "cpu"))
+    if recipe.is_volumetric != arguments.volumes:
+        kind, remedy = ("volumes", "pass --volumes") if recipe.is_volumetric else ("images", "leave out --volumes")
+        raise ValueError(f"preset {arguments.preset} is for {kind}: {remedy}, or choose another preset")
     if arguments.rounds is not None:
         recipe.rounds = replace(recipe.rounds, rounds=arguments.rounds)
     images, record = load_training_images(arguments)

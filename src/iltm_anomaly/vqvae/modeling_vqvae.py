@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from iltm_anomaly.vqvae.configuration_vqvae import VQVAEConfig
@@ -35,7 +36,7 @@ class VQVAEOutput(ModelOutput):
     perplexity: Tensor | None = None
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(GradientCheckpointingLayer):
     """3-convolution, ReLU, 1-convolution, skip, ReLU: the appendix's second ReLU stands after the addition."""
 
     def __init__(self, width: int, spatial_dims: int):
@@ -57,6 +58,7 @@ class VQVAEModel(PreTrainedModel):
     config_class = VQVAEConfig
     base_model_prefix = "vqvae"
     main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: VQVAEConfig):
         super().__init__(config)
