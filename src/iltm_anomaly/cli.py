@@ -29,7 +29,9 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         help="recipe: paper, cpu, tiny, ... or a YAML file (default: cpu; phantom with --volumes)",
     )
     parser.add_argument(
-        "--volumes", action="store_true", help="the data are NIfTI volumes; ROOT may be a pattern like 'scans/*_suv.nii.gz'"
+        "--volumes",
+        action="store_true",
+        help="the data are NIfTI volumes; ROOT may be a pattern like 'scans/*_suv.nii.gz'",
     )
     parser.add_argument("--rounds", type=int, metavar="N", help="masked rounds, in place of the recipe's")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")

@@ -61,16 +61,18 @@ def demo(output: Path, seed: int = 0) -> dict:
     return document
 
 
-def demo_volumes(output: Path, seed: int = 0, preset: str = "phantom", num_train: int = 60, spacing: float = 8.0) -> dict:
+def demo_volumes(
+    output: Path, seed: int = 0, preset: str = "phantom", num_train: int = 60, spacing: float = 8.0
+) -> dict:
     """The same with whole-body PET: phantoms, 30 % of the training ones with lesions.
 
-    Files, below `output`: `data` (NIfTI in MVTec AD layout, with `lesions.json`), `run` (`run/model` is the pipeline), `results.json`,
-    `gallery.png`, and in `detected` map and mask of one volume as NIfTI and its projections.
+    Files, below `output`: `data` (NIfTI in MVTec AD layout, with `lesions.json`), `run` (`run/model` is the pipeline),
+    `results.json`, `gallery.png`, and in `detected` map and mask of one volume as NIfTI and its projections.
 
     Args:
         output, seed: as in `demo`.
         preset: recipe.
-        num_train: training volumes; a third as many are tested on, and half as many with lesions.
+        num_train: training volumes; a sixth as many good ones are tested on, and a third as many with lesions.
         spacing: size of a voxel in mm.
     """
     print(f"1. generating whole-body FDG-PET phantoms, {CONTAMINATION:.0%} with lesions: {output / 'data'}")

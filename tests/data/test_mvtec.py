@@ -221,3 +221,19 @@ def test_real_categories(real_data):
     assert (leather["train"].num_rows, leather["test"].num_rows) == (4, 15)
     with pytest.raises(ValueError, match=r"it has: bottle, leather\. Did you mean 'bottle'"):
         load_mvtec(real_data / "mvtec", "botle")
+
+
+def test_a_folder_of_masks_is_their_union(category):
+    """As in MVTec LOCO AD: `ground_truth/<defect>/000/000.png`, values that tell kinds of defect."""
+    (category / "ground_truth" / "crack" / "000_mask.png").unlink()
+    parts = category / "ground_truth" / "crack" / "000"
+    parts.mkdir()
+    left, top = np.zeros((10, 12), np.uint8), np.zeros((10, 12), np.uint8)
+    left[:, :3], top[:2] = 234, 255
+    for number, part in enumerate((left, top)):
+        Image.fromarray(part).save(parts / f"{number:03d}.png")
+    mask = load_mvtec(category)["test"][0]["mask"]
+    np.testing.assert_array_equal(np.asarray(mask) > 0, (left > 0) | (top > 0))
+    Image.fromarray(top[:, :6]).save(parts / "002.png")
+    with pytest.raises(ValueError, match="differ in size"):
+        load_mvtec(category)

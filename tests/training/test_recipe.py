@@ -24,9 +24,11 @@ def test_every_preset_loads_and_builds_its_parts(name):
     recipe = load_recipe(name)
     assert recipe.name == name
     vqvae = VQVAEConfig(in_channels=recipe.num_channels, **recipe.vqvae)
-    assert recipe.image_size % vqvae.downsampling == 0
-    side = recipe.image_size // vqvae.downsampling
-    prior = PerformerPriorConfig(vocab_size=vqvae.vocab_size, grid_shape=(side, side), **recipe.prior)
+    grid = (4, 5, 6)  # of a volume: its sides follow from the data
+    if recipe.image_size is not None:
+        assert recipe.image_size % vqvae.downsampling == 0
+        grid = (recipe.image_size // vqvae.downsampling,) * 2
+    prior = PerformerPriorConfig(vocab_size=vqvae.vocab_size, grid_shape=grid, **recipe.prior)
     AugmentationConfig(**recipe.augmentation)
     InferenceSettings.from_dict(recipe.inference)
     for values, config in ((recipe.vqvae, vqvae), (recipe.prior, prior)):
@@ -149,3 +151,16 @@ def test_codebook_decay():
     assert StageRecipe(9).ema_decay_at(5) is None
     stage = StageRecipe(9, ema_decay=[[2, 0.5], [4, 0.9]])
     assert [stage.ema_decay_at(epoch) for epoch in (0, 1, 2, 3, 4, 100)] == [None, None, 0.5, 0.5, 0.9, 0.9]
+
+
+def test_a_recipe_is_for_images_or_for_volumes():
+    volume = {k: v for k, v in MINIMAL.items() if k != "image_size"} | {"volume": {}, "vqvae": {"spatial_dims": 3}}
+    assert Recipe.from_dict(volume).is_volumetric
+    for values, reason in (
+        (volume | {"image_size": 64}, "not both"),
+        (volume | {"vqvae": {}}, "needs spatial_dims: 3"),
+        (MINIMAL | {"vqvae": {"spatial_dims": 3}}, "needs volume"),
+        (volume | {"volume": {"spacng": 4}}, "'spacng'"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            Recipe.from_dict(values)

@@ -1,8 +1,8 @@
 """Augmentations of the paper (appendix A; magnitudes of its released code, `method.md` 2.5), for images and volumes.
 
 Likelihoods are computed on the training data itself; augmentation is what keeps the models from learning it by heart.
-Elastic deformation, which the appendix adds for PET, is a cubic B-spline on control points (Rueckert et al., IEEE TMI 18(8), 1999),
-added to the affine map, so that both cost one interpolation.
+Elastic deformation, which the appendix adds for PET, is a cubic B-spline on control points (Rueckert et al., IEEE TMI 18(8),
+1999), added to the affine map, so that both cost one interpolation.
 """
 
 from collections.abc import Sequence
@@ -125,7 +125,7 @@ def augment(pixel_values: torch.Tensor, config: AugmentationConfig, seeds: Seque
     if len(chosen):
         matrices = torch.from_numpy(_affine_matrices(draws[chosen], values.shape[2:], config))
         values[chosen] = _warp(values[chosen], matrices.to(values.device), config.padding_mode)
-    for row in np.flatnonzero(elastic):  # one by one: a field of displacements is larger than its volume
+    for row in np.flatnonzero(elastic).tolist():  # one by one: a field of displacements is larger than its volume
         part = slice(row, row + 1)
         matrices = torch.from_numpy(_affine_matrices(draws[part], values.shape[2:], config, identity=not affine[row]))
         field = _elastic_field(values.shape[2:], config, sample_seed(int(seeds[row]), 2), values.device)
@@ -188,7 +188,9 @@ def _elastic_field(
     limit = _FOLDING_LIMIT[dims] * spacing
     field = (field * (config.elastic_magnitude * pixel)).clamp_(-limit, limit).to(device)
     for axis, basis in enumerate(bases):
-        field = torch.tensordot(field, basis.to(device), dims=([1], [1]))  # the axis moves to the end: after all, in order
+        field = torch.tensordot(
+            field, basis.to(device), dims=([1], [1])
+        )  # the axis moves to the end: after all, in order
         assert field.shape[-1] == spatial[axis]
     scale = torch.tensor([2 / side for side in spatial[::-1]], device=device)  # [-1, 1] spans each side
     return (field.movedim(0, -1) * scale).unsqueeze(0)

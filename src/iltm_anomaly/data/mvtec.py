@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import logging
 import os
 import re
@@ -11,9 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from PIL import Image
+
 from .hub import is_dataset_folder, load_hub_dataset
 from .images import ImageReadError, find_images, read_image
-from .schema import GOOD, build_dataset, normalise_mask
+from .schema import GOOD, build_dataset, mask_to_png, normalise_mask
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -32,6 +36,8 @@ def load_mvtec(
         <root>/<category>/test/good/NNN.png
         <root>/<category>/test/<defect>/NNN.png
         <root>/<category>/ground_truth/<defect>/NNN_mask.png
+
+    A mask may also be a folder `ground_truth/<defect>/NNN` of several, as in MVTec LOCO AD; their union is taken.
 
     Every file is read once to see that it can be: images that cannot (truncated, 0 bytes, not an image) are reported
     as warnings and left out. The data set holds paths, so the images themselves are read again on access.
@@ -117,7 +123,7 @@ def _read_row(entry: tuple[Path, str | None, Path | None]) -> dict[str, Any] | t
         image = read_image(image_path)
         if mask_path is None:
             return {"image": image_path, "mask": None, "defect": defect}
-        mask, mask_size, has_defect = normalise_mask(mask_path)
+        mask, mask_size, has_defect = _read_mask(mask_path)
     except ImageReadError as error:
         return image_path, str(error)
     if mask_size != (image.height, image.width):
@@ -128,6 +134,23 @@ def _read_row(entry: tuple[Path, str | None, Path | None]) -> dict[str, Any] | t
     if not has_defect:
         logger.warning("mask %s marks no pixel although its image is of defect type %r", mask_path, defect)
     return {"image": image_path, "mask": mask, "defect": defect}
+
+
+def _read_mask(path: Path) -> tuple[Any, tuple[int, int], bool]:
+    """As `normalise_mask`; of a folder the union of its masks."""
+    if not path.is_dir():
+        return normalise_mask(path)
+    union: np.ndarray | None = None
+    for part in find_images(path):
+        source, size, _ = normalise_mask(part)
+        with Image.open(io.BytesIO(source["bytes"]) if isinstance(source, dict) else source) as image:
+            marked = np.asarray(image) > 0
+        if union is not None and union.shape != size:
+            raise ValueError(f"masks in {path} differ in size: {part.name} is {size[1]} x {size[0]} pixels")
+        union = marked if union is None else union | marked
+    if union is None:
+        raise ImageReadError(f"cannot read mask {path}: the folder holds no image")
+    return mask_to_png(union), union.shape[:2], bool(union.any())
 
 
 def _find_category(root: Path, category: str | None) -> Path:
@@ -209,4 +232,5 @@ def _find_mask(folder: Path, defect: str, stem: str) -> Path | None:
             path = folder / "ground_truth" / defect / f"{name}{suffix}"
             if path.is_file():
                 return path
-    return None
+    parts = folder / "ground_truth" / defect / stem
+    return parts if parts.is_dir() else None

@@ -4,10 +4,10 @@ A phantom is a body from mid-thigh to the top of the head, made of ellipsoids in
 then the blur and the noise of a scanner. Subjects differ in height, girth, the place, size and uptake of every organ. Lesions are
 lumpy ellipsoids in lung, liver, lymph nodes, bone or soft tissue.
 
-Uptake values are body-weight SUV. Brain: 8.0 +- 2.2 in the cerebellum (Wang et al., Mol. Imaging Biol. 9(2), 2007). Liver: 1.9 +- 0.4 (Liu et
-al., Iran. J. Radiol. 16(2), 2019). That heart, bladder, kidneys and bowel vary most from patient to patient: Engel et al., J. Nucl.
-Med. 37, 1996, and Shreve et al., Radiographics 19(1), 1999. The other means are round numbers near those of a real scan
-(`pet_fdg` in the shared data: soft tissue 0.5 to 0.8, heart up to 10, bladder up to 64), not taken from one table.
+Uptake values are body-weight SUV. Brain: 8.0 +- 2.2 in the cerebellum (Wang et al., Mol. Imaging Biol. 9(2), 2007). Liver: 1.9 +- 0.4
+(Liu et al., Iran. J. Radiol. 16(2), 2019). The other means are round numbers near those of one real scan (patient STS_001 of the
+TCIA collection Soft-tissue-Sarcoma: soft tissue 0.5 to 0.8, heart up to 10, bladder up to 64), not taken from a table. Bladder, heart,
+kidneys and bowel vary most between subjects, since diet, hydration and the time of voiding decide about them.
 """
 
 from __future__ import annotations
@@ -138,7 +138,9 @@ class _Body:
         ) ** (1 / power)
         return np.clip(0.5 + (1 - distance) * min(radii) / self.spacing, 0, 1)
 
-    def organ(self, name: str, centre, radii, jitter: float = 6.0, size: float = 0.08, power: float = 2.0) -> np.ndarray:
+    def organ(
+        self, name: str, centre, radii, jitter: float = 6.0, size: float = 0.08, power: float = 2.0
+    ) -> np.ndarray:
         """Paints an organ somewhere near its place, in about its size; returns the share of each voxel that it takes."""
         centre = np.asarray(centre, dtype=float) + self.generator.normal(0, jitter, 3)
         radii = np.asarray(radii, dtype=float) * np.exp(self.generator.normal(0, size, 3))
@@ -149,7 +151,11 @@ class _Body:
     def _build(self) -> None:
         trunk = [((0, 0, 480), (165, 105, 330), 3.0), ((0, 0, 200), (175, 115, 150), 2.5)]
         limbs = [((side * 85, 0, 60), (80, 85, 190), 2.5) for side in (-1, 1)]
-        shoulders, neck, head = ((0, -10, 765), (205, 75, 60), 2.5), ((0, -5, 830), (58, 60, 90), 2.0), ((0, 10, 940), (78, 98, 112), 2.0)
+        shoulders, neck, head = (
+            ((0, -10, 765), (205, 75, 60), 2.5),
+            ((0, -5, 830), (58, 60, 90), 2.0),
+            ((0, 10, 940), (78, 98, 112), 2.0),
+        )
         outline = [*trunk, *limbs, shoulders, neck, head]
         for name, margin in (("fat", 0.0), ("muscle", 18.0)):
             for centre, radii, power in outline:
@@ -159,11 +165,14 @@ class _Body:
 
         lungs = [self.organ("lung", (side * 78, 0, 640), (62, 78, 110)) > 0.9 for side in (-1, 1)]
         spine = [
-            self.organ("marrow", (0, -62 - 10 * np.cos(level), 250 + 45 * level), (20, 18, 17), 2.0) > 0.5 for level in range(12)
+            self.organ("marrow", (0, -62 - 10 * np.cos(level), 250 + 45 * level), (20, 18, 17), 2.0) > 0.5
+            for level in range(12)
         ]
         pelvis = [self.organ("marrow", (side * 95, -30, 235), (28, 40, 55)) > 0.5 for side in (-1, 1)]
         femora = [self.organ("marrow", (side * 95, 5, 90), (16, 16, 110), 4.0) > 0.5 for side in (-1, 1)]
-        vessels = self.organ("blood", (8, -30, 640), (18, 18, 110), 3.0) + self.organ("blood", (10, 15, 690), (40, 28, 40))
+        vessels = self.organ("blood", (8, -30, 640), (18, 18, 110), 3.0) + self.organ(
+            "blood", (10, 15, 690), (40, 28, 40)
+        )
         liver = self.organ("liver", (75, 15, 505), (85, 75, 62)) > 0.9
         self.organ("spleen", (-105, -40, 500), (32, 38, 48))
         self.organ("stomach", (-60, 35, 500), (45, 38, 40), 10.0, 0.15)
@@ -223,9 +232,7 @@ def _lump(body: _Body, centre: np.ndarray, radius: float, generator: np.random.G
         direction = generator.standard_normal(3)
         parts.append((centre + direction / np.linalg.norm(direction) * radius * 0.6, np.full(3, 0.55 * radius)))
     for at, radii in parts:
-        distance = np.sqrt(
-            sum(((axis - place) / r) ** 2 for axis, place, r in zip(body.axes, at, radii, strict=True))
-        )
+        distance = np.sqrt(sum(((axis - place) / r) ** 2 for axis, place, r in zip(body.axes, at, radii, strict=True)))
         share = np.maximum(share, np.clip(0.5 + (1 - distance) * radii.min() / body.spacing, 0, 1))
     return share
 
@@ -276,7 +283,9 @@ def write_phantoms(
             path = write_volume(phantom.volume.values, root / part / f"{number:03d}.nii.gz", phantom.volume)
             record[str(path.relative_to(root))] = [asdict(lesion) for lesion in phantom.lesions]
             if with_lesions:
-                write_volume(phantom.mask, root / "ground_truth" / "lesion" / f"{number:03d}_mask.nii.gz", phantom.volume)
+                write_volume(
+                    phantom.mask, root / "ground_truth" / "lesion" / f"{number:03d}_mask.nii.gz", phantom.volume
+                )
     (root / "lesions.json").write_text(json.dumps(record, indent=2) + "\n")
     return root
 

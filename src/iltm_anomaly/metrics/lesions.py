@@ -39,8 +39,8 @@ class LesionCurve:
 def lesion_curve(maps: Any, masks: Any, max_points: int = 50, *, spatial_dims: int | None = None) -> LesionCurve:
     """Sensitivity and false positives at falling thresholds.
 
-    Lesions and detections are 26-connected (8-connected in 2-D). Only the highest score of a lesion matters for finding it, so these
-    scores are thresholds (evenly chosen ones if there are more than `max_points`), and the highest score of every scan and
+    Lesions and detections are 26-connected (8-connected in 2-D). Only the highest score of a lesion matters for finding it, so
+    these scores are thresholds (evenly chosen ones if there are more than `max_points`), and the highest score of every scan and
     quantiles of all scores in between, so that no rise of the false positives is passed over.
 
     Args:
@@ -94,6 +94,6 @@ def _false_positives(pairs: list[tuple[np.ndarray, np.ndarray | None]], threshol
     total = 0
     for score_map, mask in pairs:
         labels, count = _regions(score_map >= threshold)
-        touching = 0 if mask is None else np.count_nonzero(np.unique(labels[mask]))
+        touching = 0 if mask is None else int(np.count_nonzero(np.unique(labels[mask])))
         total += count - touching
     return total

@@ -138,6 +138,9 @@ class PerformerPriorModel(PreTrainedModel):
         self.head = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Module:
+        return self.token_embedding
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         std = self.config.initializer_range
@@ -236,7 +239,9 @@ class PerformerPriorModel(PreTrainedModel):
     def log_likelihood(self, codes: Tensor) -> Tensor:
         """Natural log-probability of each code given the true codes before it: (B, N) -> (B, N) float32, always finite."""
         parts = []
-        for part in codes.split(max(1, min(SCORING_BATCH, SCORING_TOKENS // codes.shape[1]))):  # the logits of a whole data set would not fit
+        for part in codes.split(
+            max(1, min(SCORING_BATCH, SCORING_TOKENS // codes.shape[1]))
+        ):  # the logits of a whole data set would not fit
             log_probability = self(part, compute_loss=False).logits.log_softmax(-1)
             parts.append(log_probability.gather(-1, part.unsqueeze(-1)).squeeze(-1))
         return torch.cat(parts)

@@ -130,7 +130,7 @@ class Recipe:
 
     def __post_init__(self):
         if (self.image_size is None) == (self.volume is None):
-            raise ValueError("recipe needs image_size (for images) or volume (for volumes), and not both")
+            raise ValueError("recipe needs 'image_size' (for images) or 'volume' (for volumes), and not both")
         dims = self.vqvae.get("spatial_dims", 2)
         if (dims == 3) != self.is_volumetric:
             needed = "spatial_dims: 3" if self.is_volumetric else "volume: {}"

@@ -168,7 +168,7 @@ class TrainingRun:
 
     def _set_checkpointing(self, model: PreTrainedModel) -> None:
         if self.recipe.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
 
     def _loop_settings(self, name: str, *stream: int) -> LoopSettings:
         return LoopSettings(

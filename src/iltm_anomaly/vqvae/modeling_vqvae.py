@@ -85,6 +85,9 @@ class VQVAEModel(PreTrainedModel):
         self.decoder_head = up_conv(widths[0], config.in_channels, 4, stride=2, padding=1)
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Module:
+        return self.encoder[0]
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):

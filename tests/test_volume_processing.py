@@ -1,0 +1,162 @@
+"""`ILTMImageProcessor` on volumes."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from iltm_anomaly import ILTMImageProcessor
+from iltm_anomaly.data.volumes import VolumeGrid, read_volume
+
+AFFINE = np.array([[-4.0, 0, 0, 60], [0, 0, 3.0, -40], [0, -5.0, 0, 50], [0, 0, 0, 1]])  # left, inferior, anterior
+
+
+@pytest.fixture
+def scan(tmp_path):
+    """A smooth volume of 20 x 17 x 23 voxels, SUV up to 20, in an unusual orientation."""
+    axes = np.meshgrid(*[np.linspace(-1, 1, side) for side in (20, 17, 23)], indexing="ij")
+    values = 20 * np.exp(-4 * ((axes[0] - 0.3) ** 2 + axes[1] ** 2 + (axes[2] + 0.2) ** 2))
+    path = tmp_path / "scan.nii.gz"
+    nib.save(nib.Nifti1Image(values.astype(np.float32), AFFINE), path)
+    return path
+
+
+def processor(**settings):
+    defaults = {"size": {"depth": 16, "height": 16, "width": 16}, "spacing": 6, "intensity_range": (0, 20)}
+    return ILTMImageProcessor(**defaults | settings)
+
+
+def test_a_volume_is_turned_resampled_centred_and_scaled(scan):
+    batch = processor(size_divisor=8)(scan)
+    assert batch["pixel_values"].shape == (1, 1, 16, 16, 16)
+    # RAS extents 80 x 69 x 85 mm: 13, 12 and 14 voxels of 6 mm
+    filled = (batch["pixel_values"][0, 0] > 0).nonzero()
+    assert (filled.amax(0) - filled.amin(0) + 1).tolist() == [13, 12, 14]
+    assert filled.amin(0).tolist() == [1, 2, 1]
+    canonical = nib.as_closest_canonical(nib.load(scan)).get_fdata()
+    peak = np.array(np.unravel_index(canonical.argmax(), canonical.shape)) / canonical.shape
+    found = (batch["pixel_values"][0, 0] == batch["pixel_values"].max()).nonzero()[0].numpy()
+    np.testing.assert_allclose((found - [1, 2, 1]) / [13, 12, 14], peak, atol=0.09)
+    assert 0.8 < float(batch["pixel_values"].max()) <= 1
+
+
+def test_maps_come_back_to_the_grid_of_the_file(scan):
+    prepare = processor(spacing=3, size={"depth": 32, "height": 32, "width": 32})
+    batch = prepare(scan)
+    grid = batch["original_sizes"][0]
+    volume = read_volume(scan)
+    assert grid == volume.grid
+    restored = prepare.restore_map(batch["pixel_values"][0, 0], grid)
+    assert restored.shape == volume.values.shape and restored.dtype == np.float32
+    np.testing.assert_allclose(restored, volume.values / 20, atol=0.04)
+    healed = prepare.restore_image(batch["pixel_values"][0], grid)
+    np.testing.assert_allclose(healed, volume.values, atol=0.8)
+
+
+@pytest.mark.parametrize("sides", [(13, 9, 17), (8, 8, 8), (5, 30, 11)])
+def test_sides_need_not_be_multiples(sides):
+    """Without resampling, padding and cropping give the very same voxels."""
+    values = np.random.default_rng(0).random(sides).astype(np.float32)
+    prepare = ILTMImageProcessor.for_volumes([values], intensity_range=(0, 1))
+    assert all(side % 8 == 0 for side in prepare.padded_size)
+    batch = prepare(values)
+    np.testing.assert_allclose(prepare.restore_map(batch["pixel_values"][0, 0], sides), values, atol=1e-6)
+
+
+def test_a_volume_too_long_for_the_grid_is_resampled_until_it_fits():
+    prepare = processor(spacing=1, intensity_range=(0, 1))
+    values = np.random.default_rng(0).random((40, 10, 16)).astype(np.float32)
+    batch = prepare(values)
+    assert batch["pixel_values"].shape[2:] == (16, 16, 16)
+    occupied = (batch["pixel_values"][0, 0] > 0).nonzero()
+    assert (occupied.amax(0) - occupied.amin(0) + 1).tolist() == [16, 10, 16]
+    assert prepare.restore_map(batch["pixel_values"][0, 0], batch["original_sizes"][0]).shape == (40, 10, 16)
+
+
+def test_clipping_and_power():
+    values = np.array([-5.0, 0, 5, 20, 64]).repeat(25).reshape(5, 5, 5).astype(np.float32)
+    size = {"depth": 5, "height": 5, "width": 5}
+    prepare = ILTMImageProcessor(size=size, intensity_range=(0, 20), intensity_power=0.5, size_divisor=1)
+    pixels = prepare(values)["pixel_values"][0, 0]
+    np.testing.assert_allclose(pixels[:, 0, 0], [0, 0, 0.5, 1, 1])
+    np.testing.assert_allclose(prepare.restore_image(pixels[None])[:, 0, 0], [0, 0, 5, 20, 20], atol=1e-5)
+
+
+def test_settings_follow_from_training_volumes(tmp_path):
+    generator = np.random.default_rng(0)
+    for name, sides, spacing in (("a", (10, 12, 14), 2.0), ("b", (20, 11, 9), 2.0), ("c", (6, 6, 6), 3.0)):
+        values = generator.normal(100, 10, sides).astype(np.float32)
+        nib.save(nib.Nifti1Image(values, np.diag([spacing] * 3 + [1])), tmp_path / f"{name}.nii")
+    found = ILTMImageProcessor.for_volumes(sorted(tmp_path.iterdir()), size_divisor=4)
+    assert found.spacing == [2.0, 2.0, 2.0]
+    assert found.size == {"depth": 20, "height": 12, "width": 16}
+    assert found.intensity_range == pytest.approx([100 - 31, 100 + 31], abs=5)
+    found.save_pretrained(tmp_path / "saved")
+    assert ILTMImageProcessor.from_pretrained(tmp_path / "saved").to_dict() == found.to_dict()
+    with pytest.raises(ValueError, match="no volumes given"):
+        ILTMImageProcessor.for_volumes([])
+
+
+def test_every_form_of_a_volume_is_the_same(scan):
+    prepare = processor(spacing=None)
+    from_file = prepare(scan)["pixel_values"]
+    image = nib.as_closest_canonical(nib.load(scan))
+    array = image.get_fdata().astype(np.float32)
+    forms = [
+        str(scan),
+        nib.load(scan),
+        read_volume(scan),
+        array,
+        torch.from_numpy(array),
+        array[None],
+        array[None, None],
+    ]
+    for form in forms:
+        assert torch.equal(prepare(form)["pixel_values"], from_file)
+    assert prepare([scan, scan])["pixel_values"].shape[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("item", "reason"),
+    [
+        (np.zeros((8, 8)), "volume has shape"),
+        (np.zeros((8, 1, 8)), "at least 2 voxels"),
+        (np.zeros((0, 8, 8)), "at least 2 voxels"),
+        (np.full((8, 8, 8), np.nan), "512 NaN or infinite"),
+        (np.zeros((8, 8, 8), complex), "complex128"),
+        ([], "the list is empty"),
+    ],
+)
+def test_bad_arrays_are_refused(item, reason):
+    with pytest.raises(ValueError, match=reason):
+        processor()(item)
+
+
+def test_values_without_a_range_must_lie_in_the_unit_interval():
+    with pytest.raises(ValueError, match="give the processor an intensity_range"):
+        processor(intensity_range=None)(np.full((8, 8, 8), 200.0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"spacing": 0}, "spacing"),
+        ({"spacing": [1, 2]}, "spacing"),
+        ({"spacing": -1.0}, "spacing"),
+        ({"intensity_range": (5, 5)}, "low < high"),
+        ({"intensity_power": 0}, "intensity_power"),
+        ({"num_channels": 3}, "one channel"),
+        ({"size": {"depth": 8, "height": 8}}, "size must be"),
+        ({"size": 64}, "are for volumes"),
+    ],
+)
+def test_bad_settings_are_refused(settings, reason):
+    with pytest.raises(ValueError, match=reason):
+        processor(**settings)
+
+
+def test_the_grid_of_a_plain_array_is_ras():
+    grid = VolumeGrid.of((3, 4, 5))
+    values = np.arange(60).reshape(3, 4, 5)
+    assert grid.ras_shape == (3, 4, 5) and grid.ras_spacing == (1, 1, 1)
+    np.testing.assert_array_equal(grid.from_ras(grid.to_ras(values)), values)
