@@ -104,7 +104,7 @@ def detect(
                     }
                     if save_maps and isinstance(image, Volume):
                         row |= _write_volumes(output, len(rows), path, image, values, mask, threshold)
-                    elif save_maps:
+                    elif save_maps and isinstance(image, Image.Image):
                         row |= _write_pictures(output, len(rows), path, image, values, threshold)
                     position += 1
                 writer.writerow(row)

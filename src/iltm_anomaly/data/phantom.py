@@ -4,10 +4,10 @@ A phantom is a body from mid-thigh to the top of the head, made of ellipsoids in
 then the blur and the noise of a scanner. Subjects differ in height, girth, the place, size and uptake of every organ. Lesions are
 lumpy ellipsoids in lung, liver, lymph nodes, bone or soft tissue.
 
-Uptake values are body-weight SUV. Brain: 8.0 +- 2.2 in the cerebellum (Wang et al., Mol. Imaging Biol. 9(2), 2007). Liver: 1.9 +- 0.4
-(Liu et al., Iran. J. Radiol. 16(2), 2019). The other means are round numbers near those of one real scan (patient STS_001 of the
-TCIA collection Soft-tissue-Sarcoma: soft tissue 0.5 to 0.8, heart up to 10, bladder up to 64), not taken from a table. Bladder, heart,
-kidneys and bowel vary most between subjects, since diet, hydration and the time of voiding decide about them.
+Uptake values are body-weight SUV. Brain: 8.0 +- 2.2 in the cerebellum (Wang et al., Mol. Imaging Biol. 9(2), 2007). Liver: 1.9
++- 0.4 (Liu et al., Iran. J. Radiol. 16(2), 2019). The other means are round numbers near those of one real scan (patient
+STS_001 of the TCIA collection Soft-tissue-Sarcoma: soft tissue 0.5 to 0.8, heart up to 10, bladder up to 64), not taken from a
+table. Bladder, heart, kidneys and bowel vary most between subjects: diet, hydration and the time of voiding decide about them.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 from ._inputs import iterate_pairs
 
@@ -50,6 +49,8 @@ def lesion_curve(maps: Any, masks: Any, max_points: int = 50, *, spatial_dims: i
     Raises:
         ValueError: for invalid input, or if there is no lesion.
     """
+    from scipy import ndimage
+
     pairs = list(iterate_pairs(maps, masks, spatial_dims))
     peaks: list[np.ndarray] = []
     for score_map, mask in pairs:
@@ -87,6 +88,8 @@ def lesion_detection(
 
 
 def _regions(binary: np.ndarray) -> tuple[np.ndarray, int]:
+    from scipy import ndimage  # here, so that importing the metrics stays light
+
     return ndimage.label(binary, structure=np.ones((3,) * binary.ndim, dtype=bool))
 
 

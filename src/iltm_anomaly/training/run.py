@@ -108,10 +108,7 @@ class TrainingRun:
         if self.recipe.volume is not None:
             divisor = VQVAEConfig(**self.recipe.vqvae).downsampling
             return ILTMImageProcessor.for_volumes(images, size_divisor=divisor, **self.recipe.volume)
-        return ILTMImageProcessor(
-            size={"height": self.recipe.image_size, "width": self.recipe.image_size},
-            num_channels=self.recipe.num_channels,
-        )
+        return ILTMImageProcessor(size=self.recipe.image_size, num_channels=self.recipe.num_channels)
 
     def _load(self, images: list, processor: ILTMImageProcessor) -> Tensor:
         """Decodes every image once: (N, C, H, W) uint8, an eighth of what float32 copies would take with their gradients."""
