@@ -21,6 +21,7 @@ from iltm_anomaly.pipeline import ILTMAnomalyOutput, ILTMAnomalyPipeline
 from iltm_anomaly.prior import PerformerPriorModel
 from iltm_anomaly.provenance import provenance
 from iltm_anomaly.training.checkpoint import write_json
+from iltm_anomaly.training.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ def token_shares(
     pixel_masks: Tensor,
     teachers: list[PerformerPriorModel],
     rounds: list[dict[str, Any]],
+    rule: masking.RejectionRule,
 ) -> list[tuple[float | None, float | None]]:
     """Shares of defect and of normal tokens that each teacher masks, by the rule of the round that follows it, in the training
     images as they are: their ground truth cannot be had for augmented copies. Codes (N, *grid), masks (N, *spatial) bool."""
@@ -78,8 +80,7 @@ def token_shares(
     shares: list[tuple[float | None, float | None]] = []
     for teacher, entry in zip(teachers, rounds, strict=True):
         likelihood = teacher.log_likelihood(codes.flatten(1)).view(codes.shape).cpu()
-        surprise = masking.token_surprise(likelihood, entry["neighbourhood"])
-        keep = masking.keep_mask(surprise, entry["surprise_limit"])
+        keep = masking.keep_mask(rule.surprise(likelihood), entry["surprise_limit"])
         shares.append(masking.masked_shares(keep, defect, normal))
     return shares
 
@@ -164,7 +165,9 @@ def evaluate_run(
         shares[0] = (0.0, 0.0)
         if train is not None and len(priors) > 1:
             codes, pixel_masks = training_codes_and_masks(pipeline, train)
-            shares[1:] = token_shares(codes, pixel_masks, priors[:-1], rounds[1:])
+            shares[1:] = token_shares(
+                codes, pixel_masks, priors[:-1], rounds[1:], Recipe.from_dict(report["recipe"]).rounds.rule
+            )
 
     results = []
     for entry, prior, (defect_share, normal_share) in zip(evaluated, priors, shares, strict=True):

@@ -13,6 +13,7 @@ Two rules choose what is rejected:
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -59,6 +60,31 @@ def outlier_limit(surprise: Tensor, scale: float = 3.0) -> float:
     values = surprise.cpu().numpy()
     median = np.median(values)
     return float(median + scale * NORMAL_MAD * np.median(np.abs(values - median)))
+
+
+@dataclass(frozen=True)
+class RejectionRule:
+    """One of the two rules above.
+
+    Args:
+        token_threshold: tau, a probability: every token for itself. None takes the outlier rule.
+        neighbourhood: of the outlier rule, standard deviation in tokens of the window over which surprise is averaged.
+        outlier_scale: of the outlier rule, robust standard deviations above the median.
+    """
+
+    token_threshold: float | None = None
+    neighbourhood: float = 1.0
+    outlier_scale: float = 3.0
+
+    def surprise(self, log_likelihood: Tensor) -> Tensor:
+        """(B, *grid) natural logarithms -> what is judged, (B, *grid) in nats."""
+        return token_surprise(log_likelihood, self.neighbourhood if self.token_threshold is None else 0.0)
+
+    def limit(self, surprise: Tensor) -> float:
+        """Largest surprise that is kept; the outlier rule takes it from `surprise`, of all training tokens."""
+        if self.token_threshold is not None:
+            return surprise_limit(self.token_threshold)
+        return outlier_limit(surprise, self.outlier_scale)
 
 
 def keep_mask(surprise: Tensor, limit: float) -> Tensor:

@@ -41,9 +41,7 @@ class InferenceSettings:
     """How a map is made, and the threshold that calibration sets.
 
     Args:
-        token_threshold: codes less likely than this are healed, every code for itself (the lineage's rule). None heals outliers:
-            `neighbourhood` and `surprise_limit` as in `masking`.
-        neighbourhood, outlier_scale: of the outlier rule.
+        token_threshold, neighbourhood, outlier_scale: which codes are healed, see `masking.RejectionRule`.
         surprise_limit: of the outlier rule, in nats; set by calibration.
         num_samples: S, healed samples per image.
         num_dropout_passes: D, decodings of each sample with channels dropped.
@@ -75,6 +73,11 @@ class InferenceSettings:
     gate: bool = False
     smoothing: float = 0.5
     score_threshold: float | None = None
+
+    @property
+    def rule(self) -> masking.RejectionRule:
+        """Which codes are healed."""
+        return masking.RejectionRule(self.token_threshold, self.neighbourhood, self.outlier_scale)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "InferenceSettings":
@@ -278,13 +281,12 @@ class ILTMAnomalyPipeline:
 
     def _keep_mask(self, log_likelihood: Tensor, settings: InferenceSettings) -> Tensor:
         """(B, *grid) -> bool, False where a token is to be healed."""
-        if settings.token_threshold is None and settings.surprise_limit is not None:
-            surprise = masking.token_surprise(log_likelihood, settings.neighbourhood)
-            return masking.keep_mask(surprise, settings.surprise_limit)
-        threshold = settings.token_threshold
-        if threshold is None:
-            threshold = masking.default_token_threshold(self.vqvae.config.vocab_size)
-        return masking.keep_mask(-log_likelihood, masking.surprise_limit(threshold))
+        rule = settings.rule
+        if rule.token_threshold is None and settings.surprise_limit is None:  # not calibrated yet
+            rule = masking.RejectionRule(masking.default_token_threshold(self.vqvae.config.vocab_size))
+        surprise = rule.surprise(log_likelihood)
+        limit = settings.surprise_limit if rule.token_threshold is None else rule.limit(surprise)
+        return masking.keep_mask(surprise, limit)
 
     @torch.no_grad()
     def calibrate(self, pixel_values: Tensor, show_progress: bool = False) -> float:
@@ -316,12 +318,10 @@ class ILTMAnomalyPipeline:
     def calibrate_surprise_limit(self, codes: Tensor) -> None:
         """Sets which tokens count as outliers from the codes of training images (N, *grid); a fixed `token_threshold` needs
         none."""
-        settings = self.settings
-        if settings.token_threshold is not None:
-            return
-        likelihood = self.prior.log_likelihood(codes.flatten(1)).view(codes.shape)
-        surprise = masking.token_surprise(likelihood, settings.neighbourhood)
-        settings.surprise_limit = masking.outlier_limit(surprise, settings.outlier_scale)
+        rule = self.settings.rule
+        if rule.token_threshold is None:
+            likelihood = self.prior.log_likelihood(codes.flatten(1)).view(codes.shape)
+            self.settings.surprise_limit = rule.limit(rule.surprise(likelihood))
 
     @torch.no_grad()
     def calibrate_noise(self, pixel_values: Tensor, codes: Tensor) -> None:

@@ -9,6 +9,8 @@ from typing import Any, get_args, get_origin
 
 import yaml
 
+from iltm_anomaly.masking import RejectionRule
+
 SCHEDULES = ("one_cycle", "exponential", "constant")
 VOLUME_FIELDS = ("size", "spacing", "intensity_range", "intensity_power")
 KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a table of fields"}
@@ -76,8 +78,7 @@ class RoundsRecipe:
 
     Args:
         rounds: masked rounds after round 0; fewer are run if the masks stop changing.
-        token_threshold: tau, a probability: the lineage's rule, every token for itself. None takes the outlier rule.
-        neighbourhood, outlier_scale: of the outlier rule, see `masking`.
+        token_threshold, neighbourhood, outlier_scale: which tokens are masked, see `masking.RejectionRule`.
         code_copies: augmented copies of every image whose codes are extracted once and trained on.
         initialization: "fresh" weights every round, or "continue" from the round before.
         convergence_iou, convergence_change: see `masking.has_converged`.
@@ -100,6 +101,11 @@ class RoundsRecipe:
         if self.rounds < 0 or self.code_copies < 1:
             raise ValueError(f"need rounds >= 0 and code_copies >= 1, got {self.rounds} and {self.code_copies}")
 
+    @property
+    def rule(self) -> RejectionRule:
+        """Which tokens are masked."""
+        return RejectionRule(self.token_threshold, self.neighbourhood, self.outlier_scale)
+
 
 @dataclass
 class Recipe:
@@ -111,6 +117,8 @@ class Recipe:
         volume: for volumes, in place of `image_size`: fields of `ILTMImageProcessor.for_volumes`; those left out follow from the
             training volumes. `{}` leaves out all.
         gradient_checkpointing: keep fewer activations in memory and compute them again, a third more time.
+        codebook_start: step of stage 1 at which the codebook is put onto the encoder's outputs by k-means; before it nothing
+            is quantised. None starts from random codes, as the lineage does; few of them ever live.
     """
 
     name: str
@@ -122,7 +130,7 @@ class Recipe:
     rounds: RoundsRecipe = field(default_factory=RoundsRecipe)
     num_channels: int = 3
     mixed_precision: str = "no"
-    data_driven_codebook: bool = True
+    codebook_start: int | None = 0
     vqvae: dict[str, Any] = field(default_factory=dict)
     prior: dict[str, Any] = field(default_factory=dict)
     augmentation: dict[str, Any] = field(default_factory=dict)

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 # First counters of every random stream of a run, so that no two parts of it share one.
 STREAM_STAGE1, STREAM_STAGE2, STREAM_CODES, STREAM_WEIGHTS, STREAM_FEATURES = range(10, 15)
+CODEBOOK_IMAGES = 128  # images whose encoder outputs the codebook starts from
 CALIBRATION_IMAGES = 96  # images scored to set the threshold; more change it little
 
 
@@ -195,11 +196,6 @@ class TrainingRun:
         model = model.to(self.accelerator.device)
         if not self.recipe.is_volumetric:
             model = model.to(memory_format=torch.channels_last)
-        if self.recipe.data_driven_codebook:
-            chosen = pixels[:: max(1, len(pixels) // 64)]
-            if self.recipe.is_volumetric:
-                chosen = chosen[: images_at_once(pixels)]  # one holds more codes than many images
-            model.initialize_codebook(chosen.to(self.accelerator.device).float() / 255)
         settings = self._loop_settings("vqvae", STREAM_STAGE1)
 
         def make_inputs(indices: Tensor, step: int) -> dict[str, Tensor]:
@@ -209,6 +205,14 @@ class TrainingRun:
             return {"pixel_values": batch.contiguous(memory_format=torch.channels_last) if batch.dim() == 4 else batch}
 
         def before_step(step: int, epoch: int) -> None:
+            start = self.recipe.codebook_start
+            if start is not None and step <= start:
+                model.quantizer.bypass = step < start
+                if step == start:
+                    sample = pixels[:: max(1, len(pixels) // CODEBOOK_IMAGES)][:CODEBOOK_IMAGES]
+                    if self.recipe.is_volumetric:
+                        sample = sample[: images_at_once(pixels)]  # one holds more codes than many images
+                    model.initialize_codebook(sample.to(self.accelerator.device).float() / 255)
             decay = stage.ema_decay_at(epoch)
             if decay is not None:
                 model.quantizer.decay = decay
@@ -260,17 +264,12 @@ class TrainingRun:
         self, teacher: PerformerPriorModel, codes: Tensor, grid: tuple[int, ...]
     ) -> tuple[Tensor, dict[str, Any]]:
         """Keep-masks (N, copies, tokens) by the recipe's rule, and how they came about."""
-        rule = self.recipe.rounds
-        neighbourhood = rule.neighbourhood if rule.token_threshold is None else 0.0
-        likelihood = self._score(teacher, codes).flatten(0, 1).unflatten(1, grid)
-        surprise = masking.token_surprise(likelihood, neighbourhood)
-        if rule.token_threshold is None:
-            limit = masking.outlier_limit(surprise, rule.outlier_scale)
-        else:
-            limit = masking.surprise_limit(rule.token_threshold)
+        rule = self.recipe.rounds.rule
+        surprise = rule.surprise(self._score(teacher, codes).flatten(0, 1).unflatten(1, grid))
+        limit = rule.limit(surprise)
         keep = masking.keep_mask(surprise, limit).view(codes.shape)
-        fraction = masking.check_masked_fraction(keep, limit, rule.max_masked_fraction)
-        return keep, {"masked_fraction": fraction, "surprise_limit": limit, "neighbourhood": neighbourhood}
+        fraction = masking.check_masked_fraction(keep, limit, self.recipe.rounds.max_masked_fraction)
+        return keep, {"masked_fraction": fraction, "surprise_limit": limit}
 
     def _train_rounds(self, codes: Tensor, grid: tuple[int, ...]) -> tuple[PerformerPriorModel, list[dict[str, Any]]]:
         rule = self.recipe.rounds
@@ -307,13 +306,14 @@ class TrainingRun:
         if folder.exists():
             prior = PerformerPriorModel.from_pretrained(folder).eval().to(self.accelerator.device)
             return prior, load_json(folder / "stage.json")
-        torch.manual_seed(sample_seed(self.seed, STREAM_WEIGHTS, 1, number))
+        # the same start, batches and dropout in every round: rounds differ by their masks alone
+        torch.manual_seed(sample_seed(self.seed, STREAM_WEIGHTS, 1))
         vocab_size = self.recipe.vqvae.get("vocab_size", 256)
         prior = PerformerPriorModel(PerformerPriorConfig(vocab_size=vocab_size, grid_shape=grid, **self.recipe.prior))
         self._set_checkpointing(prior)
         if self.recipe.rounds.initialization == "continue" and teacher is not None:
             prior.load_state_dict(teacher.state_dict())
-        settings = self._loop_settings(f"prior round {number}", STREAM_STAGE2, number)
+        settings = self._loop_settings(f"prior round {number}", STREAM_STAGE2)
         generator = torch.Generator()
 
         def make_inputs(indices: Tensor, step: int) -> dict[str, Tensor]:

@@ -4,6 +4,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+KMEANS_ITERATIONS = 10
+
 
 def _sum_over_processes(x: Tensor) -> Tensor:
     # Without this every process would keep a codebook of its own: buffers are not gradients, DDP does not reduce them.
@@ -22,6 +24,8 @@ class EMAQuantizer(nn.Module):
         num_codes, dim: K and D.
         decay, epsilon: of the moving averages and of their Laplace smoothing.
         dead_code_threshold: see `VQVAEConfig`.
+
+    While `bypass` is set, vectors pass unquantised and the codebook rests.
     """
 
     codebook: Tensor
@@ -32,6 +36,7 @@ class EMAQuantizer(nn.Module):
     def __init__(self, num_codes: int, dim: int, decay: float, epsilon: float, dead_code_threshold: float = 0.0):
         super().__init__()
         self.decay, self.epsilon, self.dead_code_threshold = decay, epsilon, dead_code_threshold
+        self.bypass = False
         self.register_buffer("codebook", torch.empty(num_codes, dim))
         self.register_buffer("code_count", torch.empty(num_codes))
         self.register_buffer("code_sum", torch.empty(num_codes, dim))
@@ -52,6 +57,8 @@ class EMAQuantizer(nn.Module):
         with torch.autocast(vectors.device.type, enabled=False):
             vectors = vectors.float()
             codes = self.assign(vectors)
+            if self.bypass:
+                return vectors, codes, vectors.new_zeros(len(self.codebook))
             quantized = self.codebook[codes].float()
             counts = vectors.new_zeros(len(self.codebook)).index_add_(0, codes, vectors.new_ones(len(codes)))
             counts = _sum_over_processes(counts)
@@ -86,10 +93,18 @@ class EMAQuantizer(nn.Module):
 
     @torch.no_grad()
     def initialize_from(self, vectors: Tensor) -> None:
-        """Puts the codes onto encoder outputs (T, D) drawn at random, so that all of them start where the data is."""
-        self.codebook.copy_(self._draw(vectors.float(), len(self.codebook)))
-        self.code_sum.copy_(self.codebook)
-        self.code_count.fill_(1.0)
+        """Puts the codes where encoder outputs (T, D) are: onto some drawn at random, then k-means (Lloyd's iterations)."""
+        vectors = vectors.float()
+        self.codebook.copy_(self._draw(vectors, len(self.codebook)))
+        for _ in range(KMEANS_ITERATIONS):
+            codes = self.assign(vectors)
+            counts = torch.bincount(codes, minlength=len(self.codebook)).to(vectors)
+            counts = _sum_over_processes(counts).unsqueeze(1)
+            sums = _sum_over_processes(torch.zeros_like(self.code_sum).index_add_(0, codes, vectors))
+            self.codebook.copy_(torch.where(counts > 0, sums / counts, self.codebook))
+        even_share = len(vectors) / len(self.codebook)
+        self.code_count.copy_(counts.squeeze(1).clamp(min=1) / even_share)
+        self.code_sum.copy_(self.codebook * self.code_count.unsqueeze(1))
 
 
 def perplexity(counts: Tensor) -> Tensor:
