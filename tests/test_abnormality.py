@@ -11,6 +11,7 @@ from tiny_models import tiny_vqvae
 from iltm_anomaly import abnormality
 from iltm_anomaly.abnormality import (
     bandwidth,
+    combine,
     density_map,
     draw_channel_masks,
     negative_log_density,
@@ -217,6 +218,16 @@ def test_map_is_lowest_where_the_image_is_as_reconstructed():
     image[:, 10:14, 20:24] = 1 - image[:, 10:14, 20:24].round()
     surprise = density_map(vqvae, codes, image, 4, torch.Generator().manual_seed(0), 0.05).surprise
     assert surprise[10:14, 20:24].min() > surprise[:8].max()
+
+
+def test_both_parts_must_find_a_pixel_abnormal():
+    tokens, pixels = torch.tensor([4.0, 4.0, 0.0, 1.0]), torch.tensor([9.0, 0.0, 9.0, 1.0])
+    torch.testing.assert_close(combine(tokens, pixels, 0.5), torch.tensor([6.0, 0.0, 0.0, 1.0]))
+    torch.testing.assert_close(combine(tokens, pixels, 1.0), tokens)
+    absolute = torch.tensor([-1.0, 2.0, 0.0, 1.0])  # a density above 1
+    assert torch.equal(combine(tokens, absolute, 0.0), absolute)
+    # the units of either change the scale alone
+    torch.testing.assert_close(combine(tokens, 4 * pixels, 0.5), 2 * combine(tokens, pixels, 0.5))
 
 
 # tokens to pixels

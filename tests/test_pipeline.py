@@ -122,7 +122,7 @@ def test_a_calibrated_pipeline_reloads_to_the_same_scores(images, tmp_path):
 
 
 def test_noise_widens_the_kernel_where_reconstructions_are_poor(images):
-    pipeline = make_pipeline(likelihood_weight=0.0, smoothing=0.0)
+    pipeline = make_pipeline(likelihood_share=0.0, smoothing=0.0)
     plain = pipeline(images[1]).anomaly_maps[0]
     pipeline.noise = torch.zeros(32, 32)
     pipeline.noise[:, 20:] = 1.0

@@ -175,6 +175,20 @@ def smooth(values: Tensor, sigma: float) -> Tensor:
     return torch.from_numpy(filtered).to(values.device)
 
 
+def combine(tokens: Tensor, pixels: Tensor, likelihood_share: float) -> Tensor:
+    """Weighted geometric mean of two surprises of 0 or more, of one shape: abnormal is what is so to both, on a scale that needs
+    no weight between nats of different models.
+
+    Args:
+        tokens: -log likelihood of the codes.
+        pixels: -log density of the pixels.
+        likelihood_share: exponent of `tokens`, 1 minus that of `pixels`; at 0, the lineage's map, `pixels` may have any sign.
+    """
+    if not likelihood_share:
+        return pixels
+    return tokens.clamp(min=0) ** likelihood_share * pixels.clamp(min=0) ** (1 - likelihood_share)
+
+
 def resampling_gate(resampled: Tensor, spatial: tuple[int, ...], sigma_tokens: float = 0.75) -> Tensor:
     """Pixels near a resampled token, (*grid) bool -> (*spatial) bool.
 

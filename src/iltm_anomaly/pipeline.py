@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from iltm_anomaly import __version__, masking
-from iltm_anomaly.abnormality import density_map, resampling_gate, smooth, upsample_tokens
+from iltm_anomaly.abnormality import combine, density_map, resampling_gate, smooth, upsample_tokens
 from iltm_anomaly.data.volumes import Volume
 from iltm_anomaly.healing import heal, healed_log_likelihood
 from iltm_anomaly.image_processing import ILTMImageProcessor
@@ -49,11 +49,11 @@ class InferenceSettings:
         reconstruction_noise: add to the floor how far each pixel of a training image usually is from its reconstruction, so that
             edges which the decoder always blurs are not taken for defects.
         relative_density: see `abnormality.negative_log_density`.
-        density_weight, likelihood_weight: the map is a weighted sum of the reconstructions' and the tokens' -log density.
+        likelihood_share: see `abnormality.combine`.
         num_contexts: healed samples under whose context every code is scored again for the map; 0 scores it in its own context,
             where what follows a defect is unlikely too.
         gate: keep the density term near healed tokens only, as the lineage does.
-        smoothing: standard deviation of the final Gaussian filter, in tokens; 0 leaves the map alone.
+        smoothing: standard deviation of the Gaussian filter over either part of the map, in tokens; 0 leaves it alone.
         score_threshold: from here on a pixel, and an image that has such a pixel, is called abnormal; None before
             calibration.
     """
@@ -68,8 +68,7 @@ class InferenceSettings:
     bandwidth_floor: float = 0.005
     reconstruction_noise: bool = True
     relative_density: bool = True
-    density_weight: float = 3.0
-    likelihood_weight: float = 1.0
+    likelihood_share: float = 0.5
     gate: bool = False
     smoothing: float = 0.5
     score_threshold: float | None = None
@@ -273,9 +272,9 @@ class ILTMAnomalyPipeline:
             if settings.gate and bool(resampled[index].any()):
                 values = values.where(resampling_gate(resampled[index], spatial), as_reconstructed(settings))
             # 5. one map
-            surprise = settings.likelihood_weight * upsample_tokens(token_surprise, spatial)
-            surprise += settings.density_weight * values
-            maps.append(smooth(surprise, settings.smoothing * self.vqvae.config.downsampling).cpu())
+            sigma = settings.smoothing * self.vqvae.config.downsampling
+            tokens = smooth(upsample_tokens(token_surprise, spatial), sigma)
+            maps.append(combine(tokens, smooth(values, sigma), settings.likelihood_share).cpu())
             healed_images.append(healed_image.cpu())
         return maps, healed_images, log_likelihood.cpu(), resampled.cpu()
 
