@@ -280,11 +280,12 @@ class ILTMAnomalyPipeline:
 
     def _keep_mask(self, log_likelihood: Tensor, settings: InferenceSettings) -> Tensor:
         """(B, *grid) -> bool, False where a token is to be healed."""
-        rule = settings.rule
-        if rule.token_threshold is None and settings.surprise_limit is None:  # not calibrated yet
+        rule, limit = settings.rule, settings.surprise_limit
+        if rule.token_threshold is None and limit is None:  # not calibrated yet
             rule = masking.RejectionRule(masking.default_token_threshold(self.vqvae.config.vocab_size))
         surprise = rule.surprise(log_likelihood)
-        limit = settings.surprise_limit if rule.token_threshold is None else rule.limit(surprise)
+        if rule.token_threshold is not None or limit is None:
+            limit = rule.limit(surprise)
         return masking.keep_mask(surprise, limit)
 
     @torch.no_grad()
