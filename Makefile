@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test test-slow lint style bench
+.PHONY: help demo test test-slow lint style bench cards
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -40,3 +40,6 @@ bench: $(READY)  ## side-by-side benchmarks against other libraries, about 20 mi
 	$(BIN)/python -m pip install --quiet --no-deps 'monai>=1.5'  # its dependencies would bring another torch
 	$(BIN)/python scripts/benchmarks/run.py
 	$(BIN)/python scripts/benchmarks/bench_metrics.py
+
+cards: $(READY)  ## model_cards/ from the results in docs/results/
+	$(BIN)/python scripts/model_cards.py

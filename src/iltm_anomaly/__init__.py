@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from iltm_anomaly._registration import watch_imports
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -49,3 +51,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+watch_imports()

@@ -1,4 +1,4 @@
-"""Command line: `iltm-anomaly demo | train | detect | evaluate`. Heavy imports wait until a command needs them."""
+"""Command line: `iltm-anomaly demo | train | evaluate | detect | push`. Heavy imports wait until a command needs them."""
 
 import argparse
 import logging
@@ -116,6 +116,39 @@ def run_demo(arguments: argparse.Namespace) -> None:
     (demo_volumes if arguments.volumes else demo)(arguments.output, arguments.seed)
 
 
+def add_push_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="run folder, pipeline folder, or folder of a Space")
+    parser.add_argument("repo_id", metavar="REPO_ID", help="owner/name on the Hub; made if it does not exist")
+    parser.add_argument("--dry-run", action="store_true", help="list exactly what would go up, and send nothing")
+    parser.add_argument("--private", action="store_true", help="make the repository private, if it is made")
+    parser.add_argument(
+        "--results",
+        nargs="+",
+        type=Path,
+        metavar="JSON",
+        help="what evaluate has written, for the model card, one file a seed (default: evaluation/results.json of the run)",
+    )
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        metavar="PNG",
+        help="for the model card, yours to publish (default: a plot of the results)",
+    )
+    parser.add_argument("--revision", metavar="BRANCH", help="branch to upload to (default: main)")
+
+
+def run_push(arguments: argparse.Namespace) -> None:
+    from iltm_anomaly.hub.upload import model_folder, plan_upload, results_of, upload
+
+    results = arguments.results or results_of(arguments.model)
+    plan = plan_upload(model_folder(arguments.model), arguments.repo_id, results, arguments.picture)
+    print(plan.describe())
+    if arguments.dry_run:
+        print("dry run: nothing was sent")
+    else:
+        print(upload(plan, private=arguments.private or None, revision=arguments.revision))
+
+
 Command = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]
 COMMANDS: dict[str, Command] = {
     "demo": (
@@ -130,6 +163,7 @@ COMMANDS: dict[str, Command] = {
         run_evaluate,
     ),
     "detect": ("score images and draw where they are wrong", add_detect_arguments, run_detect),
+    "push": ("upload a pipeline or a Space to the Hugging Face Hub", add_push_arguments, run_push),
 }
 
 

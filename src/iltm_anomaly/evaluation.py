@@ -197,6 +197,7 @@ def evaluate_run(
         "test_images": len(test),
         "model": str(model),
         "data": str(data),
+        "recipe": (report.get("recipe") or {}).get("name"),
         "training_seconds": report.get("training_seconds"),
         "training_commit": report.get("commit"),
         **provenance(),

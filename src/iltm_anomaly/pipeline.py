@@ -19,6 +19,8 @@ from iltm_anomaly import __version__, masking
 from iltm_anomaly.abnormality import combine, density_map, resampling_gate, smooth, upsample_tokens
 from iltm_anomaly.data.volumes import Volume
 from iltm_anomaly.healing import heal, healed_log_likelihood
+from iltm_anomaly.hub.checks import check_finite, check_folder, check_settings, read_json, tensor_shapes
+from iltm_anomaly.hub.download import local_folder
 from iltm_anomaly.image_processing import ILTMImageProcessor
 from iltm_anomaly.prior import PerformerPriorModel
 from iltm_anomaly.vqvae import VQVAEModel
@@ -31,9 +33,10 @@ COMPONENTS: dict[str, Any] = {
     "prior": PerformerPriorModel,
     "image_processor": ILTMImageProcessor,
 }
-FILE_PATTERNS = ["*.json", "*.safetensors", "*/*.json", "*/*.safetensors", "README.md"]
 NOISE_FILE = "calibration.safetensors"
 VOXELS_AT_ONCE = 1 << 20
+TASK_MODEL_TYPE = "iltm"  # of the whole pipeline, for `transformers.pipeline`
+MAX_SAMPLES = 10_000  # of any kind, per image: more is a mistake or malice
 
 
 @dataclass
@@ -79,14 +82,13 @@ class InferenceSettings:
         return masking.RejectionRule(self.token_threshold, self.neighbourhood, self.outlier_scale)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "InferenceSettings":
-        """Raises ValueError on a field that does not exist, or one that is not a finite number, a truth value or None."""
-        known = {f.name for f in fields(cls)}
-        for key, value in values.items():
-            if key not in known:
-                raise ValueError(f"calibration has no field {key!r}; it has {sorted(known)}")
-            if value is not None and not (isinstance(value, bool | int | float) and math.isfinite(value)):
-                raise ValueError(f"calibration field {key!r} must be a finite number, got {value!r}")
+    def from_dict(cls, values: dict[str, Any], where: str | Path = "calibration") -> "InferenceSettings":
+        """Raises ValueError on a field that does not exist, or one that is not a finite number, a truth value or None; `where`
+        the values come from is named."""
+        kinds = {f.name: f.type if f.type in (bool, int) else float for f in fields(cls)}
+        if unknown := sorted(set(values) - set(kinds)):
+            raise ValueError(f"{where} has no field {unknown[0]!r}; it has {sorted(kinds)}")
+        check_settings(values, kinds, MAX_SAMPLES, where)
         return cls(**values)
 
 
@@ -147,6 +149,14 @@ class ILTMAnomalyPipeline:
                 f"the VQ-VAE has spatial_dims {vqvae.config.spatial_dims}, but the image processor makes "
                 f"{'volumes' if image_processor.is_volumetric else 'images'}: give its size a depth for volumes"
             )
+        grid = vqvae.grid_shape(image_processor.padded_size)
+        if grid != tuple(prior.config.grid_shape) or image_processor.num_channels != vqvae.config.in_channels:
+            raise ValueError(
+                f"the image processor makes {image_processor.num_channels} x {image_processor.padded_size} pixels and a grid of "
+                f"{grid} codes, the models take {vqvae.config.in_channels} channels and a grid of {prior.config.grid_shape}"
+            )
+        if noise is not None and tuple(noise.shape) != tuple(image_processor.padded_size):
+            raise ValueError(f"noise has shape {tuple(noise.shape)}, images {tuple(image_processor.padded_size)}")
         self.vqvae, self.prior = vqvae.eval(), prior.eval()
         self.image_processor = image_processor
         self.settings = settings or InferenceSettings()
@@ -346,6 +356,8 @@ class ILTMAnomalyPipeline:
             component.save_pretrained(folder / name)
         if self.noise is not None:
             save_file({"noise": self.noise.cpu().contiguous()}, folder / NOISE_FILE)
+        # what makes `transformers.pipeline` take the folder
+        (folder / "config.json").write_text(json.dumps({"model_type": TASK_MODEL_TYPE}, indent=2) + "\n")
         index: dict[str, Any] = {"_class_name": type(self).__name__, "_version": __version__}
         index |= {name: ["iltm_anomaly", cls.__name__] for name, cls in COMPONENTS.items()}
         for name, value in (
@@ -372,41 +384,28 @@ class ILTMAnomalyPipeline:
         Raises:
             ValueError: if the folder is not a pipeline of this package, or names classes that are not its own.
         """
-        folder = Path(name_or_path)
-        if not folder.is_dir():
-            if folder.is_absolute() or str(name_or_path).startswith((".", "~")) or str(name_or_path).count("/") != 1:
-                raise ValueError(f"no pipeline folder at {name_or_path}")
-            from huggingface_hub import snapshot_download
-
-            folder = Path(
-                snapshot_download(
-                    str(name_or_path),
-                    revision=revision,
-                    token=token,
-                    cache_dir=cache_dir,
-                    local_files_only=local_files_only,
-                    allow_patterns=FILE_PATTERNS,
-                )
-            )
-        index = _read_json(folder, "model_index")
-        for name, part in COMPONENTS.items():
-            if index.get(name) != ["iltm_anomaly", part.__name__]:
-                raise ValueError(
-                    f"{folder / 'model_index.json'} names {index.get(name)!r} for {name}, "
-                    f"expected ['iltm_anomaly', '{part.__name__}']: not a pipeline of this package"
-                )
-        models = {
-            name: COMPONENTS[name].from_pretrained(
+        folder = local_folder(
+            name_or_path,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+        check_folder(folder, COMPONENTS)
+        settings = InferenceSettings.from_dict(read_json(folder / "calibration.json"), folder / "calibration.json")
+        report = read_json(folder / "training_report.json")
+        models = {}
+        for name in ("vqvae", "prior"):
+            models[name] = COMPONENTS[name].from_pretrained(
                 folder / name, local_files_only=True, use_safetensors=True, dtype=dtype or torch.float32
             )
-            for name in ("vqvae", "prior")
-        }
+            check_finite(models[name].state_dict(), folder / name)
         pipeline = cls(
             **models,
             image_processor=ILTMImageProcessor.from_pretrained(folder / "image_processor", local_files_only=True),
-            settings=InferenceSettings.from_dict(_read_json(folder, "calibration")),
-            training_report=_read_json(folder, "training_report"),
-            noise=load_file(folder / NOISE_FILE)["noise"] if (folder / NOISE_FILE).is_file() else None,
+            settings=settings,
+            training_report=report,
+            noise=_read_noise(folder / NOISE_FILE),
         )
         return pipeline.to(device)
 
@@ -419,18 +418,15 @@ class ILTMAnomalyPipeline:
         revision: str | None = None,
         commit_message: str = "Upload ILTM pipeline",
     ) -> str:
-        """Uploads what `save_pretrained` writes as one commit; returns its address."""
+        """Uploads what `save_pretrained` writes as one commit; returns its address. `hub.upload` says how."""
         import tempfile
 
-        from huggingface_hub import HfApi
+        from iltm_anomaly.hub.upload import plan_upload, upload
 
-        api = HfApi(token=token)
-        api.create_repo(repo_id, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            return api.upload_folder(
-                repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message
-            ).commit_url
+            plan = plan_upload(folder, repo_id)
+            return upload(plan, private=private, token=token, revision=revision, commit_message=commit_message)
 
 
 def images_at_once(pixel_values: Tensor, most: int = 8) -> int:
@@ -456,14 +452,12 @@ def _as_list(images: Any, spatial_dims: int = 2) -> list[Any]:
     return [images] if single else list(images)
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    path = folder / f"{name}.json"
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{folder} is not a pipeline folder: it has no {path.name}") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold an object, got {type(value).__name__}")
-    return value
+def _read_noise(path: Path) -> Tensor | None:
+    if not path.is_file():
+        return None
+    shapes = tensor_shapes(path)
+    if list(shapes) != ["noise"]:
+        raise ValueError(f"{path} must hold one tensor named noise, got {sorted(shapes)}")
+    noise = load_file(path)["noise"].float()
+    check_finite({"noise": noise}, path)
+    return noise

@@ -1,11 +1,6 @@
 """Stage 2: a causal Performer over the VQ-VAE's codes."""
 
-from transformers import AutoConfig, AutoModel
-
 from iltm_anomaly.prior.configuration_performer_prior import PerformerPriorConfig
 from iltm_anomaly.prior.modeling_performer_prior import PerformerPriorModel, PriorOutput, PriorState
-
-AutoConfig.register(PerformerPriorConfig.model_type, PerformerPriorConfig)
-AutoModel.register(PerformerPriorConfig, PerformerPriorModel)
 
 __all__ = ["PerformerPriorConfig", "PerformerPriorModel", "PriorOutput", "PriorState"]

@@ -1,0 +1,211 @@
+"""Looks at a pipeline folder before any of it is loaded: it may come from a stranger.
+
+What is refused: pickles, classes and code that are not this package's, files outside the folder, weights that are not those
+the configuration describes. Only headers are read, so a configuration that claims ten gigabytes costs nothing.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
+from iltm_anomaly.vqvae import VQVAEConfig, VQVAEModel
+
+MODELS: dict[str, type[PreTrainedModel]] = {"vqvae": VQVAEModel, "prior": PerformerPriorModel}
+PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".msgpack"})
+CODE = frozenset({".py", ".pyc", ".so", ".sh"})
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# What transformers itself writes into a configuration file.
+SERVICE_KEYS = frozenset(
+    {"architectures", "dtype", "torch_dtype", "model_type", "transformers_version", "_name_or_path"}
+)
+MAX_JSON_BYTES = 64 * 2**20
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object from a JSON file.
+
+    Raises:
+        ValueError: if the file is missing, huge, not JSON, or holds something else.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path.parent} is not a pipeline folder: it has no {path.name}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold an object, got {type(value).__name__}")
+    return value
+
+
+def check_folder(folder: Path, classes: dict[str, type]) -> None:
+    """Raises ValueError if `folder` is not a pipeline folder, or holds what no such folder has. `classes` by part."""
+    index = read_json(folder / "model_index.json")
+    for name, part in classes.items():
+        if index.get(name) != ["iltm_anomaly", part.__name__]:
+            raise ValueError(
+                f"{folder / 'model_index.json'} names {index.get(name)!r} for {name}, "
+                f"expected ['iltm_anomaly', '{part.__name__}']: not a pipeline of this package"
+            )
+    if unknown := sorted(key for key in index if key not in classes and not key.startswith("_")):
+        raise ValueError(f"{folder / 'model_index.json'} has unknown parts: {', '.join(unknown)}")
+    for name in (".", *classes):
+        _check_files(folder / name)
+    if (folder / "config.json").exists():
+        _check_keys(folder / "config.json", "model_type", "iltm")
+    _check_keys(folder / "image_processor" / "preprocessor_config.json", "image_processor_type", "ILTMImageProcessor")
+    for name in MODELS:
+        check_model(folder / name, MODELS[name])
+
+
+def _check_files(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ValueError(f"{folder.parent} is not a complete pipeline folder: it has no {folder.name}/")
+    for path in sorted(folder.iterdir()):
+        if path.suffix in PICKLES:
+            raise ValueError(f"{path} may run code when it is read: only safetensors are loaded. Remove it")
+        if path.suffix in CODE or path.name == "adapter_config.json":
+            raise ValueError(
+                f"{path} does not belong into a pipeline folder, which has no code and no adapters. Remove it"
+            )
+
+
+def _check_keys(path: Path, key: str, expected: str) -> dict[str, Any]:
+    values = read_json(path)
+    for forbidden in ("auto_map", "custom_pipelines"):
+        if values.get(forbidden):
+            raise ValueError(f"{path} has {forbidden!r}: it asks for code of its repository to be run, which never is")
+    if values.get(key) != expected:
+        raise ValueError(f"{path} names {values.get(key)!r} as its {key}, expected {expected!r}")
+    return values
+
+
+def check_model(folder: Path, model_class: type[PreTrainedModel]) -> None:
+    """Raises ValueError unless the weights in `folder` are safetensors of exactly the names and shapes that its config.json
+    describes."""
+    config = _read_config(folder, model_class)
+    stored: dict[str, tuple[int, ...]] = {}
+    for file in _weight_files(folder):
+        for name, shape in tensor_shapes(file).items():
+            if name in stored:
+                raise ValueError(f"{file} holds {name} a second time")
+            stored[name] = shape
+    _check_claims(folder, config, stored)
+    try:
+        with torch.device("meta"), no_init_weights():
+            model = model_class(config)
+    except (RuntimeError, OverflowError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'config.json'} describes no possible model: {error}") from None
+    described = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if stored != described:
+        name = sorted(set(stored.items()) ^ set(described.items()))[0][0]
+        raise ValueError(
+            f"the weights in {folder} are not those of its config.json: {name} is "
+            f"{stored.get(name, 'missing')} in the file, {described.get(name, 'unknown')} in the model"
+        )
+
+
+def _read_config(folder: Path, model_class: type[PreTrainedModel]) -> Any:
+    path = folder / "config.json"
+    config_class: Any = model_class.config_class
+    values = _check_keys(path, "model_type", config_class.model_type)
+    if values.get("architectures", [model_class.__name__]) != [model_class.__name__]:
+        raise ValueError(f"{path} names the classes {values['architectures']!r}, expected {[model_class.__name__]!r}")
+    known = {f.name for f in fields(config_class)} | SERVICE_KEYS
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"{path} has unknown fields: {', '.join(unknown)}")
+    try:
+        return config_class(**{key: value for key, value in values.items() if key not in SERVICE_KEYS})
+    except (StrictDataclassError, ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{path} is no valid configuration: {error}") from None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / WEIGHTS).exists():
+        return [folder / WEIGHTS]
+    if not (folder / INDEX).exists():
+        raise ValueError(f"{folder} has no {WEIGHTS}; other formats are not read")
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError(f"{folder / INDEX} must map tensors to files")
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        if name != Path(name).name or "\\" in name or not name.endswith(".safetensors"):
+            raise ValueError(f"{folder / INDEX} names the file {name!r}, which is not a safetensors file beside it")
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} is not complete: it has no {name}")
+    return [folder / name for name in names]
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes from the header of a safetensors file.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is no readable safetensors file: {error}") from None
+
+
+def _check_claims(folder: Path, config: Any, stored: dict[str, tuple[int, ...]]) -> None:
+    """A model has no side longer than all its numbers together and no more layers than tensors: whoever claims one is not
+    even built without memory, which takes time."""
+    numbers = sum(math.prod(shape) for shape in stored.values())
+    if isinstance(config, VQVAEConfig):
+        depths = {"num_res_blocks": config.num_res_blocks, "len(channels)": len(config.channels)}
+        widths = {"vocab_size": config.vocab_size, "embedding_dim": config.embedding_dim}
+        widths |= {"in_channels": config.in_channels, "channels": max(config.channels)}
+    else:
+        assert isinstance(config, PerformerPriorConfig)
+        depths = {"num_hidden_layers": config.num_hidden_layers}
+        names = ("vocab_size", "hidden_size", "num_attention_heads", "head_dim", "num_random_features")
+        widths = {name: getattr(config, name) for name in (*names, "intermediate_ratio")}
+        widths["grid_shape"] = math.prod(config.grid_shape)
+    for claimed, limit, what in ((depths, len(stored), "tensors"), (widths, numbers, "numbers")):
+        for name, value in claimed.items():
+            if value > limit:
+                raise ValueError(
+                    f"{folder / 'config.json'} claims {name} {value}, but its weights have {limit} {what} in all"
+                )
+
+
+def check_finite(tensors: dict[str, Tensor], where: Path) -> None:
+    """Raises ValueError if a tensor holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{where}: {name} holds NaN or infinite values")
+
+
+def check_settings(values: dict[str, Any], kinds: dict[str, type], limit: int, where: str | Path) -> None:
+    """Raises ValueError where a setting is not of its kind, or asks for more than `limit` of anything.
+
+    Args:
+        values: by name; None is always allowed.
+        kinds: bool, int or float by name.
+        limit: of integers.
+    """
+    tests: dict[type, tuple[Callable[[Any], bool], str]] = {
+        bool: (lambda v: isinstance(v, bool), "true or false"),
+        int: (lambda v: type(v) is int and 0 <= v <= limit, f"a whole number from 0 to {limit}"),
+        float: (lambda v: type(v) in (int, float) and math.isfinite(v), "a finite number"),
+    }
+    for name, value in values.items():
+        test, text = tests[kinds[name]]
+        if value is not None and not test(value):
+            raise ValueError(f"{where}: field {name!r} must be {text}, got {value!r}")

@@ -1,0 +1,238 @@
+"""`iltm-anomaly push`: a pipeline folder or a Space folder to the Hub, as one commit of a known list of files."""
+
+import logging
+import re
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import yaml
+
+from iltm_anomaly.hub.checks import read_json
+
+logger = logging.getLogger(__name__)
+
+# Nothing but these ever goes up: no data, no checkpoints, no logs.
+MODEL_FILES = (
+    "model_index.json",
+    "config.json",
+    "calibration.json",
+    "calibration.safetensors",
+    "training_report.json",
+    "README.md",
+    "picture.png",
+    ".eval_results/*.yaml",
+    "vqvae/config.json",
+    "vqvae/model*.safetensors",
+    "vqvae/model.safetensors.index.json",
+    "prior/config.json",
+    "prior/model*.safetensors",
+    "prior/model.safetensors.index.json",
+    "image_processor/preprocessor_config.json",
+)
+SPACE_FILES = ("README.md", "*.py", "requirements.txt", "packages.txt", "examples/*.png")
+SECRETS = {
+    "a Hugging Face token": r"\bhf_[A-Za-z0-9]{20,}",
+    "a GitHub token": r"\bgh[pousr]_[A-Za-z0-9]{20,}",
+    "an AWS key": r"\bAKIA[0-9A-Z]{16}\b",
+    "an API key": r"\bsk-[A-Za-z0-9_-]{20,}",
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+}
+
+
+class UploadError(RuntimeError):
+    """The upload did not finish; nothing of it is visible, and it can be repeated."""
+
+
+@dataclass
+class UploadPlan:
+    """What would go up.
+
+    Args:
+        repo_id: owner/name.
+        repo_type: "model" or "space".
+        files: content by path in the repository: a local file, or bytes that were made for the upload.
+        left_out: files of the folder that do not go up.
+        space_sdk: of a Space.
+    """
+
+    repo_id: str
+    repo_type: str
+    files: dict[str, Path | bytes] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+    space_sdk: str | None = None
+
+    def describe(self) -> str:
+        """Every file with its size in bytes, then what stays."""
+        lines = [
+            f"{self.repo_type} {self.repo_id}: {len(self.files)} files, {sum(map(_size, self.files.values())):,} bytes"
+        ]
+        lines += [f"{_size(content):>13,}  {path}" for path, content in sorted(self.files.items())]
+        lines += [f"    left here  {path}" for path in self.left_out]
+        return "\n".join(lines)
+
+
+def _size(content: Path | bytes) -> int:
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
+def plan_upload(
+    folder: str | Path, repo_id: str, results: list[Path] | None = None, picture: Path | None = None
+) -> UploadPlan:
+    """Decides what of a folder goes up. A pipeline without a model card, or with a rendered one, gets a new one.
+
+    Args:
+        folder: a pipeline folder, or a Space: a folder whose README.md has `sdk:` in its metadata.
+        repo_id: owner/name.
+        results: files of `iltm-anomaly evaluate` for the card of a pipeline, one a seed.
+        picture: PNG for the card, in place of a plot of the results.
+
+    Raises:
+        ValueError: if the folder is neither or is not complete, the name is no repository's, or a file holds a secret.
+    """
+    from huggingface_hub.utils import validate_repo_id
+
+    validate_repo_id(repo_id)
+    folder, sdk = Path(folder), space_sdk(Path(folder))
+    if (folder / "model_index.json").is_file():
+        from iltm_anomaly.hub.checks import check_folder
+        from iltm_anomaly.pipeline import COMPONENTS
+
+        check_folder(folder, COMPONENTS)
+        plan = UploadPlan(repo_id, "model")
+    elif sdk:
+        plan = UploadPlan(repo_id, "space", space_sdk=sdk)
+    else:
+        raise ValueError(
+            f"{folder} is neither a pipeline folder (no model_index.json) nor a Space (no README.md with `sdk:` in its metadata)"
+        )
+    patterns = MODEL_FILES if plan.repo_type == "model" else SPACE_FILES
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or not _belongs(name, patterns):
+            plan.left_out.append(name)
+        else:
+            plan.files[name] = path
+    if plan.repo_type == "model":
+        plan.files |= _card_files(folder, repo_id, results or [], picture)
+    elif results or picture:
+        raise ValueError("results and a picture belong to the card of a pipeline; a Space has its own README.md")
+    for name, content in plan.files.items():
+        _refuse_secrets(name, content)
+    return plan
+
+
+def _card_files(folder: Path, repo_id: str, results: list[Path], picture: Path | None) -> dict[str, bytes]:
+    from iltm_anomaly.hub.cards import MARKER, load_results, render_card
+
+    readme = folder / "README.md"
+    if readme.is_file() and MARKER not in readme.read_text(errors="replace"):
+        if results or picture:
+            raise ValueError(f"{readme} was written by hand: rename it to have a card rendered from results")
+        return {}
+    image = picture.read_bytes() if picture else None
+    if image is not None and not image.startswith(b"\x89PNG"):
+        raise ValueError(f"{picture} is no PNG")
+    report = read_json(folder / "training_report.json")
+    return render_card(repo_id.split("/")[-1], load_results(results), report, repo_id, image)
+
+
+def _belongs(name: str, patterns: tuple[str, ...]) -> bool:
+    # fnmatch's * crosses folders; a pattern must not
+    return any(name.count("/") == pattern.count("/") and fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def space_sdk(folder: Path) -> str | None:
+    """The `sdk` in the metadata of README.md, which makes a folder a Space."""
+    try:
+        text = (folder / "README.md").read_text()
+        metadata = yaml.safe_load(text.split("---", 2)[1]) if text.startswith("---") else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, IndexError):
+        return None
+    return metadata.get("sdk") if isinstance(metadata, dict) else None
+
+
+def _refuse_secrets(name: str, content: Path | bytes) -> None:
+    if name.endswith((".safetensors", ".png")):
+        return
+    text = (content if isinstance(content, bytes) else content.read_bytes()).decode(errors="replace")
+    for what, pattern in SECRETS.items():
+        if found := re.search(pattern, text):
+            line = text.count("\n", 0, found.start()) + 1
+            raise ValueError(f"{name} line {line} holds what looks like {what}: remove it, and revoke it if it is one")
+
+
+def upload(
+    plan: UploadPlan,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+) -> str:
+    """Carries out a plan as one commit, so that nobody ever sees half of it; weights of an earlier upload that the plan does not
+    have are removed. Weights that arrived before an interruption are not sent again.
+
+    Args:
+        plan: of `plan_upload`.
+        private: of a repository that does not exist yet.
+        token: of the Hub; None takes the one that `hf auth login` stored.
+        revision: branch, made if it does not exist.
+        commit_message: first line of the commit.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        UploadError: if the Hub cannot be reached, refuses, or the connection breaks.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    api = HfApi(token=token, library_name="iltm-anomaly")
+    where: dict[str, Any] = {"repo_id": plan.repo_id, "repo_type": plan.repo_type}
+    try:
+        api.create_repo(**where, private=private, exist_ok=True, space_sdk=plan.space_sdk)
+        if revision is not None:
+            api.create_branch(**where, branch=revision, exist_ok=True)
+        operations: list[Any] = [CommitOperationAdd(name, content) for name, content in plan.files.items()]
+        if plan.repo_type == "model":
+            operations += [CommitOperationDelete(name) for name in _stale_files(api, where, revision, plan)]
+        message = commit_message or f"Upload {plan.repo_type} with iltm-anomaly"
+        commit = api.create_commit(**where, operations=operations, commit_message=message, revision=revision)
+    except (OSError, RuntimeError, httpx2.HTTPError) as error:
+        cause = error.__cause__ or error
+        raise UploadError(
+            f"the upload to {plan.repo_id} did not finish: {error}"
+            + (f" ({cause})" if cause is not error else "")
+            + ". "
+            "The repository is as it was. Run the same command again: weights that have arrived are not sent twice"
+        ) from error
+    return commit.commit_url
+
+
+def _stale_files(api: Any, where: dict[str, Any], revision: str | None, plan: UploadPlan) -> list[str]:
+    # left behind, shards of other weights would make the repository ambiguous
+    present = api.list_repo_files(**where, revision=revision)
+    return [name for name in present if _belongs(name, MODEL_FILES) and name not in plan.files and name != "README.md"]
+
+
+def results_of(path: str | Path) -> list[Path]:
+    """The results in a run folder that `iltm-anomaly evaluate RUN --output RUN/evaluation` has written, if any."""
+    file = Path(path) / "evaluation" / "results.json"
+    return [file] if file.is_file() else []
+
+
+def model_folder(path: str | Path) -> Path:
+    """The pipeline folder of a run folder, else the folder itself.
+
+    Raises:
+        ValueError: if there is no such folder, or its run is not finished.
+    """
+    from iltm_anomaly.evaluation import resolve_model_folder
+
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ValueError(f"no folder {folder}")
+    return Path(resolve_model_folder(folder)[0])

@@ -1,0 +1,120 @@
+"""Model cards: what they claim is what the JSON holds, and `huggingface_hub` reads it back."""
+
+import importlib.util
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub._eval_results import parse_eval_result_entries
+from PIL import Image
+
+from iltm_anomaly.hub.cards import COLUMNS, DATA_SOURCES, data_source, load_results, render_card, summarise
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RESULTS = sorted((REPOSITORY / "docs" / "results").glob("bottle_seed*.json"))
+SECTIONS = [
+    "Use",
+    "Intended use",
+    "Out of scope",
+    "Limits",
+    "Training data",
+    "Protocol",
+    "Results",
+    "Procedure and machine",
+    "Reproduce",
+    "Citation",
+]
+
+
+def rendered_cards() -> dict[str, bytes]:
+    spec = importlib.util.spec_from_file_location("model_cards", REPOSITORY / "scripts" / "model_cards.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.render_all()
+
+
+def test_the_cards_in_the_repository_are_what_the_results_render():
+    rendered = rendered_cards()
+    folder = REPOSITORY / "model_cards"
+    stored = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert stored.keys() == rendered.keys() and stored, "run `python scripts/model_cards.py`"
+    for name, content in rendered.items():
+        if name.endswith(".png"):  # fonts may differ a little from machine to machine
+            old, new = (
+                np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), float) for data in (stored[name], content)
+            )
+            assert old.shape == new.shape and np.abs(old - new).mean() < 3, name
+        else:
+            assert stored[name].decode() == content.decode(), f"{name}: run `python scripts/model_cards.py`"
+
+
+def test_every_number_of_the_metadata_is_that_of_the_results():
+    documents = load_results(RESULTS)
+    card = ModelCard(render_card("iltm-bottle", documents)["README.md"].decode())
+    assert card.data.license == "cc-by-nc-sa-4.0" and card.data.library_name == "iltm-anomaly"
+    found = {entry.metric_type: entry for entry in card.data.eval_results}
+    assert found.keys() == {"pixel_auroc", "aupro", "image_auroc"}
+    for key, entry in found.items():
+        values = [document["results"][-1][key] for document in documents]
+        assert entry.metric_value == pytest.approx(np.mean(values), abs=1e-4)
+        assert entry.metric_args["standard_deviation"] == pytest.approx(np.std(values), abs=1e-4)
+        assert entry.metric_args["seeds"] == [document["results"][-1]["seed"] for document in documents]
+        assert entry.metric_args["contamination"] == 0.1
+
+
+def test_the_text_has_its_sections_and_facts():
+    documents = load_results(RESULTS)
+    text = render_card("iltm-bottle", documents)["README.md"].decode()
+    assert re.findall(r"^##+ (.*)$", text, re.MULTILINE) == SECTIONS
+    for document in documents:
+        for fact in (document["commit"], document["training_commit"], document["hardware"]["device"]):
+            assert str(fact) in text
+        assert all(f"{name} {version}" in text for name, version in document["versions"].items())
+        assert f"--seed {document['results'][0]['seed']} " in text
+    value, spread, _ = summarise(documents, 0, COLUMNS["AUPRO"])
+    assert f"{value:.1f} ± {spread:.1f}" in text
+    assert "no commercial use" in text and "no weights" in text and "no medical device" in text
+    assert "{{" not in text and "None" not in text and "/tmp" not in text
+
+
+def test_results_on_a_hub_data_set_are_written_for_its_leaderboard(tmp_path):
+    document = json.loads(RESULTS[0].read_text()) | {"data": "somebody/parts"}
+    (tmp_path / "results.json").write_text(json.dumps(document))
+    files = render_card("mine", load_results([tmp_path / "results.json"]), repo_id="org/mine")
+    entries = parse_eval_result_entries(yaml.safe_load(files[".eval_results/iltm.yaml"]))
+    assert {entry.dataset_id for entry in entries} == {"somebody/parts"}
+    values = {entry.task_id: entry.value for entry in entries}
+    assert values["bottle_aupro"] == pytest.approx(document["results"][-1]["aupro"], abs=1e-4)
+    assert 'from_pretrained("org/mine")' in files["README.md"].decode()
+
+
+def test_without_results_nothing_is_claimed():
+    report = {"data": {"source": "/home/somebody/secret project/bolts"}, "recipe": {"name": "cpu", "image_size": 128}}
+    files = render_card("mine", [], report, "org/mine")
+    text = files["README.md"].decode()
+    assert files.keys() == {"README.md"} and "Not measured" in text and "128 pixels" in text
+    assert ModelCard(text).data.eval_results is None
+    assert "bolts" in text and "somebody" not in text  # nothing of the path but its last part
+
+
+def test_results_that_do_not_belong_together_are_refused(tmp_path):
+    document = json.loads(RESULTS[0].read_text())
+    document["results"][0]["contamination"] = 0.2
+    (tmp_path / "other.json").write_text(json.dumps(document))
+    with pytest.raises(ValueError, match="different contaminations"):
+        load_results([RESULTS[0], tmp_path / "other.json"])
+    with pytest.raises(ValueError, match="no results of"):
+        load_results([REPOSITORY / "docs" / "results" / "bench_metrics.json"])
+
+
+def test_every_known_data_set_states_its_terms():
+    assert data_source("../shared/data/mvtec") is DATA_SOURCES["mvtec"]
+    assert data_source("demo/data/part") is DATA_SOURCES["demo"]
+    for name, source in DATA_SOURCES.items():
+        assert source.terms and source.text and (source.citation or name == "demo")

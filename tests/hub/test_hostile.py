@@ -1,0 +1,181 @@
+"""Pipeline folders of strangers: refused with the file named, and nothing run."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from iltm_anomaly import ILTMAnomalyPipeline, ILTMImageProcessor, InferenceSettings
+from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
+from iltm_anomaly.vqvae import VQVAEConfig, VQVAEModel
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("hostile") / "model"
+    torch.manual_seed(0)
+    vqvae = VQVAEModel(VQVAEConfig(channels=(4, 4, 8), num_res_blocks=1, vocab_size=16, embedding_dim=4))
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8}
+    prior = PerformerPriorModel(PerformerPriorConfig(vocab_size=16, grid_shape=(4, 4), **sizes))
+    processor = ILTMImageProcessor(size={"height": 32, "width": 32})
+    settings = InferenceSettings(num_samples=2, num_dropout_passes=2)
+    ILTMAnomalyPipeline(vqvae, prior, processor, settings, noise=torch.zeros(32, 32)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(pristine, tmp_path) -> Path:
+    shutil.copytree(pristine, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def edit(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def spoil(path: Path, name: str, change) -> None:
+    tensors = load_file(path)
+    tensors[name] = change(tensors[name])
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+PRIOR = "prior/config.json"
+VQVAE = "vqvae/config.json"
+HEAD = "vqvae/model.safetensors"
+PROCESSOR = "image_processor/preprocessor_config.json"
+
+
+class Bomb:
+    """A pickle that leaves a trace when it is read."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def pickle_only(folder: Path) -> None:
+    (folder / HEAD).unlink()
+    torch.save({"x": Bomb(folder / "owned")}, folder / "vqvae" / "pytorch_model.bin")
+
+
+def pickle_beside(folder: Path) -> None:
+    torch.save({"x": Bomb(folder / "owned")}, folder / "vqvae" / "pytorch_model.bin")
+
+
+def code(folder: Path) -> None:
+    (folder / "vqvae" / "modeling_evil.py").write_text(f"open({str(folder / 'owned')!r}, 'w')")
+
+
+def auto_map(folder: Path) -> None:
+    evil = folder.parent / "modeling_evil.py"
+    evil.write_text(f"open({str(folder / 'owned')!r}, 'w')")
+    edit(folder / VQVAE, auto_map={"AutoModel": "modeling_evil.Evil"})
+
+
+def shards(name: str):
+    def attack(folder: Path) -> None:
+        shutil.copy(folder / HEAD, folder.parent / "outside.safetensors")
+        (folder / HEAD).rename(folder / "vqvae" / "model-00001-of-00001.safetensors")
+        index = {"metadata": {}, "weight_map": {"decoder_head.bias": name}}
+        (folder / "vqvae" / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    return attack
+
+
+ATTACKS = {
+    "pickle only": (pickle_only, r"pytorch_model.bin may run code"),
+    "pickle beside safetensors": (pickle_beside, r"pytorch_model.bin may run code"),
+    "code": (code, r"modeling_evil.py does not belong"),
+    "adapter": (
+        lambda f: (f / "prior" / "adapter_config.json").write_text("{}"),
+        r"adapter_config.json does not belong",
+    ),
+    "auto_map": (auto_map, r"vqvae/config.json has 'auto_map'"),
+    "auto_map at the root": (lambda f: edit(f / "config.json", auto_map={"AutoModel": "x.Y"}), r"has 'auto_map'"),
+    "auto_map of the processor": (
+        lambda f: edit(f / PROCESSOR, auto_map={"a": "b"}),
+        r"preprocessor_config.json has 'auto_map'",
+    ),
+    "class in the index": (
+        lambda f: edit(f / "model_index.json", prior=["os", "system"]),
+        r"'os', 'system'.*not a pipeline",
+    ),
+    "more parts": (lambda f: edit(f / "model_index.json", safety=["../evil", "X"]), r"unknown parts: safety"),
+    "architecture": (lambda f: edit(f / PRIOR, architectures=["GPT2Model"]), r"names the classes \['GPT2Model'\]"),
+    "model type": (lambda f: edit(f / PRIOR, model_type="gpt2"), r"'gpt2' as its model_type"),
+    "processor class": (
+        lambda f: edit(f / PROCESSOR, image_processor_type="ViTImageProcessor"),
+        r"'ViTImageProcessor'",
+    ),
+    "unknown field": (lambda f: edit(f / PRIOR, weights="../../x"), r"unknown fields: weights"),
+    "shard above": (shards("../outside.safetensors"), r"names the file '../outside.safetensors'"),
+    "absolute shard": (shards("/etc/outside.safetensors"), r"names the file '/etc/outside.safetensors'"),
+    "missing shard": (shards("model-00002-of-00002.safetensors"), r"has no model-00002"),
+    "wrong shape": (
+        lambda f: spoil(f / HEAD, "decoder_head.bias", lambda t: t[:2]),
+        r"decoder_head.bias is \(2,\) in the file",
+    ),
+    "missing tensor": (lambda f: edit(f / VQVAE, num_res_blocks=2), r"not those of its config.json"),
+    "NaN": (lambda f: spoil(f / HEAD, "decoder_head.bias", lambda t: t * torch.nan), r"decoder_head.bias holds NaN"),
+    "NaN noise": (
+        lambda f: save_file({"noise": torch.full((32, 32), torch.nan)}, f / "calibration.safetensors"),
+        r"noise holds NaN",
+    ),
+    "large noise": (
+        lambda f: save_file({"noise": torch.zeros(64, 64)}, f / "calibration.safetensors"),
+        r"noise has shape",
+    ),
+    "broken weights": (lambda f: (f / HEAD).write_bytes(b"\xff" * 64), r"no readable safetensors"),
+    "cut weights": (lambda f: (f / HEAD).write_bytes((f / HEAD).read_bytes()[:-10]), r"no readable safetensors"),
+    "no weights": (lambda f: (f / HEAD).unlink(), r"has no model.safetensors"),
+    "no part": (lambda f: shutil.rmtree(f / "prior"), r"has no prior/"),
+    "no calibration": (lambda f: (f / "calibration.json").unlink(), r"has no calibration.json"),
+    "no processor": (lambda f: (f / PROCESSOR).unlink(), r"has no preprocessor_config.json"),
+    "10 GB of width": (lambda f: edit(f / PRIOR, hidden_size=50_000_000), r"claims hidden_size 50000000"),
+    "10 GB of layers": (lambda f: edit(f / PRIOR, num_hidden_layers=10**9), r"claims num_hidden_layers 1000000000"),
+    "10 GB of codes": (lambda f: edit(f / VQVAE, vocab_size=10**9), r"claims vocab_size 1000000000"),
+    "10 GB of positions": (lambda f: edit(f / PRIOR, grid_shape=[10**5, 10**5]), r"claims grid_shape 10000000000"),
+    "10 GB of pixels": (
+        lambda f: edit(f / PROCESSOR, size={"height": 80_000, "width": 80_000}),
+        r"the image processor makes",
+    ),
+    "10 GB by padding": (lambda f: edit(f / PROCESSOR, size_divisor=80_000), r"the image processor makes"),
+    "endless sampling": (
+        lambda f: edit(f / "calibration.json", num_samples=10**9),
+        r"'num_samples' must be a whole number",
+    ),
+    "text for a number": (lambda f: edit(f / PRIOR, hidden_size="16"), r"no valid configuration"),
+    "deep JSON": (lambda f: (f / PRIOR).write_text("[" * 100_000), r"not valid JSON"),
+    "binary JSON": (lambda f: (f / PRIOR).write_bytes(b"\x80\x04"), r"not valid JSON"),
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_is_refused_and_runs_nothing(folder, name):
+    attack, message = ATTACKS[name]
+    attack(folder)
+    with pytest.raises(ValueError, match=message):
+        ILTMAnomalyPipeline.from_pretrained(folder)
+    assert not (folder / "owned").exists()
+
+
+def test_the_folder_they_were_made_from_loads(folder):
+    assert ILTMAnomalyPipeline.from_pretrained(folder).settings.num_samples == 2
+
+
+@pytest.mark.parametrize("attack", [auto_map, pickle_only])
+def test_parts_alone_run_nothing_either(folder, attack):
+    from transformers import AutoModel
+
+    attack(folder)
+    try:
+        loaded = AutoModel.from_pretrained(folder / "vqvae")
+        assert type(loaded) is VQVAEModel
+    except Exception as error:
+        assert "weights_only" in str(error) or "Weights only" in str(error), error
+    assert not (folder / "owned").exists()

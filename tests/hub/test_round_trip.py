@@ -1,0 +1,237 @@
+"""Train, push, delete, load again: in processes of their own, against a Hub on loopback that speaks the real protocol."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hub_server import File
+from PIL import Image
+
+from iltm_anomaly.cli import main
+from iltm_anomaly.data.synthetic import generate_dataset
+from iltm_anomaly.training.recipe import load_recipe
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NAME = "org/iltm-mine"
+
+
+def readme_block(language: str) -> str:
+    """The block of README's section on the Hub, as printed."""
+    section = (REPOSITORY / "README.md").read_text().split("### The Hub\n")[1].split("\n### ")[0]
+    (block,) = re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)
+    return block
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    """A folder with a trained run in `runs/mine` and an image, as README has it."""
+    folder = tmp_path_factory.mktemp("work")
+    dataset = generate_dataset(
+        kind="part", size=64, num_train=12, num_test_good=1, num_test_defective=1, contamination=0.2, seed=0
+    )
+    (folder / "images").mkdir()
+    for number, image in enumerate(dataset["train"]["image"]):
+        image.save(folder / "images" / f"{number}.png")
+    dataset["test"]["image"][1].save(folder / "part.png")
+    values = load_recipe("tiny").to_dict()
+    values["stage1"]["epochs"] = values["stage2"]["epochs"] = 3
+    values["rounds"] |= {"rounds": 1, "outlier_scale": 1.5}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
+    options = ["--preset", str(folder / "recipe.yaml"), "--output", str(folder / "runs" / "mine"), "--cpu"]
+    assert main(["train", "--data", str(folder / "images"), *options]) == 0
+    return folder
+
+
+PRINT = """
+import json
+print(json.dumps({
+    "scores": out.scores[0].item().hex(), "map": out.anomaly_maps[0].tobytes().hex(),
+    "healed": out.healed_images[0].tobytes().hex(), "likelihoods": out.token_log_likelihoods.numpy().tobytes().hex(),
+}))
+"""
+LOCAL = "import iltm_anomaly\nout = iltm_anomaly.ILTMAnomalyPipeline.from_pretrained('runs/mine/model')('part.png')\n"
+
+
+def run_python(code: str, folder: Path, **environment: str) -> str:
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=folder, env=os.environ | environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout.strip().splitlines()[-1]
+
+
+def run_shell(script: str, folder: Path) -> subprocess.CompletedProcess:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = ["bash", "-ec", script]
+    return subprocess.run(
+        command, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_readme_round_trip_is_bit_equal_online_and_offline(hub, work, tmp_path):
+    folder = tmp_path / "work"
+    shutil.copytree(work, folder)
+    expected = run_python(LOCAL + PRINT, folder)
+
+    pushed = run_shell(readme_block("bash"), folder)
+    assert pushed.returncode == 0, pushed.stderr
+    dry, sent = pushed.stdout.split("dry run: nothing was sent\n")
+    assert sent.startswith(dry) and f"{hub.url}/{NAME}/commit/" in sent
+    tree = hub.repositories[NAME].commits[hub.repositories[NAME].branches["main"]]
+    listed = {
+        line.split()[1]: int(line.split()[0].replace(",", "")) for line in dry.splitlines()[1:] if "left" not in line
+    }
+    assert {name: len(file.content) for name, file in tree.items() if name != ".gitattributes"} == listed
+    assert len(hub.repositories[NAME].commits) == 2  # that of its creation, and one for all files
+
+    shutil.rmtree(folder / "runs")
+    before = len(hub.requests)
+    assert run_python(readme_block("python") + PRINT, folder) == expected
+    downloads = [path for method, path in hub.requests[before:] if method == "GET" and "/resolve/" in path]
+    assert len(downloads) == len(set(downloads)) and all("/resolve/main/" not in path for path in downloads)
+    asked = len(hub.requests)
+    assert run_python(readme_block("python") + PRINT, folder, HF_HUB_OFFLINE="1") == expected
+    assert len(hub.requests) == asked
+
+
+def test_a_cut_upload_is_retried_and_sends_nothing_twice(hub, work, monkeypatch):
+    hub.cut_uploads = 50  # more than the client tries by itself
+    retry = "import huggingface_hub.utils._http as h, time; h.time.sleep = lambda _: None;"  # its waits, not its tries
+    code = retry + "import sys; from iltm_anomaly.cli import main; sys.exit(main(['push', 'runs/mine', 'org/cut']))"
+    first = subprocess.run([sys.executable, "-c", code], cwd=work, capture_output=True, text=True, timeout=300)
+    assert first.returncode == 2 and "Run the same command again" in first.stderr and "Traceback" not in first.stderr
+    assert list(hub.repositories["org/cut"].commits.values())[-1].keys() == {".gitattributes"}
+    arrived = list(hub.uploaded)
+    hub.cut_uploads = 1  # one more hiccup, which the client mends by itself
+    hub.cut_downloads = 1
+    second = subprocess.run([sys.executable, "-c", code], cwd=work, capture_output=True, text=True, timeout=300)
+    assert second.returncode == 0, second.stderr
+    assert len(hub.uploaded) == len(set(hub.uploaded)) == 3 and hub.uploaded[: len(arrived)] == arrived
+    load = (
+        "import iltm_anomaly as i; p = i.ILTMAnomalyPipeline.from_pretrained({0}); print(p.noise.sum().item().hex())"
+    )
+    assert run_python(load.format("'org/cut'"), work) == run_python(load.format("'runs/mine/model'"), work)
+    assert hub.cut_downloads == 0 and hub.cut_uploads == 0
+
+
+LOADS = """
+import json, sys
+import iltm_anomaly
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
+
+def attempt(*arguments, load=iltm_anomaly.ILTMAnomalyPipeline.from_pretrained, **options):
+    try:
+        return type(load(*arguments, **options)).__name__
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+stranger = {"token": "hf_stranger"}
+name = "org/all"
+print(json.dumps({
+    "private, stranger": attempt("org/private", **stranger),  # before the owner has filled the cache
+    "private": attempt("org/private"),
+    "gated, stranger": attempt("org/gated", **stranger),
+    "gated": attempt("org/gated"),
+    "nothing": attempt("org/nothing"),
+    "revision": attempt(name, revision="v2"),
+    "no revision": attempt(name, revision="v3"),
+    "elsewhere": attempt(name, cache_dir=sys.argv[1]),
+    "elsewhere again": attempt(name, cache_dir=sys.argv[1], local_files_only=True),
+    "not here": attempt(name, cache_dir=sys.argv[1] + "2", local_files_only=True),
+    "sharded": attempt("org/sharded"),
+    "pickle": attempt("org/pickle"),
+    "vqvae": attempt(name, load=iltm_anomaly.VQVAEModel.from_pretrained, subfolder="vqvae", revision="v2"),
+    "prior": attempt(name, load=AutoModel.from_pretrained, subfolder="prior"),
+    "config": attempt(name, load=AutoConfig.from_pretrained, subfolder="prior"),
+    "processor": attempt(name, load=AutoImageProcessor.from_pretrained, subfolder="image_processor"),
+}))
+"""
+
+
+def test_access_revisions_cache_and_parts(hub, work, tmp_path):
+    """What `from_pretrained` does with each kind of repository, in one process."""
+    push = """
+        import sys
+        from iltm_anomaly import ILTMAnomalyPipeline
+        pipe = ILTMAnomalyPipeline.from_pretrained("runs/mine/model")
+        for name in ("private", "gated", "all", "pickle"):
+            pipe.push_to_hub("org/" + name, private=name == "private")
+        pipe.push_to_hub("org/all", revision="v2")
+        for name, model in pipe.components.items():
+            save = model.save_pretrained
+            if name != "image_processor":
+                model.save_pretrained = lambda folder, save=save: save(folder, max_shard_size="20KB")
+        pipe.push_to_hub("org/sharded")
+        pipe.push_to_hub("org/all", revision="v2")
+    """
+    run_python("\n".join(line[8:] for line in push.splitlines()) + "\nprint(1)", work)
+    hub.repositories["org/gated"].gated = True
+    pickled = hub.repositories["org/pickle"]
+    weights = File(b"cos\nsystem\n(S'touch /tmp/owned'\ntR.", True)
+    hub.store[weights.sha256] = weights.content
+    tree = pickled.commits[pickled.branches["main"]]
+    pickled.commit(
+        {k: v for k, v in tree.items() if k != "vqvae/model.safetensors"} | {"vqvae/pytorch_model.bin": weights},
+        "main",
+    )
+    sharded = hub.repositories["org/all"].commits[hub.repositories["org/all"].branches["v2"]]
+    assert (
+        "prior/model.safetensors.index.json" in sharded and "prior/model.safetensors" not in sharded
+    )  # the old one is gone
+
+    path = [sys.executable, "-c", LOADS, str(tmp_path / "elsewhere")]
+    done = subprocess.run(path, cwd=work, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    good = ("private", "gated", "revision", "elsewhere", "elsewhere again", "sharded")
+    assert {key: found[key] for key in good} == dict.fromkeys(good, "ILTMAnomalyPipeline")
+    expected = {
+        "private, stranger": "RepositoryNotFoundError",
+        "gated, stranger": "GatedRepoError",
+        "nothing": "RepositoryNotFoundError",
+        "no revision": "RevisionNotFoundError",
+        "not here": "LocalEntryNotFoundError",
+        "pickle": "ValueError",
+    }
+    assert {key: found[key].split(":")[0] for key in expected} == expected
+    assert "no model.safetensors" in found["pickle"]
+    assert not any(path.endswith("pytorch_model.bin") for method, path in hub.requests if method == "GET")
+    parts = {"vqvae": "VQVAEModel", "prior": "PerformerPriorModel", "config": "PerformerPriorConfig"}
+    assert {key: found[key] for key in parts} == parts and found["processor"] == "ILTMImageProcessor"
+
+
+def test_a_push_never_takes_data_logs_or_secrets(work, tmp_path, capsys):
+    from iltm_anomaly.hub.upload import plan_upload
+
+    model = tmp_path / "model"
+    shutil.copytree(work / "runs" / "mine" / "model", model)
+    Image.new("RGB", (8, 8)).save(model / "customer.png")
+    (model / "vqvae" / "stage.json").write_text("{}")
+    (model / ".env").write_text("HF_TOKEN=hf_" + "a" * 30)
+    plan = plan_upload(model, NAME)
+    assert plan.left_out == [".env", "customer.png", "vqvae/stage.json"]
+    assert "README.md" in plan.files
+    assert not {*plan.left_out} & {*plan.files} and "left here  customer.png" in plan.describe()
+    report = json.loads((model / "training_report.json").read_text())
+    (model / "training_report.json").write_text(json.dumps(report | {"note": "hf_" + "a" * 30}))
+    with pytest.raises(ValueError, match=r"training_report.json line 1 holds what looks like a Hugging Face token"):
+        plan_upload(model, NAME)
+    assert main(["push", str(tmp_path), NAME]) == 2
+    assert "neither a pipeline folder" in capsys.readouterr().err
+
+
+def test_the_metric_goes_up_as_a_space(hub, work):
+    script = f"iltm-anomaly push {REPOSITORY}/src/iltm_anomaly/metrics/aupro org/aupro"
+    done = run_shell(script, work)
+    assert done.returncode == 0, done.stderr
+    space = hub.repositories["org/aupro"]
+    assert space.kind == "space" and space.sdk == "gradio"
+    names = {*space.commits[space.branches["main"]]} - {".gitattributes"}
+    assert names == {"README.md", "app.py", "aupro.py", "requirements.txt"}
