@@ -275,6 +275,40 @@ def test_codes_of_every_epoch(tmp_path):
     assert not same(weights(tmp_path / "whole"), weights(tmp_path / "copies"))
 
 
+def test_trackers(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard", reason="needs tensorboard: pip install -e '.[trackers]'")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from iltm_anomaly.training.task import make_accelerator
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    recipe = Recipe.from_dict(RECIPE)
+    accelerator = make_accelerator(recipe, tmp_path / "run", ["tensorboard"], cpu=True)
+    accelerator.init_trackers("trackers", config={"seed": 1})
+    TrainingRun(recipe, tmp_path / "run", 1, accelerator, show_progress=False).train(images(), {})
+    accelerator.end_training()
+    events = EventAccumulator(str(tmp_path / "run" / "trackers"), size_guidance={"scalars": 0}).Reload()
+    assert {"vqvae/loss", "vqvae/perplexity", "prior_round_2/masked_fraction"} <= set(events.Tags()["scalars"])
+    assert {"reconstructions", "surprise_round_0"} <= set(events.Tags()["images"])
+    steps = [events.Scalars(f"{stage}/loss")[-1].step for stage in ("vqvae", "prior_round_0", "prior_round_1")]
+    assert steps == [8, 16, 24], "one count over the whole run"
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(ValueError, match="takes tensorboard, trackio, wandb, got 'mlflow'"):
+        make_accelerator(recipe, tmp_path, ["mlflow"], cpu=True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ValueError, match="--report-to wandb needs a package that is not installed"):
+        make_accelerator(recipe, tmp_path, ["wandb"], cpu=True)
+
+
+def test_precision_that_the_device_is_not_built_for(tmp_path, caplog):
+    from iltm_anomaly.training.task import make_accelerator
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    recipe = Recipe.from_dict(RECIPE | {"mixed_precision": "fp16"})
+    assert make_accelerator(recipe, tmp_path, [], cpu=True).mixed_precision == "no"
+    assert "cpu is not built for fp16: training in float32" in caplog.text
+
+
 # disks and losses
 
 
