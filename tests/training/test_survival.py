@@ -1,5 +1,6 @@
 """Whole runs that are killed, damaged or given something else to continue with."""
 
+import contextlib
 import errno
 import json
 import multiprocessing
@@ -96,7 +97,8 @@ def sitting(folder, last_event, counter):
         counter.value = events
         if events == last_event:
             if isinstance(file, int) and stat.S_ISREG(os.fstat(file).st_mode):
-                os.ftruncate(file, os.fstat(file).st_size // 2)
+                with contextlib.suppress(OSError):  # opened for reading only: a file of a folder, written before
+                    os.ftruncate(file, os.fstat(file).st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
     def watched(function):
@@ -177,7 +179,7 @@ def test_finished_rounds_need_no_codes(whole, finished, monkeypatch):
     assert same(weights(finished), weights(whole))
 
 
-@pytest.mark.parametrize("name", ["vqvae", "rounds/round_1", "codes.bin", "images.arrow"])
+@pytest.mark.parametrize("name", ["vqvae", "rounds/round_1", "rounds/round_1/keep.bin", "codes.bin", "images.arrow"])
 def test_what_is_damaged_is_skipped_and_made_again(whole, finished, caplog, name):
     import shutil
 
@@ -188,7 +190,7 @@ def test_what_is_damaged_is_skipped_and_made_again(whole, finished, caplog, name
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))
     train(finished, resume=True)
-    assert name == "codes.bin" or f"{name} is damaged" in caplog.text
+    assert name == "codes.bin" or f"{name.removesuffix('/keep.bin')} is damaged" in caplog.text
     for aside in finished.rglob("*.set_aside"):
         shutil.rmtree(aside)
     assert same(weights(finished), weights(whole))

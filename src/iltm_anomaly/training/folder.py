@@ -168,6 +168,8 @@ class RunFolder:
         try:
             summary = load_json(folder / STAGE)
             problem = None if file_digest(folder / WEIGHTS) == summary["weights_sha256"] else "is damaged"
+            if any(load_checkpoint(file)[0] is None for file in folder.glob("*.bin")):
+                problem = "is damaged"
             if problem is None and summary["follows"] != follows:
                 problem = "rests on another run of the stage before it"
         except (OSError, ValueError, KeyError) as error:
