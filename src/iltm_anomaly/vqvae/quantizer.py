@@ -116,11 +116,11 @@ class EMAQuantizer(nn.Module):
         for _ in range(KMEANS_ITERATIONS):
             codes = self.assign(vectors)
             counts = torch.bincount(codes, minlength=len(self.codebook)).to(vectors)
-            counts = _sum_over_processes(counts).unsqueeze(1)
-            sums = _sum_over_processes(torch.zeros_like(self.code_sum).index_add_(0, codes, vectors))
-            self.codebook.copy_(torch.where(counts > 0, sums / counts, self.codebook))
-        even_share = len(vectors) / len(self.codebook)
-        self.code_count.copy_(counts.squeeze(1).clamp(min=1) / even_share)
+            sums = torch.zeros_like(self.code_sum).index_add_(0, codes, vectors)
+            counts, sums = _sum_over_processes(counts, sums)
+            self.codebook.copy_(torch.where(counts.unsqueeze(1) > 0, sums / counts.unsqueeze(1), self.codebook))
+        even_share = int(counts.sum()) / len(self.codebook)  # of all processes, as the counts are
+        self.code_count.copy_(counts.clamp(min=1) / even_share)
         self.code_sum.copy_(self.codebook * self.code_count.unsqueeze(1))
 
 
