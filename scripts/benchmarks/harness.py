@@ -160,7 +160,7 @@ def ratio(timings: dict[str, Timing], peer: str) -> float:
 def environment() -> dict[str, Any]:
     """Versions, processor and commit."""
     versions = {}
-    for package in ("torch", "performer-pytorch", "monai", "scipy", "numpy"):
+    for package in ("torch", "performer-pytorch", "monai", "vector-quantize-pytorch", "scipy", "numpy"):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Benchmarks B1 to B6 beside performer-pytorch and MONAI: attention, training, generation, healing, long sequences, maps.
+"""Benchmarks B1 to B6 and B9 beside performer-pytorch and MONAI: attention, training, generation, healing, long sequences, maps.
 
     python scripts/benchmarks/run.py                      # all of it, some ten CPU minutes, 8 GB of memory
     python scripts/benchmarks/run.py --only B1 B6         # some of it; the others keep their last results
@@ -27,6 +27,7 @@ BENCHES = {
     "B4": "bench_healing",
     "B5": "bench_length",
     "B6": "bench_map",
+    "B9": "bench_vqvae",
 }
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
@@ -43,7 +44,7 @@ def run_bench(bench: str, quick: bool) -> dict[str, Any]:
 def main() -> None:
     """Runs the chosen benches; writes JSON and tables after each, so that an interrupted run keeps what it has."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=BENCHES, default=list(BENCHES), metavar="B", help="B1 to B6")
+    parser.add_argument("--only", nargs="+", choices=BENCHES, default=list(BENCHES), metavar="B", help="B1 to B6, B9")
     parser.add_argument("--quick", action="store_true", help="small sizes, few runs; prints and writes nothing")
     parser.add_argument(
         "--output", type=Path, default=RESULTS / "bench_attention.json", help="JSON; the table is beside it"

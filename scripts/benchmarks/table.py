@@ -56,7 +56,7 @@ def _checks(report: dict[str, Any]) -> list[str]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    lines = ["# Benchmarks B1 to B6", ""]
+    lines = ["# Benchmarks B1 to B6 and B9", ""]
     lines += [
         "CPU seconds of one thread, contenders interleaved in one process, ratios of medians; memory is the growth of the",
         "peak resident set in a fresh process. The FLOP bound is the least a method needs (formulas in",

@@ -39,6 +39,16 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint-seconds", type=float, default=120.0, metavar="S", help="time between checkpoints (default: 120)"
     )
+    parser.add_argument(
+        "--streaming", action="store_true", help="read the images one by one from a Hub data set without storing it"
+    )
+    parser.add_argument(
+        "--report-to",
+        nargs="+",
+        default=[],
+        metavar="TRACKER",
+        help="tensorboard, trackio, wandb; DIR/training_log.jsonl is always written",
+    )
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
 
 

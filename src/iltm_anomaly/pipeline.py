@@ -71,7 +71,7 @@ class InferenceSettings:
     bandwidth_floor: float = 0.005
     reconstruction_noise: bool = True
     relative_density: bool = True
-    likelihood_share: float = 0.5
+    likelihood_share: float = 0.2
     gate: bool = False
     smoothing: float = 0.5
     score_threshold: float | None = None

@@ -5,12 +5,15 @@ import os
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from iltm_anomaly.training import checkpoint
 from iltm_anomaly.training.checkpoint import (
     CheckpointError,
+    fill_folder,
     load_checkpoint,
     load_json,
+    remove_checkpoint,
     save_checkpoint,
     write_atomically,
     write_json,
@@ -133,13 +136,42 @@ def test_truncated_falls_back(path):
 def test_all_damaged(path):
     save_checkpoint(path, {"step": 0})
     damage(path)
-    with pytest.raises(CheckpointError, match=r"damaged.*remove the run folder"):
-        load_checkpoint(path)
+    state, problems = load_checkpoint(path)
+    assert state is None and "damaged" in problems[0]
     save_checkpoint(path, {"step": 1})  # the damaged one becomes the previous one
     assert load_checkpoint(path)[0] == {"step": 1}
     damage(path)
-    with pytest.raises(CheckpointError, match=r"checkpoint\.pt is damaged.*checkpoint\.pt\.previous is damaged"):
-        load_checkpoint(path)
+    state, problems = load_checkpoint(path)
+    assert state is None and [str(path) in problems[0], str(previous_of(path)) in problems[1]] == [True, True]
+
+
+def test_removed(path):
+    save_checkpoint(path, {"step": 0})
+    save_checkpoint(path, {"step": 1})
+    remove_checkpoint(path)
+    remove_checkpoint(path)
+    assert load_checkpoint(path) == (None, []) and not list(path.parent.iterdir())
+
+
+def test_a_folder_is_whole_or_not_there(tmp_path, monkeypatch):
+    def fill(content):
+        return lambda target: (target / "file").write_text(content)
+
+    fill_folder(tmp_path / "stage", fill("one"))
+    fill_folder(tmp_path / "stage", fill("two"))
+    assert (tmp_path / "stage" / "file").read_text() == "two"
+
+    def full(target):
+        fill("half")(target)
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(CheckpointError, match=r"cannot write .*stage: .*No space left"):
+        fill_folder(tmp_path / "stage", full)
+    with monkeypatch.context() as patch:
+        fail(patch, "fsync")
+        with pytest.raises(CheckpointError, match=r"cannot write .*stage: No space left"):
+            fill_folder(tmp_path / "stage", fill("three"))
+    assert (tmp_path / "stage" / "file").read_text() == "two" and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])

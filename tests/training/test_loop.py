@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -9,18 +10,21 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from tiny_models import some_codes, tiny_prior, tiny_vqvae
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from iltm_anomaly.training import loop
 from iltm_anomaly.training.checkpoint import load_checkpoint
 from iltm_anomaly.training.loop import (
+    Hooks,
     LoopSettings,
     NonFiniteLossError,
-    RunLog,
     batch_indices,
     fit,
+    split_step,
     steps_per_epoch,
 )
 from iltm_anomaly.training.recipe import StageRecipe
+from iltm_anomaly.training.tracking import RunLog, panel
 
 
 @pytest.fixture
@@ -31,7 +35,7 @@ def accelerator():
 
 @pytest.fixture
 def settings(tmp_path):
-    log = RunLog(tmp_path / "training_log.jsonl", is_main_process=True)
+    log = RunLog(tmp_path, is_main_process=True)
     return LoopSettings("vqvae", 3, log, tmp_path / "checkpoint.pt", checkpoint_seconds=0, show_progress=False)
 
 
@@ -91,7 +95,7 @@ def test_indices_are_a_function_of_seed_and_step():
 
 
 def test_fit_follows_schedule_and_hook(accelerator, settings):
-    model, calls, rates = Line(), [], []
+    model, drawn, hooked, rates = Line(), [], [], []
     stage = StageRecipe(3, batch_size=4, learning_rate=0.1, max_grad_norm=0)
     adamw = torch.optim.AdamW
 
@@ -108,14 +112,12 @@ def test_fit_follows_schedule_and_hook(accelerator, settings):
             model,
             stage,
             10,
-            lambda indices, step: (calls.append((step, indices.tolist())), {"x": data[indices]})[1],
+            lambda indices, step: (drawn.append((step, indices.tolist())), {"x": data[indices]})[1],
             settings,
-            before_step=lambda step, epoch: calls.append((step, epoch)),
+            Hooks(before_step=lambda step, epoch: hooked.append((step, epoch))),
         )
-    expected = []
-    for step in range(6):
-        expected += [(step, step // 2), (step, batch_indices(10, 4, step, settings.seed).tolist())]
-    assert calls == expected
+    assert hooked == [(step, step // 2) for step in range(6)]
+    assert drawn == [(step, batch_indices(10, 4, step, settings.seed).tolist()) for step in range(6)]
     assert rates == pytest.approx([stage.learning_rate_at(step, 2) for step in range(6)])
     assert model.weight.abs().min() > 0 and not model.training
     assert summary["steps"] == 6 and summary["loss"] < 1 and summary["seconds"] >= 0
@@ -171,13 +173,13 @@ class InterruptedRun(Exception):
     pass
 
 
-def stage_of(kind):
-    """Model, its data by index and its stage: dropout, moving codebook, revival, and a schedule over the whole run."""
+def stage_of(kind, dropout=0.4, dead_code_threshold=0.5):
+    """Model and its data by index: dropout, moving codebook and revival."""
     if kind == "vqvae":
-        model = tiny_vqvae(dropout=0.5, dead_code_threshold=0.5)
+        model = tiny_vqvae(dropout=dropout, dead_code_threshold=dead_code_threshold)
         pixels = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
         return model, lambda indices: {"pixel_values": pixels[indices]}
-    model = tiny_prior(dropout=0.3, gain=1.0)
+    model = tiny_prior(dropout=dropout, gain=1.0)
     codes = some_codes(model, 8)
     masks = torch.rand(codes.shape, generator=torch.Generator().manual_seed(1)) < 0.8
     return model, lambda indices: {"input_ids": codes[indices], "token_mask": masks[indices]}
@@ -196,16 +198,15 @@ def test_resumed_equals_uninterrupted_bit_for_bit(accelerator, settings, kind, s
     if saved is None:
         settings.checkpoint_seconds = math.inf
 
-    def interrupted(indices, step):
+    def interrupt(step, _epoch):
         if step == saved:
             settings.checkpoint_seconds = math.inf
         if step == stopped:
             raise InterruptedRun
-        return data(indices)
 
     model, _ = stage_of(kind)
     with pytest.raises(InterruptedRun):
-        fit(accelerator, model, stage, 8, interrupted, settings)
+        fit(accelerator, model, stage, 8, lambda i, _: data(i), settings, Hooks(before_step=interrupt))
     state, _ = load_checkpoint(path)
     assert state is None if saved is None else state["step"] == saved
     accelerator.free_memory()
@@ -247,8 +248,34 @@ def test_damaged_checkpoint_is_reported(accelerator, settings, caplog):
     settings.checkpoint_path.write_bytes(content[:-1])
     steps, again = [], Line()
     fit(accelerator, again, stage, 4, lambda i, step: (steps.append(step), {"x": data[i]})[1], settings)
-    assert "is damaged" in caplog.text and "falling back" in caplog.text
+    assert "is damaged" in caplog.text and "skipped" in caplog.text
     assert steps == [3] and torch.equal(again.weight, model.weight)
+
+
+def test_without_a_whole_checkpoint_the_stage_starts_again(accelerator, settings, caplog):
+    stage, data = StageRecipe(2, batch_size=2), torch.rand(4, 2)
+    model = Line()
+    fit(accelerator, model, stage, 4, lambda indices, _: {"x": data[indices]}, settings)
+    for file in settings.checkpoint_path.parent.glob("checkpoint*"):
+        file.write_bytes(b"nothing")
+    steps, again = [], Line()
+    fit(accelerator, again, stage, 4, lambda i, step: (steps.append(step), {"x": data[i]})[1], settings)
+    assert "no checkpoint of it is left" in caplog.text
+    assert steps == [0, 1, 2, 3] and torch.equal(again.weight, model.weight)
+
+
+def test_another_environment_is_told(accelerator, settings, caplog):
+    data = torch.rand(4, 2)
+
+    def train(micro_batch_size):
+        stage = StageRecipe(2, batch_size=2, micro_batch_size=micro_batch_size)
+        fit(accelerator, Line(), stage, 4, lambda i, _: {"x": data[i]}, settings)
+
+    train(None)
+    train(None)
+    assert "bit for bit" not in caplog.text
+    train(1)
+    assert "micro-batch size None then, 1 now. The run goes on, but no longer bit for bit" in caplog.text
 
 
 def test_checkpoints_wait_for_their_interval(accelerator, settings, monkeypatch):
@@ -257,11 +284,11 @@ def test_checkpoints_wait_for_their_interval(accelerator, settings, monkeypatch)
     monkeypatch.setattr(loop, "save_checkpoint", lambda _path, state: saved.append(state["step"]))
     settings.checkpoint_seconds = 25.0
 
-    def tick(indices, _step):
+    def tick(_step, _epoch):
         clock[0] += 10
-        return {"x": torch.ones(len(indices), 2)}
 
-    fit(accelerator, Line(), StageRecipe(10, batch_size=1), 1, tick, settings)
+    ones = {"x": torch.ones(1, 2)}
+    fit(accelerator, Line(), StageRecipe(10, batch_size=1), 1, lambda *_: ones, settings, Hooks(before_step=tick))
     assert saved == [3, 6, 9]
 
 
@@ -303,19 +330,171 @@ def test_finite_loss_with_a_gradient_that_is_not(accelerator, settings):
     assert load_checkpoint(settings.checkpoint_path)[0] is None
 
 
-def test_batch_that_cannot_be_split():
-    with pytest.raises(ValueError, match="batch of 5 images cannot be split evenly over 2 processes"):
-        loop._share_of_process(torch.arange(5), SimpleNamespace(num_processes=2, process_index=0))
-    shares = [
-        loop._share_of_process(torch.arange(6), SimpleNamespace(num_processes=2, process_index=i)) for i in (0, 1)
-    ]
-    assert torch.equal(torch.cat(shares), torch.arange(6))
+# shares, micro-batches and weights
+
+
+@pytest.mark.parametrize("processes, micro", [(1, None), (2, None), (3, None), (1, 2), (3, 1), (4, 2), (7, None)])
+def test_weighted_parts_add_up_to_the_mean_over_all_terms(processes, micro):
+    indices, terms = torch.tensor([9, 4, 7, 1, 8]), torch.tensor([3, 0, 5, 2, 6])
+    losses = torch.arange(1.0, 11)  # mean loss of the terms of each sample
+    total, seen = 0.0, []
+    for process in range(processes):
+        parts = split_step(indices, terms, processes, process, micro)
+        for part, weight in parts:
+            assert len(part) <= (micro or 5) and len(part)
+            if weight or len(part) > 1:
+                seen += part.tolist()
+            own = torch.tensor([int(terms[indices.tolist().index(i)]) for i in part])
+            total += weight * float((losses[part] * own).sum() / own.sum().clamp(min=1))
+    assert total / processes == pytest.approx(float((losses[indices] * terms).sum() / terms.sum()))
+    assert set(seen) >= {9, 7, 1, 8} and len(seen) == len(set(seen))
+
+
+def test_one_process_alone_has_weight_one():
+    ((part, weight),) = split_step(torch.arange(5), torch.full((5,), 7), 1, 0, None)
+    assert torch.equal(part, torch.arange(5)) and weight == 1.0
+
+
+@pytest.mark.parametrize("kind", ["vqvae", "prior"])
+def test_micro_batches_train_as_the_whole_batch_does(accelerator, settings, kind):
+    settings.checkpoint_path = None
+    states = []
+    for micro in (None, 1, 3):
+        model, data = stage_of(kind, dropout=0.0)
+        masks = data(torch.arange(8)).get("token_mask")
+        hooks = Hooks(loss_terms=None if masks is None else lambda i, _, masks=masks: masks[i].sum(1))
+        if kind == "vqvae":
+            model.quantizer.dead_code_threshold = 0.0  # what is revived is drawn from the last micro-batch
+            hooks.before_forward = lambda last, model=model: setattr(model.quantizer, "defer", not last)
+        stage = StageRecipe(3, batch_size=4, micro_batch_size=micro)
+        summary = fit(accelerator, model, stage, 8, lambda i, _, data=data: data(i), settings, hooks)
+        states.append((summary["loss"], model.state_dict()))
+    for loss, state in states[1:]:
+        assert loss == pytest.approx(states[0][0], abs=1e-5)
+        for name, tensor in state.items():
+            torch.testing.assert_close(tensor, states[0][1][name], atol=2e-5, rtol=1e-4)
+
+
+def test_a_batch_with_nothing_to_learn_moves_nothing(accelerator, settings):
+    """Momentum and weight decay would move the weights without a gradient."""
+    settings.checkpoint_path = None
+    model, data = stage_of("prior")
+    states = {}
+
+    def before_step(step, _epoch):
+        states[step] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def masked(indices, step):
+        inputs = data(indices)
+        return inputs | {"token_mask": inputs["token_mask"] & (step != 2)}
+
+    hooks = Hooks(before_step=before_step, loss_terms=lambda i, step: masked(i, step)["token_mask"].sum(1))
+    fit(accelerator, model, StageRecipe(2, batch_size=4, weight_decay=0.1), 8, masked, settings, hooks)
+    assert states_equal(states[2], states[3]), "the third batch is masked as a whole"
+    assert not states_equal(states[1], states[2]) and not states_equal(states[3], model.state_dict())
+
+
+# loading ahead
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_loading_ahead_changes_nothing(accelerator, settings, threads):
+    settings.checkpoint_path, settings.loading_threads = None, threads
+    model, data = stage_of("vqvae")
+    summary = fit(accelerator, model, StageRecipe(3, batch_size=4), 8, lambda i, _: data(i), settings)
+    expected, _ = stage_of("vqvae")
+    settings.loading_threads = 1
+    fit(accelerator, expected, StageRecipe(3, batch_size=4), 8, lambda i, _: data(i), settings)
+    assert states_equal(model.state_dict(), expected.state_dict())
+    assert 0 <= summary["waiting_for_data"] <= 1 and summary["images_per_second"] > 0
+
+
+def test_waiting_for_data_is_measured(accelerator, settings):
+    settings.checkpoint_path = None
+
+    def slow(indices, _step):
+        time.sleep(0.05)
+        return {"x": torch.ones(len(indices), 2)}
+
+    assert fit(accelerator, Line(), StageRecipe(8, batch_size=1), 1, slow, settings)["waiting_for_data"] > 0.5
+
+
+def test_only_an_epoch_that_has_begun_is_prepared(accelerator, settings):
+    settings.checkpoint_path, settings.loading_threads = None, 4
+    begun = []
+
+    def inputs(indices, step):
+        assert step // 2 == begun[-1]
+        return {"x": torch.ones(len(indices), 2)}
+
+    fit(accelerator, Line(), StageRecipe(5, batch_size=2), 4, inputs, settings, Hooks(before_epoch=begun.append))
+    assert begun == [0, 1, 2, 3, 4]
+
+
+def test_an_error_while_loading_ends_the_run(accelerator, settings):
+    def broken(indices, step):
+        if step == 3:
+            raise OSError("the disk is gone")
+        return {"x": torch.ones(len(indices), 2)}
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        fit(accelerator, Line(), StageRecipe(9, batch_size=1), 1, broken, settings)
+    assert load_checkpoint(settings.checkpoint_path)[0]["step"] == 3
+
+
+class Reads(TorchDispatchMode):
+    """Counts what makes the host wait for a device: values read out of tensors, and shapes that depend on values."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if function.overloadpacket.__name__.removeprefix("_").rstrip("2") in [w.removeprefix("_") for w in self.WAITS]:
+            self.seen.append(function.overloadpacket.__name__)
+        return function(*arguments, **keywords or {})
+
+
+@pytest.mark.parametrize("kind", ["vqvae", "prior"])
+def test_a_step_never_waits_for_the_device(accelerator, settings, kind):
+    settings.checkpoint_path, settings.loading_threads = None, 1  # the loading thread may wait, it is ahead
+    model, data = stage_of(kind, dead_code_threshold=0.0) if kind == "vqvae" else stage_of(kind)
+    seen = {}
+    with Reads() as reads:
+        hooks = Hooks(before_step=lambda step, _: seen.update({step: len(reads.seen)}))
+        fit(accelerator, model, StageRecipe(3, batch_size=4), 8, lambda i, _: data(i), settings, hooks)
+    assert len(reads.seen) > seen[5], "the line of the log at the end does read the loss"
+    assert seen[5] == seen[0], reads.seen
+
+
+# log
 
 
 def test_log_is_written_by_the_main_process_only(tmp_path):
-    RunLog(tmp_path / "log.jsonl", is_main_process=False).write(loss=1.0)
-    assert not (tmp_path / "log.jsonl").exists()
-    log = RunLog(tmp_path / "log.jsonl", is_main_process=True)
+    RunLog(tmp_path, is_main_process=False).write(loss=1.0)
+    assert not list(tmp_path.iterdir())
+    log = RunLog(tmp_path, is_main_process=True)
     log.write(loss=1.0)
     log.write(loss=2.0)
     assert [json.loads(line)["loss"] for line in log.path.read_text().splitlines()] == [1.0, 2.0]
+
+
+def test_half_a_line_of_a_killed_process_is_dropped(tmp_path):
+    RunLog(tmp_path, is_main_process=True).write(loss=1.0)
+    path = tmp_path / "training_log.jsonl"
+    with open(path, "a") as file:
+        file.write('{"time": 1, "lo')
+    RunLog(tmp_path, is_main_process=True).write(loss=2.0)
+    assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [1.0, 2.0]
+
+
+def test_pictures(tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    colour, grey = np.full((4, 5, 3), 0.5), np.ones((4, 5, 1))
+    RunLog(tmp_path, is_main_process=True).picture("name", panel([[colour, grey], [grey, 3 * colour]]), 1)
+    values = np.asarray(Image.open(tmp_path / "pictures" / "name.png"))
+    assert values.shape == (8, 10, 3) and values[0, 0].tolist() == [128] * 3 and values[7, 9].tolist() == [255] * 3

@@ -6,18 +6,21 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written, or none of those found can be read."""
+    """A checkpoint, or another file of a run, cannot be written."""
 
 
-def write_atomically(path: Path, data: bytes, keep_as: Path | None = None) -> None:
-    """Writes, flushes to the disk and renames; what `path` held before is kept as `keep_as`, if given.
+def write_atomically(path: Path, *parts: bytes | memoryview, keep_as: Path | None = None) -> None:
+    """Writes the parts one after the other, flushes to the disk and renames; what `path` held before is kept as `keep_as`, if
+    given.
 
     Raises:
         CheckpointError: if the disk is full or the folder cannot be written; what `path` held before is untouched.
@@ -26,22 +29,56 @@ def write_atomically(path: Path, data: bytes, keep_as: Path | None = None) -> No
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:
-            file.write(data)
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         if keep_as is not None and path.exists():  # not before the new file is safe: it may be the only good one
             keep_as.unlink(missing_ok=True)
             _link(path, keep_as)
         os.replace(partial, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)  # the rename itself must survive a power cut
-        os.close(folder)
+        _sync(path.parent)  # the rename itself must survive a power cut
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise CheckpointError(
             f"cannot write {path}: {error.strerror or error}. The last good file is untouched."
         ) from error
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fill_folder(folder: Path, fill: Callable[[Path], Any]) -> None:
+    """Fills a folder under another name, flushes it to the disk and renames it: a folder that is there is complete.
+
+    Raises:
+        CheckpointError: if the disk is full or the folder cannot be written; what `folder` held before is untouched.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        fill(partial)
+        for file in [*partial.rglob("*"), partial]:
+            _sync(file)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+        _sync(folder.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _link(path: Path, target: Path) -> None:
@@ -67,7 +104,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     data = buffer.getbuffer()
-    write_atomically(path, hashlib.sha256(data).digest() + bytes(data), keep_as=_previous(path))
+    write_atomically(path, hashlib.sha256(data).digest(), data, keep_as=_previous(path))
 
 
 def _previous(path: Path) -> Path:
@@ -75,19 +112,19 @@ def _previous(path: Path) -> Path:
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest valid checkpoint and what was found wrong with newer ones; None if there is none at all.
-
-    Raises:
-        CheckpointError: if there are checkpoints and all are damaged.
-    """
+    """The newest valid checkpoint, None if there is none, and what was found wrong with newer ones."""
     problems: list[str] = []
     for candidate in (path, _previous(path)):
         if not candidate.exists():
             continue
-        content = candidate.read_bytes()
-        if hashlib.sha256(content[32:]).digest() == content[:32]:
+        content = memoryview(candidate.read_bytes())
+        if hashlib.sha256(content[32:]).digest() == bytes(content[:32]):
             return torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True), problems
         problems.append(f"{candidate} is damaged ({len(content)} bytes, checksum differs)")
-    if problems:
-        raise CheckpointError("; ".join(problems) + ": remove the run folder and start again")
     return None, problems
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Removes a checkpoint and the one before it, if they are there."""
+    for file in (path, _previous(path)):
+        file.unlink(missing_ok=True)

@@ -13,6 +13,8 @@ from iltm_anomaly.masking import RejectionRule
 
 SCHEDULES = ("one_cycle", "exponential", "constant")
 VOLUME_FIELDS = ("size", "spacing", "intensity_range", "intensity_power")
+PRECISIONS = ("no", "bf16", "fp16")
+CODES = ("copies", "live")
 KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a table of fields"}
 
 
@@ -22,7 +24,9 @@ class StageRecipe:
 
     Args:
         epochs: passes over the training images.
-        batch_size: images per step, over all processes.
+        batch_size: images per step, over all processes, so that a recipe trains the same model on any number of them.
+        micro_batch_size: images that one process holds at once; a larger share of a step is split and its gradients
+            accumulated. None never splits. Of memory only: results differ by rounding.
         learning_rate: the highest one.
         schedule: "one_cycle" (linear warm-up over `warmup` of the steps, then cosine to zero), "exponential" or "constant".
         gamma: decay of the exponential schedule, per epoch or per step as `gamma_per` says.
@@ -33,6 +37,7 @@ class StageRecipe:
 
     epochs: int
     batch_size: int = 16
+    micro_batch_size: int | None = None
     learning_rate: float = 1e-3
     schedule: str = "one_cycle"
     warmup: float = 0.1
@@ -49,6 +54,8 @@ class StageRecipe:
             raise ValueError(f"gamma_per must be 'epoch' or 'step', got {self.gamma_per!r}")
         if self.epochs < 1 or self.batch_size < 1:
             raise ValueError(f"epochs and batch_size must be at least 1, got {self.epochs} and {self.batch_size}")
+        if self.micro_batch_size is not None and self.micro_batch_size < 1:
+            raise ValueError(f"micro_batch_size must be at least 1, got {self.micro_batch_size}")
 
     def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
         """Learning rate of the 0-based `step`: a function of the step alone, so that a resumed run needs no state for it."""
@@ -79,7 +86,9 @@ class RoundsRecipe:
     Args:
         rounds: masked rounds after round 0; fewer are run if the masks stop changing.
         token_threshold, neighbourhood, outlier_scale: which tokens are masked, see `masking.RejectionRule`.
-        code_copies: augmented copies of every image whose codes are extracted once and trained on.
+        codes: "copies" extracts the codes of `code_copies` augmented copies of every image once, as the authors did, and trains
+            every round on them; "live" extracts those of one new copy before every epoch, so that no two epochs are alike.
+        code_copies: of "copies".
         initialization: "fresh" weights every round, or "continue" from the round before.
         convergence_iou, convergence_change: see `masking.has_converged`.
         max_masked_fraction: a round that would mask more is refused.
@@ -89,6 +98,7 @@ class RoundsRecipe:
     token_threshold: float | None = None
     neighbourhood: float = 1.0
     outlier_scale: float = 3.0
+    codes: str = "copies"
     code_copies: int = 10
     initialization: str = "fresh"
     convergence_iou: float = 0.95
@@ -98,6 +108,8 @@ class RoundsRecipe:
     def __post_init__(self):
         if self.initialization not in ("fresh", "continue"):
             raise ValueError(f"initialization must be 'fresh' or 'continue', got {self.initialization!r}")
+        if self.codes not in CODES:
+            raise ValueError(f"codes must be one of {CODES}, got {self.codes!r}")
         if self.rounds < 0 or self.code_copies < 1:
             raise ValueError(f"need rounds >= 0 and code_copies >= 1, got {self.rounds} and {self.code_copies}")
 
@@ -119,6 +131,8 @@ class Recipe:
         gradient_checkpointing: keep fewer activations in memory and compute them again, a third more time.
         codebook_start: step of stage 1 at which the codebook is put onto the encoder's outputs by k-means; before it nothing
             is quantised. None starts from random codes, as the lineage does; few of them ever live.
+        mixed_precision: "no" (float32), "bf16" or "fp16".
+        compile: run the models through torch.compile.
     """
 
     name: str
@@ -131,6 +145,7 @@ class Recipe:
     num_channels: int = 3
     mixed_precision: str = "no"
     codebook_start: int | None = 0
+    compile: bool = False
     vqvae: dict[str, Any] = field(default_factory=dict)
     prior: dict[str, Any] = field(default_factory=dict)
     augmentation: dict[str, Any] = field(default_factory=dict)
@@ -145,6 +160,8 @@ class Recipe:
             raise ValueError(f"recipe.vqvae has spatial_dims {dims}: a recipe for volumes needs {needed} too")
         if unknown := sorted(set(self.volume or {}) - set(VOLUME_FIELDS)):
             raise ValueError(f"recipe.volume has no field {unknown[0]!r}; it has {sorted(VOLUME_FIELDS)}")
+        if self.mixed_precision not in PRECISIONS:
+            raise ValueError(f"mixed_precision must be one of {PRECISIONS}, got {self.mixed_precision!r}")
 
     @property
     def is_volumetric(self) -> bool:
@@ -158,7 +175,9 @@ class Recipe:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Recipe":
         """Raises ValueError on a key that no recipe has, that is missing, or whose value is of the wrong kind; names it."""
-        return _build(cls, values, "recipe")
+        recipe = _build(cls, values, "recipe")
+        _check_parts(recipe)
+        return recipe
 
 
 def _build(cls, values: dict[str, Any], where: str):
@@ -176,6 +195,41 @@ def _build(cls, values: dict[str, Any], where: str):
         for key, value in values.items()
     }
     return cls(**built)
+
+
+def _check_parts(recipe: Recipe) -> None:
+    """Builds every part once. Configurations of transformers take any keyword: a misspelt one would have no effect."""
+    from iltm_anomaly.data.augmentation import AugmentationConfig
+    from iltm_anomaly.pipeline import InferenceSettings
+    from iltm_anomaly.prior import PerformerPriorConfig
+    from iltm_anomaly.vqvae import VQVAEConfig
+
+    given_elsewhere = {"in_channels": "num_channels", "vocab_size": "vqvae.vocab_size", "grid_shape": "image_size"}
+    for part, cls, owns in (
+        ("vqvae", VQVAEConfig, {"in_channels"}),
+        ("prior", PerformerPriorConfig, {"vocab_size", "grid_shape"}),
+        ("augmentation", AugmentationConfig, set()),
+        ("inference", InferenceSettings, set()),
+    ):
+        known = {f.name for f in fields(cls) if f.name in cls.__annotations__} - owns  # not what transformers adds
+        for name in getattr(recipe, part):
+            if name in owns:
+                raise ValueError(
+                    f"recipe.{part} must not hold {name!r}: it follows from recipe.{given_elsewhere[name]}"
+                )
+            if name not in known:
+                raise ValueError(f"recipe.{part} has no field {name!r}; it has {sorted(known)}")
+    vqvae = VQVAEConfig(in_channels=recipe.num_channels, **recipe.vqvae)
+    side = vqvae.downsampling if recipe.image_size is None else recipe.image_size
+    if side < 1 or side % vqvae.downsampling:
+        raise ValueError(
+            f"recipe.image_size must be a positive multiple of {vqvae.downsampling}, since {len(vqvae.channels)} levels halve it "
+            f"each, got {side}"
+        )
+    grid = (side // vqvae.downsampling,) * vqvae.spatial_dims
+    PerformerPriorConfig(vocab_size=vqvae.vocab_size, grid_shape=grid, **recipe.prior)
+    AugmentationConfig(**recipe.augmentation)
+    InferenceSettings(**recipe.inference)
 
 
 def _checked(known, value: Any, where: str) -> Any:

@@ -1,10 +1,10 @@
 """A whole training run: VQ-VAE, codes, round 0, masked rounds, calibration, pipeline folder. Every part can be resumed."""
 
 import hashlib
+import json
 import logging
-import os
-import shutil
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,17 @@ from transformers import PreTrainedModel
 
 from iltm_anomaly import masking
 from iltm_anomaly.data.augmentation import AugmentationConfig, augment, sample_seed
+from iltm_anomaly.data.cache import CacheDamagedError, PixelCache, build_cache, difference
 from iltm_anomaly.image_processing import ILTMImageProcessor
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline, InferenceSettings, images_at_once
 from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
+from iltm_anomaly.prior.modeling_performer_prior import SCORING_BATCH
 from iltm_anomaly.provenance import provenance
-from iltm_anomaly.training.checkpoint import load_json, write_json
-from iltm_anomaly.training.loop import LoopSettings, RunLog, fit
+from iltm_anomaly.training.checkpoint import CheckpointError, fill_folder, remove_checkpoint
+from iltm_anomaly.training.folder import RunFolder, RunFolderError
+from iltm_anomaly.training.loop import Hooks, LoopSettings, fit, loading_threads, steps_per_epoch
 from iltm_anomaly.training.recipe import Recipe
+from iltm_anomaly.training.tracking import RunLog, panel
 from iltm_anomaly.vqvae import VQVAEConfig, VQVAEModel
 
 logger = logging.getLogger(__name__)
@@ -32,11 +36,9 @@ logger = logging.getLogger(__name__)
 # First counters of every random stream of a run, so that no two parts of it share one.
 STREAM_STAGE1, STREAM_STAGE2, STREAM_CODES, STREAM_WEIGHTS, STREAM_FEATURES = range(10, 15)
 CODEBOOK_IMAGES = 128  # images whose encoder outputs the codebook starts from
+PICTURED = 4  # images shown in the pictures of a run
+PICTURES_PER_STAGE = 10
 CALIBRATION_IMAGES = 96  # images scored to set the threshold; more change it little
-
-
-class RunFolderError(RuntimeError):
-    """The output folder holds a run that cannot be continued, or is not meant to be."""
 
 
 @dataclass
@@ -60,29 +62,42 @@ class TrainingRun:
     checkpoint_seconds: float = 120.0
 
     def __post_init__(self):
-        self.log = RunLog(self.output / "training_log.jsonl", self.accelerator.is_main_process)
+        self.folder = RunFolder(self.output, self.accelerator)
         self.augmentation = AugmentationConfig(**self.recipe.augmentation)
+        self.steps_done = 0  # of finished stages
 
-    def train(self, images: list, data_record: dict[str, Any], resume: bool = False) -> Path:
+    def train(
+        self, images: Iterable[Any], data_record: dict[str, Any], resume: bool = False, source: str | None = None
+    ) -> Path:
         """Trains on images (paths, PIL images or anything `ILTMImageProcessor` takes); labels are neither needed nor read.
 
         Args:
-            images: the training images.
+            images: the training images; a stream will do, they are read once and in order.
             data_record: where they come from, kept in the report.
             resume: continue what the folder holds.
+            source: changes when the images do, such as the fingerprint of a data set. With it a resumed run knows without
+                reading them that the images are those it has in its cache.
 
         Returns:
             The pipeline folder.
 
         Raises:
             RunFolderError: if the folder holds a run and `resume` is False, or one of another recipe, seed or data.
+            CheckpointError: if the folder cannot be written.
+            NonFiniteLossError: if the loss is not finite.
         """
+        _check_batches(self.recipe, self.accelerator)
+        expected = self.folder.claim(self.recipe, self.seed, resume)
+        model_folder = self.output / "model"
+        if expected is not None and model_folder.exists():
+            logger.info("the run in %s is complete: nothing is left to do", self.output)
+            return model_folder
         processor = self._make_processor(images)
-        pixels = self._load(images, processor)
-        self._open_folder(pixels, resume)
+        pixels = self._load(images, processor, source, expected)
+        self.folder.record(self.recipe, self.seed, len(pixels), pixels.digest, data_record)
+        self.log = RunLog(self.output, self.accelerator.is_main_process, self.accelerator)
         vqvae, stage1 = self._train_vqvae(pixels)
-        codes = self._extract_codes(vqvae, pixels)
-        prior, rounds = self._train_rounds(codes, vqvae.grid_shape(tuple(pixels.shape[2:])))
+        prior, rounds = self._train_rounds(vqvae, pixels, stage1["weights_sha256"])
         pipeline = ILTMAnomalyPipeline(vqvae, prior, processor, InferenceSettings(**self.recipe.inference))
         pipeline.to(self.accelerator.device)
         if self.accelerator.is_main_process:
@@ -99,76 +114,94 @@ class TrainingRun:
                 **provenance(),
             }
             pipeline.training_report = report
-            self._finish(pipeline.save_pretrained, self.output / "model")
+            fill_folder(model_folder, pipeline.save_pretrained)
+            remove_checkpoint(self.output / "checkpoint.bin")
         self.accelerator.wait_for_everyone()
-        return self.output / "model"
+        return model_folder
 
-    # The folder
+    # The images
 
-    def _make_processor(self, images: list) -> ILTMImageProcessor:
+    def _make_processor(self, images: Iterable[Any]) -> ILTMImageProcessor:
         if self.recipe.volume is not None:
             divisor = VQVAEConfig(**self.recipe.vqvae).downsampling
             return ILTMImageProcessor.for_volumes(images, size_divisor=divisor, **self.recipe.volume)
         return ILTMImageProcessor(size=self.recipe.image_size, num_channels=self.recipe.num_channels)
 
-    def _load(self, images: list, processor: ILTMImageProcessor) -> Tensor:
-        """Decodes every image once: (N, C, H, W) uint8, an eighth of what float32 copies would take with their gradients."""
+    def _load(
+        self, images: Iterable[Any], processor: ILTMImageProcessor, source: str | None, expected: str | None
+    ) -> PixelCache:
+        """Decodes every image once, into a file that all processes map into memory: (N, C, H, W) uint8."""
+        path = self.output / "images.arrow"
+        if source is not None:
+            settings = json.dumps(processor.to_dict(), sort_keys=True, default=str)
+            source = hashlib.sha256(f"{source} {settings}".encode()).hexdigest()
+
+        def prepare(image: Any) -> np.ndarray:
+            pixel_values = processor.preprocess(image)["pixel_values"][0]
+            return (pixel_values * 255).round().to(torch.uint8).numpy()
+
+        if self.accelerator.is_main_process:
+            try:
+                self._fill_cache(path, images, prepare, source, expected)
+            except OSError as error:
+                raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
+        self.accelerator.wait_for_everyone()
+        return PixelCache(path)
+
+    def _fill_cache(
+        self,
+        path: Path,
+        images: Iterable[Any],
+        prepare: Callable[[Any], np.ndarray],
+        source: str | None,
+        expected: str | None,
+    ) -> None:
+        cache = None
+        try:
+            if path.exists():
+                cache = PixelCache(path)
+                cache.verify()
+        except CacheDamagedError as error:
+            logger.warning("%s: decoding the images again", error)
+            cache = None
+        if cache is not None and expected is None and (source is None or cache.source != source):
+            cache = None  # left over from a run that had not begun
         bar = tqdm(images, desc="loading images", unit="image", disable=not self._shows_bars)
-        return torch.cat([(processor.preprocess(i)["pixel_values"] * 255).round().to(torch.uint8) for i in bar])
+        changes = None
+        if cache is None:
+            cache = build_cache(path, bar, prepare, source)
+            if expected not in (None, cache.digest):
+                path.unlink()
+                changes = "other pixels"
+        elif source is None or cache.source != source:  # moved to another machine, perhaps: the pixels decide
+            changes = difference(cache, bar, prepare)
+        if changes is not None:
+            raise RunFolderError(
+                f"cannot resume {self.output}: the training images are not those that it was started with ({changes}). "
+                "Give the same images, or another --output"
+            )
 
     @property
     def _shows_bars(self) -> bool:
         return self.show_progress and self.accelerator.is_main_process
 
-    def _open_folder(self, pixels: Tensor, resume: bool) -> None:
-        identity = {
-            "recipe": self.recipe.to_dict(),
-            "seed": self.seed,
-            "images": len(pixels),
-            "images_sha256": hashlib.sha256(pixels.numpy().tobytes()).hexdigest(),
-        }
-        path = self.output / "run.json"
-        existed = path.exists()
-        self.accelerator.wait_for_everyone()  # every process has looked before the first one writes
-        if existed:
-            if not resume:
-                raise RunFolderError(
-                    f"{self.output} already holds a run: pass --resume to continue it, or another --output"
-                )
-            found = load_json(path)
-            if different := [key for key, value in identity.items() if found.get(key) != value]:
-                raise RunFolderError(
-                    f"cannot resume {self.output}: {', '.join(different)} differ from the run that it holds. "
-                    "Give the same data, recipe and seed, or another --output"
-                )
-        elif self.accelerator.is_main_process:
-            write_json(path, identity)
-        self.accelerator.wait_for_everyone()
-
-    def _finish(self, save: Callable[[Path], Any], folder: Path) -> None:
-        """Fills a folder under another name, then renames it: a folder that is there is complete."""
-        if not self.accelerator.is_main_process:
-            return
-        partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save(partial)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
-
-    def _finish_stage(self, model: PreTrainedModel, summary: dict[str, Any], folder: Path) -> None:
-        def save(target: Path) -> None:
-            model.save_pretrained(target)
-            write_json(target / "stage.json", summary)
-
-        self._finish(save, folder)
-        self.accelerator.wait_for_everyone()
+    def _over_processes(self, count: int, block: int, compute: Callable[[range], Tensor]) -> Tensor:
+        """`compute(rows)` for all `count` rows, shared out over the processes in whole blocks: the same bits for any number."""
+        share = -(-count // (block * self.accelerator.num_processes)) * block
+        first = min(self.accelerator.process_index * share, count)
+        rows = range(first, min(first + share, count))
+        part = compute(rows if len(rows) else range(1))
+        if self.accelerator.num_processes == 1:
+            return part
+        padded = part.new_zeros(share, *part.shape[1:])
+        padded[: len(rows)] = part[: len(rows)]
+        return self.accelerator.gather(padded.to(self.accelerator.device)).cpu()[:count]
 
     def _set_checkpointing(self, model: PreTrainedModel) -> None:
         if self.recipe.gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
 
-    def _loop_settings(self, name: str, *stream: int) -> LoopSettings:
+    def _loop_settings(self, name: str, *stream: int, **more: Any) -> LoopSettings:
         return LoopSettings(
             name=name,
             seed=sample_seed(self.seed, *stream),
@@ -176,6 +209,9 @@ class TrainingRun:
             checkpoint_path=self.output / "checkpoint.bin",
             checkpoint_seconds=self.checkpoint_seconds,
             show_progress=self.show_progress,
+            loading_threads=loading_threads(self.accelerator),
+            steps_before=self.steps_done,
+            **more,
         )
 
     # Stage 1
@@ -183,20 +219,21 @@ class TrainingRun:
     def _augmented(self, pixels: Tensor, seeds: list[int]) -> Tensor:
         return augment(pixels.to(self.accelerator.device).float() / 255, self.augmentation, seeds)
 
-    def _train_vqvae(self, pixels: Tensor) -> tuple[VQVAEModel, dict[str, Any]]:
-        folder = self.output / "vqvae"
-        if folder.exists():
-            return VQVAEModel.from_pretrained(folder).eval().to(self.accelerator.device), load_json(
-                folder / "stage.json"
-            )
+    def _train_vqvae(self, pixels: PixelCache) -> tuple[VQVAEModel, dict[str, Any]]:
         stage = self.recipe.stage1
+        found = self.folder.load_stage("vqvae", VQVAEModel, pixels.digest)
+        self.steps_done = stage.epochs * steps_per_epoch(len(pixels), stage.batch_size)
+        if found is not None:
+            return found
         torch.manual_seed(sample_seed(self.seed, STREAM_WEIGHTS, 0))
         model = VQVAEModel(VQVAEConfig(in_channels=self.recipe.num_channels, **self.recipe.vqvae))
         self._set_checkpointing(model)
         model = model.to(self.accelerator.device)
         if not self.recipe.is_volumetric:
             model = model.to(memory_format=torch.channels_last)
-        settings = self._loop_settings("vqvae", STREAM_STAGE1)
+        grid = model.grid_shape(pixels.shape[2:])
+        settings = self._loop_settings("vqvae", STREAM_STAGE1, tokens_per_sample=math.prod(grid))
+        settings.steps_before = 0
 
         def make_inputs(indices: Tensor, step: int) -> dict[str, Tensor]:
             # seeded by step and image, not by process: the same batch whatever the number of processes
@@ -211,24 +248,49 @@ class TrainingRun:
                 if step == start:
                     sample = pixels[:: max(1, len(pixels) // CODEBOOK_IMAGES)][:CODEBOOK_IMAGES]
                     if self.recipe.is_volumetric:
-                        sample = sample[: images_at_once(pixels)]  # one holds more codes than many images
+                        sample = sample[: images_at_once(pixels[:1])]  # one holds more codes than many images
                     model.initialize_codebook(sample.to(self.accelerator.device).float() / 255)
             decay = stage.ema_decay_at(epoch)
             if decay is not None:
                 model.quantizer.decay = decay
+            per_epoch = steps_per_epoch(len(pixels), stage.batch_size)
+            if step and step % (per_epoch * max(1, stage.epochs // PICTURES_PER_STAGE)) == 0:
+                self._picture_reconstructions(model, pixels, step)
 
-        summary = fit(self.accelerator, model, stage, len(pixels), make_inputs, settings, before_step)
+        def before_forward(last: bool) -> None:
+            model.quantizer.defer = not last
+
+        def measure() -> dict[str, float]:
+            count = model.quantizer.code_count
+            return {"codebook_use": round((count > 0.01 * count.mean()).float().mean().item(), 4)}
+
+        hooks = Hooks(before_step=before_step, before_forward=before_forward, measure=measure)
+        summary: dict[str, Any] = fit(self.accelerator, model, stage, len(pixels), make_inputs, settings, hooks)
         summary |= self._reconstruction_report(model, pixels)
+        self._picture_reconstructions(model, pixels, self.steps_done)
         model = model.to(memory_format=torch.contiguous_format)
-        self._finish_stage(model, summary, folder)
+        summary["weights_sha256"] = self.folder.save_stage("vqvae", model, summary, follows=pixels.digest)
         return model, summary
 
     @torch.no_grad()
-    def _reconstruction_report(self, model: VQVAEModel, pixels: Tensor) -> dict[str, float]:
+    def _picture_reconstructions(self, model: VQVAEModel, pixels: PixelCache, step: int) -> None:
+        """Input and reconstruction of the first images, side by side; the model is left in the mode it was in."""
+        if not self.accelerator.is_main_process:
+            return
+        was_training = model.training
+        model.eval()
+        batch = pixels[: images_at_once(pixels[:1], PICTURED)].to(self.accelerator.device).float() / 255
+        reconstruction = model(batch).reconstruction
+        model.train(was_training)
+        rows = [[_displayed(a), _displayed(b)] for a, b in zip(batch, reconstruction, strict=True)]
+        self.log.picture("reconstructions", panel(rows), step)
+
+    @torch.no_grad()
+    def _reconstruction_report(self, model: VQVAEModel, pixels: PixelCache) -> dict[str, float]:
         """Squared error and codes in use over (at most 256 of) the training images, without augmentation or dropout."""
         model.eval()
         errors, used = [], set()
-        for batch in pixels[:256].split(images_at_once(pixels, 16)):
+        for batch in pixels[:256].split(images_at_once(pixels[:1], 16)):
             batch = batch.to(self.accelerator.device).float() / 255
             output = model(batch)
             errors.append((output.reconstruction - batch).square().mean().item())
@@ -238,74 +300,111 @@ class TrainingRun:
     # Stage 2
 
     @torch.no_grad()
-    def _extract_codes(self, vqvae: VQVAEModel, pixels: Tensor) -> Tensor:
+    def _encode_copies(self, vqvae: VQVAEModel, pixels: PixelCache, copies: Iterable[int], show: bool) -> Tensor:
+        """Codes of the augmented copies with these numbers of every image, (N, copies, tokens) int32."""
+        copies = list(copies)
+        count = images_at_once(pixels[:1], len(copies))
+
+        def encode(rows: range) -> Tensor:
+            codes = []
+            for index in tqdm(rows, desc="extracting codes", unit="image", disable=not (show and self._shows_bars)):
+                seeds = [sample_seed(self.seed, STREAM_CODES, index, copy) for copy in copies]
+                parts = [
+                    vqvae.encode(self._augmented(pixels[index].expand(len(part), *pixels.shape[1:]), part))
+                    for part in (seeds[start : start + count] for start in range(0, len(seeds), count))
+                ]
+                codes.append(torch.cat(parts).flatten(1).to(torch.int32).cpu())
+            return torch.stack(codes)
+
+        return self._over_processes(len(pixels), 1, encode)
+
+    def _extract_codes(self, vqvae: VQVAEModel, pixels: PixelCache) -> Tensor:
         """Codes of `code_copies` augmented copies of every image, (N, copies, tokens) int16: extracted once, as the authors
         did, so that the masks of a round can be computed once too."""
-        copies = self.recipe.rounds.code_copies
-        codes = []
-        bar = tqdm(range(len(pixels)), desc="extracting codes", unit="image", disable=not self._shows_bars)
-        for index in bar:
-            seeds = [sample_seed(self.seed, STREAM_CODES, index, copy) for copy in range(copies)]
-            count = images_at_once(pixels, copies)
-            parts = [
-                vqvae.encode(self._augmented(pixels[index].expand(len(part), *pixels.shape[1:]), part))
-                for part in (seeds[start : start + count] for start in range(0, copies, count))
-            ]
-            codes.append(torch.cat(parts).flatten(1).to(torch.int16).cpu())
-        return torch.stack(codes)
+        return self._encode_copies(vqvae, pixels, range(self.recipe.rounds.code_copies), show=True).to(torch.int16)
 
     @torch.no_grad()
     def _score(self, prior: PerformerPriorModel, codes: Tensor) -> Tensor:
         """Log-likelihoods (N, copies, tokens) with the full, unmasked context, as the authors' masks are computed."""
-        sequences = codes.flatten(0, 1).to(self.accelerator.device).long()
-        return prior.log_likelihood(sequences).view(codes.shape).cpu()
+        sequences = codes.flatten(0, 1)
+
+        def score(rows: range) -> Tensor:
+            part = sequences[rows.start : rows.stop].to(self.accelerator.device)
+            return prior.log_likelihood(part.long()).cpu()
+
+        return self._over_processes(len(sequences), SCORING_BATCH, score).view(codes.shape)
+
+    def _surprise(self, teacher: PerformerPriorModel, codes: Tensor, grid: tuple[int, ...]) -> Tensor:
+        """What the recipe's rule judges, of codes (N, copies, tokens): (N x copies, *grid)."""
+        return self.recipe.rounds.rule.surprise(self._score(teacher, codes).flatten(0, 1).unflatten(1, grid))
 
     def _judge(
         self, teacher: PerformerPriorModel, codes: Tensor, grid: tuple[int, ...]
     ) -> tuple[Tensor, dict[str, Any]]:
         """Keep-masks (N, copies, tokens) by the recipe's rule, and how they came about."""
-        rule = self.recipe.rounds.rule
-        surprise = rule.surprise(self._score(teacher, codes).flatten(0, 1).unflatten(1, grid))
-        limit = rule.limit(surprise)
+        surprise = self._surprise(teacher, codes, grid)
+        limit = self.recipe.rounds.rule.limit(surprise)
         keep = masking.keep_mask(surprise, limit).view(codes.shape)
         fraction = masking.check_masked_fraction(keep, limit, self.recipe.rounds.max_masked_fraction)
         return keep, {"masked_fraction": fraction, "surprise_limit": limit}
 
-    def _train_rounds(self, codes: Tensor, grid: tuple[int, ...]) -> tuple[PerformerPriorModel, list[dict[str, Any]]]:
+    def _train_rounds(
+        self, vqvae: VQVAEModel, pixels: PixelCache, vqvae_digest: str
+    ) -> tuple[PerformerPriorModel, list[dict[str, Any]]]:
         rule = self.recipe.rounds
+        grid = vqvae.grid_shape(pixels.shape[2:])
         reports: list[dict[str, Any]] = []
         teacher: PerformerPriorModel | None = None
-        previous_keep: Tensor | None = None
+        codes: Tensor | None = None
+        keep: Tensor | None = None
+        follows = vqvae_digest
         for number in range(rule.rounds + 1):
-            keep, report = None, {"round": number, "masked_fraction": 0.0}
-            if teacher is not None:
-                keep, judged = self._judge(teacher, codes, grid)
-                report |= judged
-                if previous_keep is not None:
-                    report["mask_iou"] = masking.mask_iou(previous_keep, keep)
-                    if masking.has_converged(previous_keep, keep, rule.convergence_iou, rule.convergence_change):
-                        reports[-1]["stopped"] = f"the masks of round {number} are those of round {number - 1}"
-                        logger.info("stopping: %s (IoU %.3f)", reports[-1]["stopped"], report["mask_iou"])
-                        break
-            teacher, summary = self._train_round(number, codes, keep, grid, teacher)
-            reports.append({**report, **summary})
-            logger.info("round %d: masked %.2f %% of tokens", number, 100 * report["masked_fraction"])
-            previous_keep = keep
+            found = self.folder.load_stage(_round_name(number), PerformerPriorModel, follows)
+            if found is not None:
+                teacher, report = found
+                keep = None  # read when the next round is judged
+            else:
+                if codes is None:  # not before a round needs them: a run whose rounds are all done extracts none
+                    codes = self.folder.cached("codes.bin", vqvae_digest, lambda: self._extract_codes(vqvae, pixels))
+                report = {"round": number, "masked_fraction": 0.0}
+                previous_keep, keep = keep, None
+                if teacher is not None:
+                    keep, judged = self._judge(teacher, codes, grid)
+                    report |= judged
+                    if number > 1:
+                        if previous_keep is None:
+                            previous_keep = self.folder.stage_tensor(_round_name(number - 1), "keep")
+                        assert previous_keep is not None
+                        report["mask_iou"] = masking.mask_iou(previous_keep, keep)
+                        if masking.has_converged(previous_keep, keep, rule.convergence_iou, rule.convergence_change):
+                            reason = f"the masks of round {number} are those of round {number - 1}"
+                            logger.info("stopping: %s (IoU %.3f)", reason, report["mask_iou"])
+                            reports[-1]["stopped"] = reason
+                            self.folder.update_stage(_round_name(number - 1), stopped=reason)
+                            break
+                teacher, report = self._train_round(number, vqvae, pixels, codes, keep, report, teacher, follows)
+                self._picture_surprise(number, vqvae, teacher, pixels, grid)
+                logger.info("round %d: masked %.2f %% of tokens", number, 100 * report["masked_fraction"])
+            reports.append(report)
+            follows = report["weights_sha256"]
+            if "stopped" in report:
+                break
         assert teacher is not None  # round 0 always runs
         return teacher, reports
 
     def _train_round(
         self,
         number: int,
+        vqvae: VQVAEModel,
+        pixels: PixelCache,
         codes: Tensor,
         keep: Tensor | None,
-        grid: tuple[int, ...],
+        report: dict[str, Any],
         teacher: PerformerPriorModel | None,
+        follows: str,
     ) -> tuple[PerformerPriorModel, dict[str, Any]]:
-        folder = self.output / "rounds" / f"round_{number}"
-        if folder.exists():
-            prior = PerformerPriorModel.from_pretrained(folder).eval().to(self.accelerator.device)
-            return prior, load_json(folder / "stage.json")
+        stage, live = self.recipe.stage2, self.recipe.rounds.codes == "live"
+        grid = vqvae.grid_shape(pixels.shape[2:])
         # the same start, batches and dropout in every round: rounds differ by their masks alone
         torch.manual_seed(sample_seed(self.seed, STREAM_WEIGHTS, 1))
         vocab_size = self.recipe.vqvae.get("vocab_size", 256)
@@ -313,13 +412,34 @@ class TrainingRun:
         self._set_checkpointing(prior)
         if self.recipe.rounds.initialization == "continue" and teacher is not None:
             prior.load_state_dict(teacher.state_dict())
-        settings = self._loop_settings(f"prior round {number}", STREAM_STAGE2)
+        about = {"round": number, "masked_fraction": round(report["masked_fraction"], 4)}
+        settings = self._loop_settings(
+            f"prior round {number}", STREAM_STAGE2, tokens_per_sample=math.prod(grid), about=about
+        )
+        settings.steps_before += number * stage.epochs * steps_per_epoch(len(codes), stage.batch_size)
         generator = torch.Generator()
+        shown, shown_keep = codes, keep  # what the steps of an epoch draw from
+
+        def before_epoch(epoch: int) -> None:
+            nonlocal shown, shown_keep
+            # copies beyond those that masks are judged by, and another one in every epoch
+            shown = self._encode_copies(vqvae, pixels, [self.recipe.rounds.code_copies + epoch], show=False)
+            if teacher is not None:
+                surprise = self._surprise(teacher, shown, grid)
+                shown_keep = masking.keep_mask(surprise, report["surprise_limit"]).view(shown.shape)
+
+        def copies_of(indices: Tensor, step: int) -> Tensor:
+            return torch.tensor([sample_seed(settings.seed, 4, step, int(i)) % shown.shape[1] for i in indices])
 
         def make_inputs(indices: Tensor, step: int) -> dict[str, Tensor]:
-            copy = torch.tensor([sample_seed(settings.seed, 4, step, int(i)) % codes.shape[1] for i in indices])
-            inputs = {"input_ids": codes[indices, copy].long()}
-            return inputs if keep is None else inputs | {"token_mask": keep[indices, copy]}
+            copy = copies_of(indices, step)
+            inputs = {"input_ids": shown[indices, copy].long()}
+            return inputs if shown_keep is None else inputs | {"token_mask": shown_keep[indices, copy]}
+
+        def loss_terms(indices: Tensor, step: int) -> Tensor:
+            if shown_keep is None:
+                return torch.full((len(indices),), math.prod(grid))
+            return shown_keep[indices, copies_of(indices, step)].sum(1)
 
         def before_step(step: int, epoch: int) -> None:
             interval = prior.config.feature_redraw_interval
@@ -328,11 +448,68 @@ class TrainingRun:
                 prior.redraw_projections(generator.manual_seed(sample_seed(settings.seed, STREAM_FEATURES, step)))
 
         prior = prior.to(self.accelerator.device)
-        summary = fit(self.accelerator, prior, self.recipe.stage2, len(codes), make_inputs, settings, before_step)
-        self._finish_stage(prior, summary, folder)
-        return prior, summary
+        hooks = Hooks(before_epoch=before_epoch if live else None, before_step=before_step, loss_terms=loss_terms)
+        summary = fit(self.accelerator, prior, stage, len(codes), make_inputs, settings, hooks)
+        report = {**report, **summary}
+        tensors = {} if keep is None else {"keep": keep}
+        report["weights_sha256"] = self.folder.save_stage(_round_name(number), prior, report, follows, **tensors)
+        return prior, report
 
-    def _calibration_images(self, pixels: Tensor) -> Tensor:
+    @torch.no_grad()
+    def _picture_surprise(
+        self,
+        number: int,
+        vqvae: VQVAEModel,
+        prior: PerformerPriorModel,
+        pixels: PixelCache,
+        grid: tuple[int, ...],
+    ) -> None:
+        """Of the first images: input, decoded codes, and how surprising the prior of this round finds each token."""
+        if not self.accelerator.is_main_process:
+            return
+        batch = pixels[: images_at_once(pixels[:1], PICTURED)].to(self.accelerator.device).float() / 255
+        codes = vqvae.encode(batch)
+        surprise = -prior.log_likelihood(codes.flatten(1)).unflatten(1, grid)
+        strength = surprise / math.log(prior.config.vocab_size)  # white is as surprising as chance
+        for axis in range(1, strength.dim()):
+            strength = strength.repeat_interleave(vqvae.config.downsampling, axis)
+        rows = [
+            [_displayed(a), _displayed(b), _displayed(c.unsqueeze(0))]
+            for a, b, c in zip(batch, vqvae.decode(codes), strength, strict=True)
+        ]
+        steps = self.recipe.stage2.epochs * steps_per_epoch(len(pixels), self.recipe.stage2.batch_size)
+        self.log.picture(f"surprise_round_{number}", panel(rows), self.steps_done + (number + 1) * steps)
+
+    def _calibration_images(self, pixels: PixelCache) -> Tensor:
         generator = torch.Generator().manual_seed(sample_seed(self.seed, STREAM_CODES))
         chosen = torch.randperm(len(pixels), generator=generator)[:CALIBRATION_IMAGES]
         return pixels[chosen.sort().values].float() / 255
+
+
+def _round_name(number: int) -> str:
+    return f"rounds/round_{number}"
+
+
+def _displayed(values: Tensor) -> np.ndarray:
+    """(C, H, W) or (C, D, H, W), of which the middle slice is taken -> (H, W, C)."""
+    if values.dim() == 4:
+        values = values[:, values.shape[1] // 2]
+    return values.permute(1, 2, 0).float().cpu().numpy()
+
+
+def _check_batches(recipe: Recipe, accelerator: Accelerator) -> None:
+    """Before days of training rather than after: says which batches cannot be shared out."""
+    processes = accelerator.num_processes
+    if recipe.stage1.batch_size < processes:
+        raise ValueError(
+            f"recipe.stage1.batch_size is {recipe.stage1.batch_size} images over all processes, too few for {processes} of them: "
+            f"raise it to {processes} at least, or start fewer processes"
+        )
+    if recipe.stage2.batch_size < processes and accelerator.is_main_process:
+        idle = processes - recipe.stage2.batch_size
+        logger.warning(
+            "recipe.stage2.batch_size is %d: %d of %d processes will have nothing to do in stage 2",
+            recipe.stage2.batch_size,
+            idle,
+            processes,
+        )

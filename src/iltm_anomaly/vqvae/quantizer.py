@@ -5,13 +5,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 KMEANS_ITERATIONS = 10
+# Distances held at once: all of them, vectors x codes, would be most of the memory of a step. 4 MiB stay in a CPU's cache.
+DISTANCES = {"cpu": 1 << 20, "cuda": 1 << 26}
 
 
-def _sum_over_processes(x: Tensor) -> Tensor:
+def _sum_over_processes(counts: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
     # Without this every process would keep a codebook of its own: buffers are not gradients, DDP does not reduce them.
     if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(x)
-    return x
+        both = torch.cat([counts.unsqueeze(1), sums], 1)  # one message for the two
+        dist.all_reduce(both)
+        counts, sums = both[:, 0], both[:, 1:]
+    return counts, sums
 
 
 class EMAQuantizer(nn.Module):
@@ -37,6 +41,8 @@ class EMAQuantizer(nn.Module):
         super().__init__()
         self.decay, self.epsilon, self.dead_code_threshold = decay, epsilon, dead_code_threshold
         self.bypass = False
+        self.defer = False
+        self.pending: tuple[Tensor, Tensor] | None = None
         self.register_buffer("codebook", torch.empty(num_codes, dim))
         self.register_buffer("code_count", torch.empty(num_codes))
         self.register_buffer("code_sum", torch.empty(num_codes, dim))
@@ -46,13 +52,18 @@ class EMAQuantizer(nn.Module):
     def assign(self, vectors: Tensor) -> Tensor:
         """(T, D) float32 -> nearest code of each, (T,) int64."""
         codebook = self.codebook.float()  # a model cast to bfloat16 has cast its buffers too
+        squares, transposed = codebook.square().sum(1), codebook.t()
+        rows = max(1, DISTANCES.get(vectors.device.type, DISTANCES["cuda"]) // len(codebook))
         # |z|^2 is the same for every code and does not change which is nearest
-        return (codebook.square().sum(1) - 2 * vectors @ codebook.t()).argmin(1)
+        nearest = [(squares - 2 * part @ transposed).argmin(1) for part in vectors.split(rows)]
+        return nearest[0] if len(nearest) == 1 else torch.cat(nearest)
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(T, D) -> quantised vectors (T, D), codes (T,), and how many fell to each code (K,) over all processes.
+        """(T, D) -> quantised vectors (T, D), codes (T,), and how many fell to each code (K,).
 
-        In training mode the codebook is updated, after it was used.
+        In training mode the codebook is updated, after it was used, and the counts are those of all processes. While `defer`
+        is set, counts and sums are only added up, for the update of the next call without it: a step in micro-batches moves
+        the codebook once, as a whole batch does.
         """
         with torch.autocast(vectors.device.type, enabled=False):
             vectors = vectors.float()
@@ -61,14 +72,19 @@ class EMAQuantizer(nn.Module):
                 return vectors, codes, vectors.new_zeros(len(self.codebook))
             quantized = self.codebook[codes].float()
             counts = vectors.new_zeros(len(self.codebook)).index_add_(0, codes, vectors.new_ones(len(codes)))
-            counts = _sum_over_processes(counts)
             if self.training:
-                self._update(vectors.detach(), codes, counts)
+                counts = self._update(vectors.detach(), codes, counts)
         return quantized, codes, counts
 
     @torch.no_grad()
-    def _update(self, vectors: Tensor, codes: Tensor, counts: Tensor) -> None:
-        sums = _sum_over_processes(torch.zeros_like(self.code_sum).index_add_(0, codes, vectors))
+    def _update(self, vectors: Tensor, codes: Tensor, counts: Tensor) -> Tensor:
+        sums = torch.zeros_like(self.code_sum).index_add_(0, codes, vectors)
+        if self.pending is not None:
+            counts, sums = counts + self.pending[0], sums + self.pending[1]
+        self.pending = (counts, sums) if self.defer else None
+        if self.defer:
+            return counts
+        counts, sums = _sum_over_processes(counts, sums)
         self.code_count.lerp_(counts, 1 - self.decay)
         self.code_sum.lerp_(sums, 1 - self.decay)
         self.updates += 1
@@ -81,6 +97,7 @@ class EMAQuantizer(nn.Module):
         total = self.code_count.sum()
         smoothed = (self.code_count + self.epsilon) / (total + len(self.codebook) * self.epsilon) * total
         self.codebook.copy_(self.code_sum / smoothed.unsqueeze(1))
+        return counts
 
     def _draw(self, vectors: Tensor, count: int) -> Tensor:
         # Seeded by the update number: the same in a resumed run. The first process draws for all.
@@ -99,11 +116,11 @@ class EMAQuantizer(nn.Module):
         for _ in range(KMEANS_ITERATIONS):
             codes = self.assign(vectors)
             counts = torch.bincount(codes, minlength=len(self.codebook)).to(vectors)
-            counts = _sum_over_processes(counts).unsqueeze(1)
-            sums = _sum_over_processes(torch.zeros_like(self.code_sum).index_add_(0, codes, vectors))
-            self.codebook.copy_(torch.where(counts > 0, sums / counts, self.codebook))
-        even_share = len(vectors) / len(self.codebook)
-        self.code_count.copy_(counts.squeeze(1).clamp(min=1) / even_share)
+            sums = torch.zeros_like(self.code_sum).index_add_(0, codes, vectors)
+            counts, sums = _sum_over_processes(counts, sums)
+            self.codebook.copy_(torch.where(counts.unsqueeze(1) > 0, sums / counts.unsqueeze(1), self.codebook))
+        even_share = int(counts.sum()) / len(self.codebook)  # of all processes, as the counts are
+        self.code_count.copy_(counts.clamp(min=1) / even_share)
         self.code_sum.copy_(self.codebook * self.code_count.unsqueeze(1))
 
 

@@ -1,0 +1,171 @@
+"""Decoded, resized images in one memory-mapped Arrow file: decoded once, shared by all processes, never all in memory."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+BATCH_BYTES = 16 << 20  # of a record batch while it is written
+
+
+class CacheDamagedError(RuntimeError):
+    """A cache file is cut off or its content does not fit its checksums."""
+
+
+class PixelCache:
+    """Rows of one shape and type, read like the first axis of a tensor.
+
+    `cache[3]`, `cache[2:9]` and `cache[tensor_of_indices]` are copies, as tensors of the stored type. Columns of the file:
+    `name`, `sha256` of the pixels, and `pixels`; its metadata hold shape, type and `source`.
+
+    Raises:
+        CacheDamagedError: if the file is no complete cache.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            about = json.loads(reader.schema.metadata[b"iltm"])
+            batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+            raise CacheDamagedError(f"{path} is damaged: {error}") from error
+        self.source: str | None = about["source"]
+        self._item_shape, self._dtype = tuple(about["shape"]), np.dtype(about["dtype"])
+        self._parts = [
+            np.frombuffer(batch.column("pixels").buffers()[1], self._dtype).reshape(-1, *self._item_shape)[
+                : len(batch)
+            ]
+            for batch in batches
+        ]
+        self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
+        self.names: list[str] = [name for batch in batches for name in batch.column("name").to_pylist()]
+        self.digests: list[str] = [digest for batch in batches for digest in batch.column("sha256").to_pylist()]
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, C, *spatial), as of a tensor."""
+        return (len(self), *self._item_shape)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over those of all images."""
+        return hashlib.sha256("".join(self.digests).encode()).hexdigest()
+
+    def _row(self, index: int) -> np.ndarray:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        index %= len(self)
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._parts[part][index - self._starts[part]]
+
+    def __getitem__(self, index: int | slice | Tensor) -> Tensor:
+        if isinstance(index, int):
+            return torch.from_numpy(self._row(index).copy())
+        rows = range(*index.indices(len(self))) if isinstance(index, slice) else index.tolist()
+        found = np.empty((len(rows), *self._item_shape), self._dtype)
+        for position, row in enumerate(rows):
+            found[position] = self._row(row)
+        return torch.from_numpy(found)
+
+    def verify(self) -> None:
+        """Reads everything once.
+
+        Raises:
+            CacheDamagedError: if an image does not fit its checksum.
+        """
+        for number, expected in enumerate(self.digests):
+            if _digest(self._row(number)) != expected:
+                raise CacheDamagedError(f"{self.path} is damaged: image {number} does not fit its checksum")
+
+
+def build_cache(
+    path: Path, images: Iterable[Any], prepare: Callable[[Any], np.ndarray], source: str | None = None
+) -> PixelCache:
+    """Prepares images one by one into a new cache, under another name until it is complete.
+
+    Args:
+        path: the file.
+        images: anything that `prepare` takes; may be a stream.
+        prepare: image -> array, all of one shape and type.
+        source: says what the images are; compared by whoever wants to use the cache again.
+
+    Raises:
+        ValueError: if there is no image, or one has another shape.
+        OSError: if the disk is full or the folder cannot be written; nothing is left behind.
+    """
+    partial = path.with_name(path.name + ".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer: pa.RecordBatchFileWriter | None = None
+    names: list[str] = []
+    arrays: list[np.ndarray] = []
+
+    def flush(writer: pa.RecordBatchFileWriter) -> None:
+        pixels = pa.FixedSizeBinaryArray.from_buffers(
+            schema.field("pixels").type, len(arrays), [None, pa.py_buffer(np.stack(arrays).tobytes())]
+        )
+        writer.write_batch(pa.record_batch([pa.array(names), pa.array([_digest(a) for a in arrays]), pixels], schema))
+        names.clear()
+        arrays.clear()
+
+    try:
+        with open(partial, "wb") as file:
+            for image in images:
+                array = np.ascontiguousarray(prepare(image))
+                if writer is None:
+                    about = {"shape": array.shape, "dtype": array.dtype.str, "source": source}
+                    columns = [("name", pa.string()), ("sha256", pa.string()), ("pixels", pa.binary(array.nbytes))]
+                    schema = pa.schema(columns, metadata={"iltm": json.dumps(about)})
+                    writer = pa.ipc.new_file(file, schema)
+                    first = array
+                if (array.shape, array.dtype) != (first.shape, first.dtype):
+                    raise ValueError(f"{image_name(image)} has shape {array.shape}, the first image {first.shape}")
+                names.append(image_name(image))
+                arrays.append(array)
+                if len(arrays) * array.nbytes >= BATCH_BYTES:
+                    flush(writer)
+            if writer is None:
+                raise ValueError("no training image: the data set or stream is empty")
+            if arrays:
+                flush(writer)
+            writer.close()
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return PixelCache(path)
+
+
+def image_name(image: Any) -> str:
+    """A name to find an image by: its path, or the path it was opened from; empty if it has none."""
+    return str(image) if isinstance(image, str | os.PathLike) else str(getattr(image, "filename", "") or "")
+
+
+def difference(cache: PixelCache, images: Iterable[Any], prepare: Callable[[Any], np.ndarray]) -> str | None:
+    """How images differ from those in a cache, in words; None if they are the same in the same order."""
+    count, changed = 0, []
+    for count, image in enumerate(images, 1):
+        if count > len(cache) or _digest(np.ascontiguousarray(prepare(image))) != cache.digests[count - 1]:
+            changed.append((count - 1, image_name(image)))
+    if count == len(cache) and not changed:
+        return None
+    words = f"{len(cache)} images then, {count} now"
+    if changed:
+        number, name = changed[0]
+        words += f"; {len(changed)} differ, the first is number {number}" + (f" ({name})" if name else "")
+    return words
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(array.data).hexdigest()

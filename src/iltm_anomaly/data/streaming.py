@@ -1,0 +1,45 @@
+"""Images of a data set that is never stored: read one by one through `datasets`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def stream_images(name: str, category: str | None = None, limit: int | None = None) -> StreamedImages:
+    """The images of the training split of a data set, in its order.
+
+    Args:
+        name: Hub id, or a local folder that `datasets.load_dataset` reads (images, parquet, WebDataset, ...).
+        category: configuration of the data set.
+        limit: take only the first ones.
+
+    Raises:
+        FileNotFoundError: neither a folder here nor a data set on the Hub (or the Hub cannot be reached).
+        ValueError: no split train, or no column image.
+    """
+    import datasets
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        split = datasets.load_dataset(name, category, split="train", streaming=True)
+    except (FileNotFoundError, ConnectionError, HfHubHTTPError) as error:
+        raise FileNotFoundError(
+            f"{name} is neither a folder here (looked in {Path.cwd()}) nor a data set that could be streamed "
+            f"from the Hub: {type(error).__name__}: {error}"
+        ) from error
+    if split.column_names is not None and "image" not in split.column_names:
+        raise ValueError(f"the training split of {name} has no column image; it has: {', '.join(split.column_names)}")
+    split = split.select_columns(["image"]).cast_column("image", datasets.Image())
+    return StreamedImages(split if limit is None else split.take(limit))
+
+
+class StreamedImages:
+    """Iterates over decoded images of a stream; can be iterated again, from its start."""
+
+    def __init__(self, split: Any):
+        self._split = split
+
+    def __iter__(self) -> Iterator[Any]:
+        return (row["image"] for row in self._split)

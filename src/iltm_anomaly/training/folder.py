@@ -1,0 +1,221 @@
+"""The folder of a run: what identifies the run, and finished stages that are used only as long as they are whole.
+
+run.json            recipe, seed, training images (count, checksum, where from), and every sitting with versions and commit
+recipe.yaml         the recipe, to be given to --preset again
+images.arrow        the training images, decoded and resized
+checkpoint.bin      of the stage under way; checkpoint.bin.previous is the one before
+vqvae/, rounds/round_N/   finished stages: weights, and stage.json with results, checksum and the checksum of what they rest on
+codes.bin           codes of the training images; rounds/round_N/keep.bin what round N masked
+training_log.jsonl, pictures/
+model/              the pipeline, written last
+"""
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from transformers import PreTrainedModel
+
+from iltm_anomaly.provenance import provenance
+from iltm_anomaly.training.checkpoint import (
+    file_digest,
+    fill_folder,
+    load_checkpoint,
+    load_json,
+    save_checkpoint,
+    write_atomically,
+    write_json,
+)
+from iltm_anomaly.training.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+WEIGHTS, STAGE = "model.safetensors", "stage.json"
+MEMORY_ONLY = ("micro_batch_size",)  # fields of a stage that a resumed run may change
+
+
+class RunFolderError(RuntimeError):
+    """The output folder holds a run that cannot be continued, or is not meant to be."""
+
+
+class RunFolder:
+    """One run on disk. The main process writes; all processes must see the same folder.
+
+    Args:
+        path: the folder.
+        accelerator: tells which process this is.
+    """
+
+    def __init__(self, path: Path, accelerator: Accelerator):
+        self.path, self.accelerator = path, accelerator
+
+    def _on_main(self, function: Callable[[], Any]) -> Any:
+        """What `function` returns in the main process, in all of them."""
+        answer = [function() if self.accelerator.is_main_process else None]
+        return broadcast_object_list(answer)[0]
+
+    # Whose folder it is
+
+    def claim(self, recipe: Recipe, seed: int, resume: bool) -> str | None:
+        """Checks that a run with this recipe and seed may use the folder; returns the checksum of the images of the run that it
+        holds, None if it holds none.
+
+        Raises:
+            RunFolderError: if it holds a run and `resume` is False, or another run.
+        """
+        found = self._on_main(lambda: load_json(self._record) if self._record.exists() else None)
+        if found is None:
+            if resume and self.accelerator.is_main_process:
+                logger.info("%s holds no run yet: starting one", self.path)
+            return None
+        if not resume:
+            raise RunFolderError(f"{self.path} already holds a run: pass --resume to continue it, or another --output")
+        theirs, ours = flat(_completed(found["recipe"])), flat(recipe.to_dict())
+        changes = [
+            f"{key} ({theirs.get(key)} there, {ours.get(key)} now)"
+            for key in sorted(theirs.keys() | ours.keys())
+            if theirs.get(key) != ours.get(key) and key.rsplit(".", 1)[-1] not in MEMORY_ONLY
+        ]
+        if found["seed"] != seed:
+            changes.insert(0, f"seed ({found['seed']} there, {seed} now)")
+        if changes:
+            raise RunFolderError(
+                f"cannot resume {self.path}: {', '.join(changes)} differ from the run that it holds. "
+                "Give the same recipe and seed, or another --output"
+            )
+        return found["images_sha256"]
+
+    def record(self, recipe: Recipe, seed: int, images: int, images_digest: str, data: dict[str, Any]) -> None:
+        """Writes what identifies the run, or adds this sitting to it."""
+        if self.accelerator.is_main_process:
+            sitting = {
+                "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "processes": self.accelerator.num_processes,
+                "precision": self.accelerator.mixed_precision,
+                **provenance(),
+            }
+            known = load_json(self._record) if self._record.exists() else None
+            known = known or {
+                "recipe": recipe.to_dict(),
+                "seed": seed,
+                "images": images,
+                "images_sha256": images_digest,
+                "data": data,
+            }
+            known["sittings"] = [*known.get("sittings", []), sitting]
+            write_atomically(self.path / "recipe.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=False).encode())
+            write_json(self._record, known)
+        self.accelerator.wait_for_everyone()
+
+    @property
+    def _record(self) -> Path:
+        return self.path / "run.json"
+
+    # Finished stages
+
+    def save_stage(
+        self, name: str, model: PreTrainedModel, summary: dict[str, Any], follows: str, **tensors: torch.Tensor
+    ) -> str:
+        """Saves a finished stage; returns the checksum of its weights.
+
+        Args:
+            name: folder of the stage.
+            follows: checksum of what it rests on; once that is another one, the stage is outdated.
+            tensors: saved beside it, each as `<name>.bin`.
+        """
+
+        def fill(target: Path) -> None:
+            model.save_pretrained(target)
+            for key, tensor in tensors.items():
+                save_checkpoint(target / f"{key}.bin", {key: tensor})
+            checksums = {"weights_sha256": file_digest(target / WEIGHTS), "follows": follows}
+            write_json(target / STAGE, summary | checksums)
+
+        if self.accelerator.is_main_process:
+            fill_folder(self.path / name, fill)
+        self.accelerator.wait_for_everyone()
+        return load_json(self.path / name / STAGE)["weights_sha256"]
+
+    def load_stage(self, name: str, model_class: type[Model], follows: str) -> tuple[Model, dict[str, Any]] | None:
+        """A finished stage and its summary; None if it is not finished, or set aside because it is damaged or outdated."""
+        folder = self.path / name
+        if not self._on_main(lambda: self._is_whole(folder, follows)):
+            return None
+        model = model_class.from_pretrained(folder).eval().to(self.accelerator.device)
+        summary = load_json(folder / STAGE)
+        if self.accelerator.is_main_process:
+            logger.info("%s is finished: loaded from %s", name, folder)
+        return model, summary
+
+    def update_stage(self, name: str, **values: Any) -> None:
+        """Adds values to the summary of a finished stage."""
+        if self.accelerator.is_main_process:
+            write_json(self.path / name / STAGE, load_json(self.path / name / STAGE) | values)
+        self.accelerator.wait_for_everyone()
+
+    def _is_whole(self, folder: Path, follows: str) -> bool:
+        if not folder.exists():
+            return False
+        try:
+            summary = load_json(folder / STAGE)
+            problem = None if file_digest(folder / WEIGHTS) == summary["weights_sha256"] else "is damaged"
+            if any(load_checkpoint(file)[0] is None for file in folder.glob("*.bin")):
+                problem = "is damaged"
+            if problem is None and summary["follows"] != follows:
+                problem = "rests on another run of the stage before it"
+        except (OSError, ValueError, KeyError) as error:
+            problem = f"is damaged ({error})"
+        if problem is None:
+            return True
+        aside = folder.with_name(folder.name + ".set_aside")
+        logger.warning("%s %s: skipped, moved to %s, and trained again", folder, problem, aside)
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(folder, aside)
+        return False
+
+    # Tensors that take long to compute
+
+    def cached(self, name: str, follows: str, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """The tensor in file `name`, computed and saved if it is not there, damaged, or rests on something else."""
+        path = self.path / name
+        state, _ = load_checkpoint(path)
+        self.accelerator.wait_for_everyone()  # all have looked before one writes
+        if state is not None and state["follows"] == follows:
+            return state["value"]
+        value = compute()
+        if self.accelerator.is_main_process:
+            save_checkpoint(path, {"follows": follows, "value": value})
+        self.accelerator.wait_for_everyone()
+        return value
+
+    def stage_tensor(self, name: str, key: str) -> torch.Tensor | None:
+        """A tensor saved with a stage, None if it is not there or damaged."""
+        state, _ = load_checkpoint(self.path / name / f"{key}.bin")
+        return None if state is None else state[key]
+
+
+def _completed(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe of an earlier version with the fields that it did not have yet."""
+    try:
+        return Recipe.from_dict(recipe).to_dict()
+    except ValueError:
+        return recipe
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one: {"stage1": {"epochs": 2}} -> {"stage1.epochs": 2}."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        found |= flat(item, f"{prefix}.{key}" if prefix else str(key))
+    return found
