@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test test-slow lint style bench cards
+.PHONY: help demo test test-slow test-space lint style bench cards
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,20 @@ test: $(READY)  ## the tests, under 12 minutes on 2 cores
 
 test-slow: $(READY)  ## all tests, long ones too
 	$(BIN)/python -m pytest
+
+# Gradio wants an older Pillow than the pinned one, and another Pillow resizes a little differently: so the Space has an
+# environment of its own, on top of the other.
+SPACE := .venv-space
+$(SPACE)/.ready: $(READY)
+	$(PYTHON) -m venv $(SPACE)
+	base=$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])'); \
+	echo "import site; site.addsitedir('$$base')" > $$($(SPACE)/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth
+	sed 's/^pillow==.*/pillow==12.3.0/' constraints.txt > $(SPACE)/constraints.txt
+	$(SPACE)/bin/python -m pip install --quiet --constraint $(SPACE)/constraints.txt 'gradio>=6.31,<7'
+	touch $@
+
+test-space: $(SPACE)/.ready  ## the Space in a headless Chromium (apt-get install chromium chromium-driver)
+	$(SPACE)/bin/python -m pytest tests/test_space.py -rs
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

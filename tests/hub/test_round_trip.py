@@ -227,11 +227,17 @@ def test_a_push_never_takes_data_logs_or_secrets(work, tmp_path, capsys):
     assert "neither a pipeline folder" in capsys.readouterr().err
 
 
-def test_the_metric_goes_up_as_a_space(hub, work):
-    script = f"iltm-anomaly push {REPOSITORY}/src/iltm_anomaly/metrics/aupro org/aupro"
-    done = run_shell(script, work)
+@pytest.mark.parametrize(
+    ("folder", "files"),
+    [
+        ("src/iltm_anomaly/metrics/aupro", {"README.md", "app.py", "aupro.py", "requirements.txt"}),
+        ("space", {"README.md", "app.py", "requirements.txt", "examples/good.png", "examples/blob.png"}),
+    ],
+)
+def test_the_metric_and_the_page_go_up_as_spaces(hub, work, folder, files):
+    done = run_shell(f"python {REPOSITORY}/scripts/push_to_hub.py {REPOSITORY}/{folder} org/page", work)
     assert done.returncode == 0, done.stderr
-    space = hub.repositories["org/aupro"]
+    space = hub.repositories["org/page"]
     assert space.kind == "space" and space.sdk == "gradio"
     names = {*space.commits[space.branches["main"]]} - {".gitattributes"}
-    assert names == {"README.md", "app.py", "aupro.py", "requirements.txt"}
+    assert names >= files and all(name in files or name.startswith("examples/") for name in names)

@@ -1,0 +1,198 @@
+"""The Space: its function, and its page in a real headless Chromium (Debian: `chromium`, `chromium-driver`)."""
+
+import base64
+import importlib.util
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from iltm_anomaly import ILTMAnomalyPipeline, ILTMImageProcessor, InferenceSettings
+from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
+from iltm_anomaly.vqvae import VQVAEConfig, VQVAEModel
+
+pytest.importorskip("gradio", reason="needs gradio: run `make test-space`")
+SPACE = Path(__file__).resolve().parents[1] / "space"
+ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # how WebDriver marks an element
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    vqvae = VQVAEModel(VQVAEConfig(channels=(4, 4, 8), num_res_blocks=1, vocab_size=16, embedding_dim=4))
+    vqvae.initialize_codebook(torch.rand(8, 3, 32, 32))
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8}
+    prior = PerformerPriorModel(PerformerPriorConfig(vocab_size=16, grid_shape=(4, 4), **sizes))
+    pipeline = ILTMAnomalyPipeline(
+        vqvae, prior, ILTMImageProcessor(size=32), InferenceSettings(num_dropout_passes=2, score_threshold=3.0)
+    )
+    folder = tmp_path_factory.mktemp("space") / "model"
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def app(model, monkeypatch) -> Any:
+    monkeypatch.setenv("ILTM_MODEL", str(model))
+    spec = importlib.util.spec_from_file_location("space_app", SPACE / "app.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def silent(*arguments: Any, **options: Any) -> None:
+    """In place of Gradio's progress bar."""
+
+
+def test_what_is_shown_is_what_the_pipeline_gives(app, model):
+    path = str(sorted((SPACE / "examples").glob("*.png"))[0])
+    verdict, image, abnormality, healed, likelihoods = app.detect(path, 3, silent)
+    out = ILTMAnomalyPipeline.from_pretrained(model)(path, num_samples=3)
+    assert f"Score {float(out.scores[0]):.2f}, threshold 3.00" in verdict
+    assert ("abnormal" in verdict) == bool(out.masks[0].any())
+    assert image.size == abnormality.size == healed.size == (384, 384)  # of 96, for people to look at
+    np.testing.assert_array_equal(np.asarray(healed)[::4, ::4], np.asarray(out.healed_images[0]))
+    assert len(np.unique(np.asarray(likelihoods).reshape(-1, 3), axis=0)) <= 16
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("empty.png", b"", "the file is empty"),
+        ("text.png", b"not an image", "not in an image format"),
+        ("cut.png", b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "cannot read image cut.png"),
+        (None, b"", "Drop an image first"),
+    ],
+)
+def test_a_bad_file_gives_a_line_that_says_why(app, tmp_path, name, content, said):
+    path = None
+    if name is not None:
+        path = str(tmp_path / name)
+        Path(path).write_bytes(content)
+    verdict, *pictures = app.detect(path, 3, silent)
+    assert said in verdict and str(tmp_path) not in verdict and pictures == [None] * 4
+
+
+def test_a_model_that_cannot_be_loaded_is_said_too(app, tmp_path, monkeypatch):
+    monkeypatch.setattr(app, "MODEL", str(tmp_path / "nothing"))
+    verdict, *_ = app.detect(str(sorted((SPACE / "examples").glob("*.png"))[0]), 3, silent)
+    assert "The model cannot be loaded" in verdict and "ILTM_MODEL" in verdict
+
+
+class Browser:
+    """A headless Chromium, spoken to in the W3C WebDriver protocol."""
+
+    def __init__(self, port: int):
+        self.address = f"http://127.0.0.1:{port}"
+        options = {"args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1400,1000"]}
+        session = self.ask("POST", "/session", capabilities={"alwaysMatch": {"goog:chromeOptions": options}})
+        self.address += f"/session/{session['sessionId']}"
+
+    def ask(self, method: str, path: str, **content: Any) -> Any:
+        data = json.dumps(content).encode() if method == "POST" else None
+        request = urllib.request.Request(
+            self.address + path, data, {"Content-Type": "application/json"}, method=method
+        )
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return json.load(answer)["value"]
+
+    def run(self, script: str) -> Any:
+        return self.ask("POST", "/execute/sync", script=script, args=[])
+
+    def upload(self, path: Path) -> None:
+        found = self.ask("POST", "/element", using="css selector", value="#file input[type=file]")
+        self.ask("POST", f"/element/{found[ELEMENT]}/value", text=str(path))
+
+    def screenshot(self) -> Image.Image:
+        return Image.open(io.BytesIO(base64.b64decode(self.ask("GET", "/screenshot")))).convert("RGB")
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 90) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if value := condition():
+                return value
+        except OSError:
+            pass
+        time.sleep(0.2)
+    raise AssertionError(f"waited in vain for {what}")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+def browser(model, tmp_path) -> Iterator[Browser]:
+    """Chromium with the page of the Space open."""
+    driver = shutil.which("chromedriver")
+    if driver is None or shutil.which("chromium") is None:
+        pytest.skip("needs a browser: apt-get install chromium chromium-driver")
+    page, port = free_port(), free_port()
+    environment = os.environ | {
+        "ILTM_MODEL": str(model),
+        "GRADIO_SERVER_PORT": str(page),
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "GRADIO_TEMP_DIR": str(tmp_path / "gradio"),
+    }
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    processes = [
+        subprocess.Popen([sys.executable, "app.py"], cwd=SPACE, env=environment, **quiet),
+        subprocess.Popen([driver, f"--port={port}"], **quiet),
+    ]
+    chromium = None
+    try:
+        wait_for(lambda: urllib.request.urlopen(f"http://127.0.0.1:{port}/status").status == 200, "chromedriver")
+        wait_for(lambda: urllib.request.urlopen(f"http://127.0.0.1:{page}").status == 200, "the Space")
+        chromium = Browser(port)
+        chromium.ask("POST", "/url", url=f"http://127.0.0.1:{page}")
+        wait_for(lambda: chromium.run("return document.querySelector('#file input[type=file]') !== null"), "the page")
+        yield chromium
+    finally:
+        if chromium is not None:
+            chromium.ask("DELETE", "")
+        for process in processes:
+            process.terminate()
+            process.wait(timeout=30)
+
+
+def test_page_in_a_real_browser(browser, tmp_path):
+    def verdict() -> str:
+        return browser.run("return document.querySelector('#verdict').innerText")
+
+    def sizes() -> list[int]:
+        script = "return [0,1,2,3].map(i => document.querySelector(`#picture${i} img`)?.naturalWidth ?? 0)"
+        return browser.run(script)
+
+    assert "Drop an image" in verdict()
+    browser.upload(sorted((SPACE / "examples").glob("*.png"))[0])
+    wait_for(lambda: "Score" in verdict(), "a score")
+    wait_for(lambda: sizes() == [384, 384, 384, 320], "four pictures")
+    browser.run("window.scrollTo(0, 0)")
+    picture = browser.screenshot()
+    picture.save(os.environ.get("ILTM_SCREENSHOT") or tmp_path / "space.png")
+    assert np.asarray(picture).std() > 10  # not an empty page
+
+    browser.ask("POST", "/refresh")
+    wait_for(lambda: "Drop an image" in verdict(), "the page again")
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    browser.upload(tmp_path / "broken.png")
+    wait_for(lambda: "This file cannot be used" in verdict(), "a message")
+    assert "broken.png" in verdict() and sizes() == [0, 0, 0, 0]
