@@ -226,9 +226,9 @@ def test_resumed_equals_uninterrupted_bit_for_bit(accelerator, settings, kind, s
 def test_finished_stage_is_not_run_again(accelerator, settings):
     stage, data = StageRecipe(2, batch_size=2), torch.rand(4, 2)
     model = Line()
-    fit(accelerator, model, stage, 4, lambda indices, _: {"x": data[indices]}, settings)
+    summary = fit(accelerator, model, stage, 4, lambda indices, _: {"x": data[indices]}, settings)
     again = Line()
-    fit(accelerator, again, stage, 4, lambda *_: pytest.fail("no step was left"), settings)
+    assert fit(accelerator, again, stage, 4, lambda *_: pytest.fail("no step was left"), settings) == summary
     assert torch.equal(again.weight, model.weight)
 
 

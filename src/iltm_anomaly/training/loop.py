@@ -166,7 +166,7 @@ def fit(
         model.parameters(), lr=stage.learning_rate, weight_decay=stage.weight_decay, fused=True
     )
     checkpoint = _Checkpointer(accelerator, model, optimizer, stage, settings)
-    first, elapsed = checkpoint.resume()
+    first, elapsed, summary = checkpoint.resume()
     trained, optimizer = accelerator.prepare(model, optimizer)
     trained.train()
 
@@ -182,7 +182,6 @@ def fit(
         ]
         return StepInputs(inputs, [weight for _, weight in parts], int(terms.sum()))
 
-    summary: dict[str, float] = {}
     meter = _Meter(first, elapsed, min(stage.batch_size, num_samples), settings.tokens_per_sample)
     hidden = not (settings.show_progress and accelerator.is_main_process)
     loader = _Loader(load, settings.loading_threads)
@@ -220,7 +219,7 @@ def fit(
                     **settings.about,
                     **summary,
                 )
-            checkpoint.save_if_due(step + 1, meter.seconds)
+            checkpoint.save_if_due(step + 1, meter.seconds, summary)
     model.eval()
     accelerator.free_memory()
     return summary
@@ -357,11 +356,12 @@ class _Checkpointer:
             "torch": str(torch.__version__),
         }
 
-    def resume(self) -> tuple[int, float]:
-        """Loads what was saved of this stage; returns the first step left to do, and the seconds spent so far."""
+    def resume(self) -> tuple[int, float, dict[str, float]]:
+        """Loads what was saved of this stage; returns the first step left to do, the seconds spent so far, and the last summary:
+        if no step is left, it is that of the stage."""
         path, name = self.settings.checkpoint_path, self.settings.name
         if path is None:
-            return 0, 0.0
+            return 0, 0.0, {}
         state, problems = load_checkpoint(path)
         speaks = self.accelerator.is_main_process
         for problem in problems if speaks else []:
@@ -369,7 +369,7 @@ class _Checkpointer:
         if state is None or state["stage"] != name:
             if problems and speaks:
                 logger.warning("%s: no checkpoint of it is left, starting it from its first step", name)
-            return 0, 0.0
+            return 0, 0.0, {}
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None and state.get("scaler") is not None:
@@ -380,9 +380,9 @@ class _Checkpointer:
             logger.warning("%s: %s. The run goes on, but no longer bit for bit", name, "; ".join(changes))
         if speaks:
             logger.info("%s: resumed at step %d, from %s", name, state["step"], path)
-        return state["step"], state["seconds"]
+        return state["step"], state["seconds"], state["summary"]
 
-    def save_if_due(self, step: int, seconds: float) -> None:
+    def save_if_due(self, step: int, seconds: float, summary: dict[str, float]) -> None:
         due = time.monotonic() - self.saved_at >= self.settings.checkpoint_seconds
         if self.settings.checkpoint_path is None or not due:
             return
@@ -396,6 +396,7 @@ class _Checkpointer:
                 "stage": self.settings.name,
                 "step": step,
                 "seconds": seconds,
+                "summary": summary,
                 "environment": self.environment,
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
