@@ -431,6 +431,26 @@ def test_only_an_epoch_that_has_begun_is_prepared(accelerator, settings):
     assert begun == [0, 1, 2, 3, 4]
 
 
+def test_a_stage_of_steps_ends_within_an_epoch(accelerator, settings):
+    settings.checkpoint_path = None
+    begun, seen = [], []
+
+    def inputs(indices, step):
+        seen.append(step)
+        return {"x": torch.ones(len(indices), 2)}
+
+    summary = fit(
+        accelerator,
+        Line(),
+        StageRecipe(steps=7, batch_size=2),
+        4,
+        inputs,
+        settings,
+        Hooks(before_epoch=begun.append),
+    )
+    assert (seen, begun, summary["steps"]) == (list(range(7)), [0, 1, 2, 3], 7)
+
+
 def test_an_error_while_loading_ends_the_run(accelerator, settings):
     def broken(indices, step):
         if step == 3:

@@ -67,14 +67,16 @@ def test_defaults_of_a_minimal_recipe(tmp_path):
         ({"colour": 1}, "recipe has no field 'colour'.*image_size"),
         ({"stage1": {"epochs": 2, "lr": 1.0}}, "recipe.stage1 has no field 'lr'.*learning_rate"),
         ({"rounds": {"tau": 1.0}}, "recipe.rounds has no field 'tau'.*token_threshold"),
-        ({"stage2": {"epochs": 0}}, "epochs and batch_size must be at least 1, got 0"),
-        ({"stage2": {"epochs": 1, "batch_size": 0}}, "at least 1, got 1 and 0"),
+        ({"stage2": {"epochs": 0}}, "epochs must be at least 1, got 0"),
+        ({"stage2": {"epochs": 1, "batch_size": 0}}, "batch_size must be at least 1, got 0"),
         ({"stage1": {"epochs": 1, "schedule": "cosine"}}, "schedule must be one of .*'cosine'"),
         ({"stage1": {"epochs": 1, "gamma_per": "batch"}}, "gamma_per must be 'epoch' or 'step', got 'batch'"),
         ({"rounds": {"initialization": "warm"}}, "initialization must be .*'warm'"),
         ({"rounds": {"rounds": -1}}, "rounds >= 0"),
         ({"rounds": {"code_copies": 0}}, "code_copies >= 1"),
-        ({"stage2": {}}, "recipe.stage2 needs 'epochs'"),
+        ({"stage2": {}}, "a stage needs 'epochs' or 'steps', and not both; got None and None"),
+        ({"stage2": {"epochs": 1, "steps": 1}}, "a stage needs 'epochs' or 'steps', and not both; got 1 and 1"),
+        ({"stage2": {"steps": 0}}, "steps must be at least 1, got 0"),
         ({"stage2": None}, "recipe.stage2 must be a table of fields"),
         (
             {"stage1": {"epochs": 1, "learning_rate": "1e-3"}},
@@ -143,6 +145,14 @@ def test_exponential():
     assert rates(stage, 2) == pytest.approx([0.2, 0.2, 0.1, 0.1, 0.05, 0.05])
     stage.gamma_per = "step"
     assert rates(stage, 2) == pytest.approx([0.2 * 0.5**step for step in range(6)])
+
+
+def test_steps_take_the_place_of_epochs():
+    assert StageRecipe(3).total_steps(4) == 12 and StageRecipe(steps=3).total_steps(4) == 3
+    stage = StageRecipe(steps=20)
+    assert [stage.learning_rate_at(step, 3) for step in (0, 19)] == [
+        StageRecipe(5).learning_rate_at(step, 4) for step in (0, 19)
+    ]
 
 
 def test_one_cycle():

@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from iltm_anomaly.training import checkpoint, loop
+from iltm_anomaly.training import run as training_run
 from iltm_anomaly.training.checkpoint import CheckpointError, load_checkpoint
 from iltm_anomaly.training.folder import RunFolderError
 from iltm_anomaly.training.loop import NonFiniteLossError
@@ -275,6 +276,30 @@ def test_codes_of_every_epoch(tmp_path):
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
     train(tmp_path / "copies", changes=changes | {"rounds": changes["rounds"] | {"codes": "copies"}})
     assert not same(weights(tmp_path / "whole"), weights(tmp_path / "copies"))
+
+
+def test_a_round_sees_every_copy_once(tmp_path, monkeypatch):
+    """Without a number of copies there is one for every epoch, the last one begun included."""
+    drawn = []
+    original = training_run.fit
+
+    def watched(accelerator, model, stage, count, make_inputs, settings, hooks):
+        def inputs(indices, step):
+            values = make_inputs(indices, step)
+            if settings.name == "prior round 0":
+                drawn.append((step, indices, values["input_ids"]))
+            return values
+
+        return original(accelerator, model, stage, count, inputs, settings, hooks)
+
+    monkeypatch.setattr(training_run, "fit", watched)
+    rounds = {key: value for key, value in RECIPE["rounds"].items() if key != "code_copies"} | {"rounds": 0}
+    stage = {key: value for key, value in STAGE.items() if key != "epochs"} | {"steps": 5}
+    train(tmp_path / "run", changes={"rounds": rounds, "stage2": stage})
+    codes = load_checkpoint(tmp_path / "run" / "codes.bin")[0]["value"]
+    assert codes.shape[:2] == (9, 3), "9 images in batches of 4: two steps an epoch"
+    assert [step for step, _, _ in drawn] == list(range(5))
+    assert all(torch.equal(ids, codes[indices, step // 2].long()) for step, indices, ids in drawn)
 
 
 def test_trackers(tmp_path, monkeypatch):

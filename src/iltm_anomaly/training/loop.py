@@ -145,7 +145,7 @@ def fit(
     settings: LoopSettings,
     hooks: Hooks | None = None,
 ) -> dict[str, float]:
-    """Trains `model` in place for `stage.epochs`, from the newest checkpoint of this stage if there is one.
+    """Trains `model` in place for the steps of `stage`, from the newest checkpoint of this stage if there is one.
 
     Args:
         model: returns an output with `loss`, a mean over terms, and `perplexity` if it has one.
@@ -161,7 +161,7 @@ def fit(
     """
     hooks = hooks or Hooks()
     per_epoch = steps_per_epoch(num_samples, stage.batch_size)
-    total = per_epoch * stage.epochs
+    total = stage.total_steps(per_epoch)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=stage.learning_rate, weight_decay=stage.weight_decay, fused=True
     )
@@ -267,10 +267,9 @@ class _Loader:
         if before_epoch is None:
             yield from self._run(range(first, total))
             return
-        for epoch in range(first // per_epoch, total // per_epoch):
-            if max(first, epoch * per_epoch) < (epoch + 1) * per_epoch:
-                before_epoch(epoch)
-                yield from self._run(range(max(first, epoch * per_epoch), (epoch + 1) * per_epoch))
+        for epoch in range(first // per_epoch, -(-total // per_epoch)):
+            before_epoch(epoch)
+            yield from self._run(range(max(first, epoch * per_epoch), min(total, (epoch + 1) * per_epoch)))
 
     def _run(self, steps: range) -> Iterator[tuple[int, StepInputs]]:
         ahead: deque = deque()

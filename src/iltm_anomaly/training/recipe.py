@@ -23,7 +23,8 @@ class StageRecipe:
     """How one model is optimised.
 
     Args:
-        epochs: passes over the training images.
+        epochs, steps: how long, one of the two: passes over the training images, or steps, which cost the same time whatever the
+            number of images.
         batch_size: images per step, over all processes, so that a recipe trains the same model on any number of them.
         micro_batch_size: images that one process holds at once; a larger share of a step is split and its gradients
             accumulated. None never splits. Of memory only: results differ by rounding.
@@ -35,7 +36,7 @@ class StageRecipe:
         ema_decay: pairs (first epoch, decay) of the codebook's moving averages; stage 1 only.
     """
 
-    epochs: int
+    epochs: int | None = None
     batch_size: int = 16
     micro_batch_size: int | None = None
     learning_rate: float = 1e-3
@@ -46,20 +47,27 @@ class StageRecipe:
     max_grad_norm: float = 1.0
     weight_decay: float = 0.0
     ema_decay: list[list[float]] | None = None
+    steps: int | None = None
 
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {SCHEDULES}, got {self.schedule!r}")
         if self.gamma_per not in ("epoch", "step"):
             raise ValueError(f"gamma_per must be 'epoch' or 'step', got {self.gamma_per!r}")
-        if self.epochs < 1 or self.batch_size < 1:
-            raise ValueError(f"epochs and batch_size must be at least 1, got {self.epochs} and {self.batch_size}")
-        if self.micro_batch_size is not None and self.micro_batch_size < 1:
-            raise ValueError(f"micro_batch_size must be at least 1, got {self.micro_batch_size}")
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(f"a stage needs 'epochs' or 'steps', and not both; got {self.epochs} and {self.steps}")
+        for name in ("epochs", "steps", "batch_size", "micro_batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Steps of the whole stage."""
+        return self.steps if self.epochs is None else self.epochs * steps_per_epoch  # type: ignore[return-value]
 
     def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
         """Learning rate of the 0-based `step`: a function of the step alone, so that a resumed run needs no state for it."""
-        total = self.epochs * steps_per_epoch
+        total = self.total_steps(steps_per_epoch)
         if self.schedule == "constant":
             return self.learning_rate
         if self.schedule == "exponential":
@@ -88,7 +96,8 @@ class RoundsRecipe:
         token_threshold, neighbourhood, outlier_scale: which tokens are masked, see `masking.RejectionRule`.
         codes: "copies" extracts the codes of `code_copies` augmented copies of every image once, as the authors did, and trains
             every round on them; "live" extracts those of one new copy before every epoch, so that no two epochs are alike.
-        code_copies: of "copies".
+        code_copies: of "copies"; epochs take them in turn. None extracts one for every epoch of stage 2, so that a round sees
+            none twice: a prior that knows its training codes by heart finds none of them unlikely.
         initialization: "fresh" weights every round, or "continue" from the round before.
         convergence_iou, convergence_change: see `masking.has_converged`.
         max_masked_fraction: a round that would mask more is refused.
@@ -99,7 +108,7 @@ class RoundsRecipe:
     neighbourhood: float = 1.0
     outlier_scale: float = 3.0
     codes: str = "copies"
-    code_copies: int = 10
+    code_copies: int | None = None
     initialization: str = "fresh"
     convergence_iou: float = 0.95
     convergence_change: float = 0.001
@@ -110,7 +119,7 @@ class RoundsRecipe:
             raise ValueError(f"initialization must be 'fresh' or 'continue', got {self.initialization!r}")
         if self.codes not in CODES:
             raise ValueError(f"codes must be one of {CODES}, got {self.codes!r}")
-        if self.rounds < 0 or self.code_copies < 1:
+        if self.rounds < 0 or (self.code_copies is not None and self.code_copies < 1):
             raise ValueError(f"need rounds >= 0 and code_copies >= 1, got {self.rounds} and {self.code_copies}")
 
     @property

@@ -27,7 +27,7 @@ from iltm_anomaly.provenance import provenance
 from iltm_anomaly.training.checkpoint import CheckpointError, fill_folder, remove_checkpoint
 from iltm_anomaly.training.folder import RunFolder, RunFolderError
 from iltm_anomaly.training.loop import Hooks, LoopSettings, fit, loading_threads, steps_per_epoch
-from iltm_anomaly.training.recipe import Recipe
+from iltm_anomaly.training.recipe import Recipe, StageRecipe
 from iltm_anomaly.training.tracking import RunLog, panel
 from iltm_anomaly.vqvae import VQVAEConfig, VQVAEModel
 
@@ -222,7 +222,7 @@ class TrainingRun:
     def _train_vqvae(self, pixels: PixelCache) -> tuple[VQVAEModel, dict[str, Any]]:
         stage = self.recipe.stage1
         found = self.folder.load_stage("vqvae", VQVAEModel, pixels.digest)
-        self.steps_done = stage.epochs * steps_per_epoch(len(pixels), stage.batch_size)
+        self.steps_done = _total_steps(stage, len(pixels))
         if found is not None:
             return found
         torch.manual_seed(sample_seed(self.seed, STREAM_WEIGHTS, 0))
@@ -253,8 +253,7 @@ class TrainingRun:
             decay = stage.ema_decay_at(epoch)
             if decay is not None:
                 model.quantizer.decay = decay
-            per_epoch = steps_per_epoch(len(pixels), stage.batch_size)
-            if step and step % (per_epoch * max(1, stage.epochs // PICTURES_PER_STAGE)) == 0:
+            if step and step % max(1, self.steps_done // PICTURES_PER_STAGE) == 0:
                 self._picture_reconstructions(model, pixels, step)
 
         def before_forward(last: bool) -> None:
@@ -319,9 +318,14 @@ class TrainingRun:
         return self._over_processes(len(pixels), 1, encode)
 
     def _extract_codes(self, vqvae: VQVAEModel, pixels: PixelCache) -> Tensor:
-        """Codes of `code_copies` augmented copies of every image, (N, copies, tokens) int16: extracted once, as the authors
-        did, so that the masks of a round can be computed once too."""
-        return self._encode_copies(vqvae, pixels, range(self.recipe.rounds.code_copies), show=True).to(torch.int16)
+        """Codes of the augmented copies of every image, (N, copies, tokens) int16: extracted once, as the authors did, so that
+        the masks of a round can be computed once too."""
+        return self._encode_copies(vqvae, pixels, range(self._code_copies(len(pixels))), show=True).to(torch.int16)
+
+    def _code_copies(self, images: int) -> int:
+        stage = self.recipe.stage2
+        epochs = -(-_total_steps(stage, images) // steps_per_epoch(images, stage.batch_size))
+        return self.recipe.rounds.code_copies or epochs
 
     @torch.no_grad()
     def _score(self, prior: PerformerPriorModel, codes: Tensor) -> Tensor:
@@ -416,30 +420,29 @@ class TrainingRun:
         settings = self._loop_settings(
             f"prior round {number}", STREAM_STAGE2, tokens_per_sample=math.prod(grid), about=about
         )
-        settings.steps_before += number * stage.epochs * steps_per_epoch(len(codes), stage.batch_size)
+        settings.steps_before += number * _total_steps(stage, len(codes))
         generator = torch.Generator()
         shown, shown_keep = codes, keep  # what the steps of an epoch draw from
 
         def before_epoch(epoch: int) -> None:
             nonlocal shown, shown_keep
             # copies beyond those that masks are judged by, and another one in every epoch
-            shown = self._encode_copies(vqvae, pixels, [self.recipe.rounds.code_copies + epoch], show=False)
+            shown = self._encode_copies(vqvae, pixels, [codes.shape[1] + epoch], show=False)
             if teacher is not None:
                 surprise = self._surprise(teacher, shown, grid)
                 shown_keep = masking.keep_mask(surprise, report["surprise_limit"]).view(shown.shape)
 
-        def copies_of(indices: Tensor, step: int) -> Tensor:
-            return torch.tensor([sample_seed(settings.seed, 4, step, int(i)) % shown.shape[1] for i in indices])
+        def copy_at(step: int) -> int:
+            return step // steps_per_epoch(len(codes), stage.batch_size) % shown.shape[1]
 
         def make_inputs(indices: Tensor, step: int) -> dict[str, Tensor]:
-            copy = copies_of(indices, step)
-            inputs = {"input_ids": shown[indices, copy].long()}
-            return inputs if shown_keep is None else inputs | {"token_mask": shown_keep[indices, copy]}
+            inputs = {"input_ids": shown[indices, copy_at(step)].long()}
+            return inputs if shown_keep is None else inputs | {"token_mask": shown_keep[indices, copy_at(step)]}
 
         def loss_terms(indices: Tensor, step: int) -> Tensor:
             if shown_keep is None:
                 return torch.full((len(indices),), math.prod(grid))
-            return shown_keep[indices, copies_of(indices, step)].sum(1)
+            return shown_keep[indices, copy_at(step)].sum(1)
 
         def before_step(step: int, epoch: int) -> None:
             interval = prior.config.feature_redraw_interval
@@ -477,13 +480,17 @@ class TrainingRun:
             [_displayed(a), _displayed(b), _displayed(c.unsqueeze(0))]
             for a, b, c in zip(batch, vqvae.decode(codes), strength, strict=True)
         ]
-        steps = self.recipe.stage2.epochs * steps_per_epoch(len(pixels), self.recipe.stage2.batch_size)
-        self.log.picture(f"surprise_round_{number}", panel(rows), self.steps_done + (number + 1) * steps)
+        steps = self.steps_done + (number + 1) * _total_steps(self.recipe.stage2, len(pixels))
+        self.log.picture(f"surprise_round_{number}", panel(rows), steps)
 
     def _calibration_images(self, pixels: PixelCache) -> Tensor:
         generator = torch.Generator().manual_seed(sample_seed(self.seed, STREAM_CODES))
         chosen = torch.randperm(len(pixels), generator=generator)[:CALIBRATION_IMAGES]
         return pixels[chosen.sort().values].float() / 255
+
+
+def _total_steps(stage: StageRecipe, images: int) -> int:
+    return stage.total_steps(steps_per_epoch(images, stage.batch_size))
 
 
 def _round_name(number: int) -> str:
