@@ -92,15 +92,14 @@ def test_equals_the_naive_form_in_large_chunks(masked):
 def test_gradcheck_in_float64(monkeypatch, masked):
     """The autograd function follows the dtype of its inputs. 37 tokens: two chunks and a part, a segment each."""
     monkeypatch.setitem(linear_attention.SEGMENT_ELEMENTS, "cpu", 1)
-    query, key, value, projection, keep = inputs(37, batch=2, heads=1, masked=masked, dtype=torch.float64)
-    keep = None if keep is None else keep.double()
-    entering = torch.rand(2, *new_state(1, 1, projection).shape[2:], dtype=torch.float64)  # an earlier part's sums
+    query, key, value, projection, keep = inputs(37, batch=2, masked=masked, dtype=torch.float64)
+    entering = torch.rand(4, *new_state(1, 1, projection).shape[2:], dtype=torch.float64)  # an earlier part's sums
 
-    def function(*qkv):
-        return _CausalAttention.apply(*qkv, keep, projection, entering)[0]
+    def function(qkv):
+        return _CausalAttention.apply(qkv, keep, projection, entering)[0]
 
-    leaves = [x.squeeze(1).requires_grad_() for x in (query, key, value)]
-    assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
+    qkv = torch.stack([query, key, value]).permute(0, 2, 4, 1, 3)  # (3, H, D, B, n)
+    assert torch.autograd.gradcheck(function, [qkv.requires_grad_()], fast_mode=True)
 
 
 def test_equals_performer_pytorch_given_the_same_features():
@@ -220,8 +219,10 @@ def test_state_is_the_sum_of_key_features_with_values():
     query, key, value, projection, keep = inputs(50, masked=True)
     _, state = prefill(query, key, value, projection, new_state(3, 2, projection), keep)
     features = key_features(key, projection) * keep[:, None, :, None]
-    torch.testing.assert_close(state[..., :-1], torch.einsum("bhnm,bhnd->bhmd", features, value), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(state[..., -1], features.sum(2), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        state[:, :, :-1], torch.einsum("bhnm,bhnd->bhdm", features, value), rtol=1e-4, atol=1e-4
+    )
+    torch.testing.assert_close(state[:, :, -1], features.sum(2), rtol=1e-4, atol=1e-4)
 
 
 # numbers and memory

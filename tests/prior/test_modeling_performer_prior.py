@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel
 
 from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel, PriorState, linear_attention
 from iltm_anomaly.prior.linear_attention import KEY_EPSILON
-from iltm_anomaly.prior.modeling_performer_prior import PerformerAttention
+from iltm_anomaly.prior.modeling_performer_prior import Dropout, PerformerAttention
 
 MODES = ["token", "value"]
 
@@ -89,6 +89,46 @@ def test_it_can_learn():
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.3 * math.log(11)
+
+
+# dropout
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.97])
+def test_dropout_keeps_the_mean_and_drops_its_share(dtype, p):
+    torch.manual_seed(0)
+    x = torch.ones(401, 1003, dtype=dtype, requires_grad=True)
+    out = Dropout(p)(x)
+    assert out.dtype == dtype
+    assert (out == 0).float().mean().item() == pytest.approx(p, abs=3e-3)
+    assert out.float().mean().item() == pytest.approx(1, rel=2e-2)
+    kept = out[out != 0].unique()
+    assert len(kept) == 1 and kept.item() == pytest.approx(1 / (1 - p), rel=2**-8 if dtype == torch.bfloat16 else 1e-3)
+    (grad,) = torch.autograd.grad(out.sum(), x)
+    assert torch.equal(grad, out.detach()), "the gradient goes through what was kept, scaled alike"
+
+
+def test_dropout_draws_every_value_apart():
+    torch.manual_seed(0)
+    dropped = (Dropout(0.5)(torch.ones(4 * 20000)) == 0).float().view(-1, 4)
+    assert (dropped.mean(0) - 0.5).abs().max() < 0.02, "all four values of a random word"
+    assert (torch.corrcoef(dropped.t()) - torch.eye(4)).abs().max() < 0.03
+    assert torch.corrcoef(torch.stack([dropped[1:, 0], dropped[:-1, 3]]))[0, 1].abs() < 0.03
+
+
+def test_dropout_is_decided_by_the_seed_alone():
+    x, threads = torch.rand(300, 1001), torch.get_num_threads()
+    outs = []
+    try:
+        for seed, count in ((1, 1), (1, 2), (2, 1)):
+            torch.set_num_threads(count)
+            torch.manual_seed(seed)
+            outs.append(Dropout(0.1)(x))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(outs[0], outs[1]) and not torch.equal(outs[0], outs[2])
+    assert torch.equal(Dropout(0.1).eval()(x), x)
 
 
 # causality

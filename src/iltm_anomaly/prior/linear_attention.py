@@ -18,6 +18,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 # Floor of a key's features: keeps the normaliser away from zero when keys and features do not align.
 KEY_EPSILON = 1e-4
@@ -46,18 +47,28 @@ def default_num_features(head_dim: int) -> int:
 
 
 def query_features(query: Tensor, projection: Tensor) -> Tensor:
-    """phi_q, shape (..., features). The factor exp(-|q|^2 / 2 - max) is common to all features and cancels in the ratio."""
-    exponent = query @ (projection * query.shape[-1] ** -0.25).t()
-    return exponent.sub_(exponent.amax(-1, keepdim=True)).exp_()
+    """phi_q, (..., D) -> (..., M). The factor exp(-|q|^2 / 2 - max) is common to all features and cancels in the ratio."""
+    return _query_map(query @ (projection * query.shape[-1] ** -0.25).t(), -1)
 
 
-def key_features(key: Tensor, projection: Tensor, keep: Tensor | None = None) -> Tensor:
-    """phi_k, shape (..., features). `keep` (..., True = keep) zeroes the features of masked tokens: they leave numerator
-    and normaliser alike."""
-    scale = key.shape[-1] ** -0.25
-    half_square = key.square().sum(-1, keepdim=True).mul_(scale**2 / 2)
-    features = (key @ (projection * scale).t()).sub_(half_square).exp_().add_(KEY_EPSILON)
-    return features if keep is None else features.mul_(keep.unsqueeze(-1))
+def key_features(key: Tensor, projection: Tensor) -> Tensor:
+    """phi_k, (..., D) -> (..., M)."""
+    exponent = key @ (projection * key.shape[-1] ** -0.25).t()
+    return _key_map(exponent.sub_(_half_square(key, -1)))
+
+
+def _query_map(exponent: Tensor, features: int) -> Tensor:
+    """In place; `features` is the axis of the features."""
+    return exponent.sub_(exponent.amax(features, keepdim=True)).exp_()
+
+
+def _key_map(exponent: Tensor) -> Tensor:
+    return exponent.exp_().add_(KEY_EPSILON)
+
+
+def _half_square(key: Tensor, dim: int) -> Tensor:
+    """|k|^2 / 2 of keys that are yet to be scaled by D^(-1/4)."""
+    return key.square().sum(dim, keepdim=True).mul_(key.shape[dim] ** -0.5 / 2)
 
 
 def chunk_size(num_features: int, length: int) -> int:
@@ -70,151 +81,186 @@ def chunk_size(num_features: int, length: int) -> int:
     return min(length, largest, max(16, 1 << (num_features // 2 - 1).bit_length()))
 
 
-def _append_ones(value: Tensor) -> Tensor:
-    # The column of ones makes the normaliser one more value: one product gives both.
-    return torch.cat([value, value.new_ones(*value.shape[:-1], 1)], -1)
+# Whole sequences are cut into chunks with the tokens as the last axis, which is the one that processors run along:
+# (T, G, D + 1, C) for T chunks of C tokens and G = batch * heads. The last of the D + 1 rows is 1 for values, so that one
+# product gives numerator and normaliser, and -|k|^2 / 2 for keys, so that one gives their exponents.
 
 
 def _into_chunks(x: Tensor, size: int) -> Tensor:
-    """(G, n, F) -> (G, n / size, size, F), zero-padded at the end: padded keys are zero and padded queries are cut off."""
-    missing = -x.shape[1] % size
-    if missing:
-        x = torch.nn.functional.pad(x, (0, 0, 0, missing))
-    return x.unflatten(1, (-1, size))
+    """(..., H, D, B, n) -> (..., T, B * H, D + 1, size), at least float32, zero-padded at the end. Leaves the last row to
+    the caller."""
+    *leading, heads, head_dim, batch, length = x.shape
+    x = F.pad(x, (0, -length % size)).unflatten(-1, (-1, size))
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    chunks = x.new_empty(*leading, x.shape[-2], batch, heads, head_dim + 1, size, dtype=dtype)
+    chunks[..., :head_dim, :] = x.movedim((-2, -3), (-5, -4))
+    return chunks.flatten(-4, -3)
 
 
-def _prefix_sums(first: Tensor, parts: Tensor) -> Tensor:
-    """Running sums *before* each part: (G, M, E), (G, T, M, E) -> (G, T, M, E). No subtraction, so strictly causal bits."""
-    if parts.shape[1] == 1:
-        return first.unsqueeze(1)
-    return torch.cat([first.unsqueeze(1), parts[:, :-1]], 1).cumsum(1)
+def _from_chunks(chunks: Tensor, batch: int, length: int, dtype: torch.dtype) -> Tensor:
+    """(..., T, B * H, D, size) -> (..., H, D, B, n)."""
+    chunks = chunks.to(dtype).unflatten(-3, (batch, -1)).movedim((-5, -4), (-2, -3))
+    return chunks.contiguous().flatten(-2)[..., :length]
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """total + a @ b, (G, T, ., .) each, in place of `total`."""
-    total.flatten(0, 1).baddbmm_(a.flatten(0, 1), b.flatten(0, 1))
-    return total
+def _chunk_inputs(qkv: Tensor, size: int) -> Tensor:
+    """(3, H, D, B, n) -> queries, keys, values (3, T, G, D + 1, C), with their last rows."""
+    chunks = _into_chunks(qkv, size)
+    chunks[0, ..., -1, :] = 0
+    chunks[1, ..., -1:, :] = -_half_square(chunks[1, ..., :-1, :], -2)
+    chunks[2, ..., -1, :] = 1
+    return chunks
 
 
-def _attend_segment(query: Tensor, key: Tensor, value: Tensor, state: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Numerator and normaliser of one segment from features (G, n, M) x2 and values (G, n, E); and the state after it."""
-    length = query.shape[1]
-    query, key, value = (_into_chunks(x, size) for x in (query, key, value))
-    sums = key.transpose(-1, -2) @ value  # (G, T, M, E)
-    before = _prefix_sums(state, sums)
-    out = _add_product(query @ before, (query @ key.transpose(-1, -2)).tril_(), value)
-    return out.flatten(1, 2)[:, :length], before[:, -1] + sums[:, -1]
+def _chunk_mask(keep: Tensor | None, qkv: Tensor, size: int) -> Tensor | None:
+    """Which keys to attend to, (B, n) bool -> (T, G, 1, C); padding is not, and None is all."""
+    _, heads, _, batch, length = qkv.shape
+    missing = -length % size
+    if keep is None:
+        if not missing:
+            return None
+        keep = torch.ones(batch, length, dtype=torch.bool, device=qkv.device)
+    dtype = torch.promote_types(qkv.dtype, torch.float32)
+    chunks = F.pad(keep, (0, missing)).to(dtype).unflatten(1, (-1, size)).transpose(0, 1)
+    return chunks.repeat_interleave(heads, 1).unsqueeze(2)
+
+
+def _running_sums(first: Tensor, a: Tensor, b: Tensor, reverse: bool = False) -> Tensor:
+    """`first` (G, E, M), then with every chunk's a @ b^T added, (T + 1, G, E, M); `reverse` starts behind the last chunk. No
+    subtraction, so that what a chunk enters with depends on no bit of it."""
+    count = len(a) // len(first)
+    sums = first.new_empty(count + 1, *first.shape)
+    start, parts = (count, sums[:-1]) if reverse else (0, sums[1:])
+    sums[start] = first
+    torch.bmm(a, b.transpose(1, 2), out=parts.flatten(0, 1))
+    for t in reversed(range(count)) if reverse else range(1, count + 1):
+        sums[t] += sums[t + 1 if reverse else t - 1]
+    return sums
+
+
+def _segment_features(query: Tensor, key: Tensor, weights: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+    """phi_q and phi_k (T * G, M, C) of chunks (T, G, D + 1, C); masked and padding keys have none, so that they leave
+    numerator and normaliser alike."""
+    weights = weights.expand(query.shape[0] * query.shape[1], -1, -1)
+    phi_q = _query_map(torch.bmm(weights, query.flatten(0, 1)), -2)
+    phi_k = _key_map(torch.bmm(weights, key.flatten(0, 1)))
+    return phi_q, phi_k if keep is None else phi_k.mul_(keep.flatten(0, 1))
+
+
+def _augmented(projection: Tensor) -> Tensor:
+    """(M, D) -> (M, D + 1): what exponents are made with from the D + 1 rows of a chunk."""
+    head_dim = projection.shape[1]
+    return torch.cat([projection * head_dim**-0.25, projection.new_ones(len(projection), 1)], 1)
 
 
 class _CausalAttention(torch.autograd.Function):
     """Saves queries, keys, values and outputs only; features and running sums live for one segment at a time."""
 
     @staticmethod
-    def forward(ctx, query, key, value, keep, projection, state):
-        # (G, n, D) x3, keep (G, n) or None, projection (M, D), state (G, M, D + 1)
-        groups, length, _ = query.shape
-        size = chunk_size(len(projection), length)
-        elements = SEGMENT_ELEMENTS.get(query.device.type, SEGMENT_ELEMENTS["cuda"])
-        segment = max(1, elements // (groups * len(projection) * size)) * size
-        out = torch.empty_like(value)
-        normaliser = value.new_empty(groups, length, 1)
-        states = []
-        for start in range(0, length, segment):
+    def forward(ctx, qkv, keep, projection, state):
+        # (3, H, D, B, n), keep (B, n) bool or None, projection (M, D), state (G, D + 1, M)
+        _, _, _, batch, length = qkv.shape
+        size, weights = chunk_size(len(projection), length), _augmented(projection)
+        chunks, keep = _chunk_inputs(qkv, size), _chunk_mask(keep, qkv, size)
+        elements = SEGMENT_ELEMENTS.get(qkv.device.type, SEGMENT_ELEMENTS["cuda"])
+        segment = max(1, elements // (len(state) * len(projection) * size))
+        out, states = torch.empty_like(chunks[2]), []
+        for start in range(0, chunks.shape[1], segment):
             part = slice(start, start + segment)
             states.append(state)
-            result, state = _attend_segment(
-                query_features(query[:, part], projection),
-                key_features(key[:, part], projection, None if keep is None else keep[:, part]),
-                _append_ones(value[:, part]),
-                state,
-                size,
-            )
-            normaliser[:, part] = result[..., -1:]
-            torch.div(result[..., :-1], result[..., -1:], out=out[:, part])
-        ctx.save_for_backward(query, key, value, keep, projection, out, normaliser, *states)
-        ctx.size, ctx.segment = size, segment
+            query, key, value = chunks[:, part]
+            phi_q, phi_k = _segment_features(query, key, weights, None if keep is None else keep[part])
+            value = value.flatten(0, 1)
+            sums = _running_sums(state, value, phi_k)
+            result = out[part].flatten(0, 1)
+            torch.bmm(sums[:-1].flatten(0, 1), phi_q, out=result)
+            result.baddbmm_(value, torch.bmm(phi_k.transpose(1, 2), phi_q).triu_())
+            state = sums[-1].clone()  # not a view of all of them
+        out[..., :-1, :] /= out[..., -1:, :]
+        ctx.save_for_backward(chunks, keep, weights, out, *states)
+        ctx.segment, ctx.batch, ctx.length, ctx.dtype = segment, batch, length, qkv.dtype
         ctx.mark_non_differentiable(state)
-        return out, state
+        return _from_chunks(out[..., :-1, :], batch, length, qkv.dtype), state
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_out, _grad_state):
-        query, key, value, keep, projection, out, normaliser, *states = ctx.saved_tensors
-        grad_query, grad_key, grad_value = (torch.empty_like(x) for x in (query, key, value))
-        grad_state = torch.zeros_like(states[0])
-        for index in reversed(range(len(states))):
-            part = slice(index * ctx.segment, (index + 1) * ctx.segment)
+        chunks, keep, weights, out, *states = ctx.saved_tensors
+        with torch.autocast(grad_out.device.type, enabled=False):
             # d(num / den) = d num / den - (num / den) d den / den
-            grad = grad_out[:, part] / normaliser[:, part]
-            grad = torch.cat([grad, -(grad * out[:, part]).sum(-1, keepdim=True)], -1)
-            part_keep = None if keep is None else keep[:, part]
-            parts = _segment_gradients(
-                query[:, part],
-                key[:, part],
-                value[:, part],
-                part_keep,
-                projection,
-                states[index],
-                grad,
-                grad_state,
-                ctx.size,
-            )
-            grad_query[:, part], grad_key[:, part], grad_value[:, part], grad_state = parts
-        return grad_query, grad_key, grad_value, None, None, None
+            grad = _into_chunks(grad_out.to(out.dtype), out.shape[-1])
+            values = grad[..., :-1, :]
+            values /= out[..., -1:, :]
+            torch.sum(values * out[..., :-1, :], -2, keepdim=True, out=grad[..., -1:, :]).neg_()
+            grads = torch.empty_like(chunks[..., :-1, :], memory_format=torch.contiguous_format)
+            grad_state = torch.zeros_like(states[0])
+            for index in reversed(range(len(states))):
+                part = slice(index * ctx.segment, (index + 1) * ctx.segment)
+                part_keep = None if keep is None else keep[part]
+                grad_state = _segment_gradients(
+                    chunks[:, part], part_keep, weights, states[index], grad[part], grad_state, grads[:, part]
+                )
+        return _from_chunks(grads, ctx.batch, ctx.length, ctx.dtype), None, None, None
 
 
-def _segment_gradients(query, key, value, keep, projection, state, grad, grad_state, size):
-    """Gradients of one segment's queries, keys, values (G, n, D), and of the state that enters it (G, M, D + 1)."""
-    length = query.shape[1]
-    phi_q, phi_k = query_features(query, projection), key_features(key, projection, keep)
-    q, k, v, g = (_into_chunks(x, size) for x in (phi_q, phi_k, _append_ones(value), grad))
-    before = _prefix_sums(state, k.transpose(-1, -2) @ v)
-    sums = q.transpose(-1, -2) @ g
-    after = _prefix_sums(grad_state, sums.flip(1)).flip(1)  # what later chunks ask of the running sums
-    scores = (q @ k.transpose(-1, -2)).tril_()
-    grad_scores = (g @ v.transpose(-1, -2)).tril_()
-    grad_q = _add_product(g @ before.transpose(-1, -2), grad_scores, k)
-    grad_k = _add_product(v @ after.transpose(-1, -2), grad_scores.transpose(-1, -2), q)
-    grad_v = _add_product(k @ after, scores.transpose(-1, -2), g)
-    grad_q, grad_k, grad_v = (x.flatten(1, 2)[:, :length] for x in (grad_q, grad_k, grad_v))
+def _segment_gradients(chunks, keep, weights, state, grad, grad_state, out):
+    """Writes the gradients of one segment's queries, keys and values to `out` (3, T, G, D, C); returns that of the state
+    which enters it (G, D + 1, M)."""
+    query, key, value = chunks
+    phi_q, phi_k = _segment_features(query, key, weights, keep)
+    value, grad = value.flatten(0, 1), grad.flatten(0, 1)
+    before = _running_sums(state, value, phi_k)[:-1].flatten(0, 1)
+    sums = _running_sums(grad_state, grad, phi_q, reverse=True)
+    after = sums[1:].flatten(0, 1)  # what later chunks ask of the running sums
+    scores = torch.bmm(phi_k.transpose(1, 2), phi_q).triu_()
+    grad_scores = torch.bmm(value.transpose(1, 2), grad).triu_()
+    grad_q = torch.bmm(before.transpose(1, 2), grad).baddbmm_(phi_k, grad_scores)
+    grad_k = torch.bmm(after.transpose(1, 2), value).baddbmm_(phi_q, grad_scores.transpose(1, 2))
+    grad_v = torch.bmm(after, phi_k).baddbmm_(grad, scores.transpose(1, 2))
 
-    scale = query.shape[-1] ** -0.25
-    projection = projection * scale
-    grad_query = grad_q.mul_(phi_q) @ projection
+    grad_query, grad_key, grad_value = (x.flatten(0, 1) for x in out)
+    grad_value.copy_(grad_v[:, :-1])
+    back = weights.t().expand(len(phi_q), -1, -1)
+    torch.bmm(back[:, :-1], grad_q.mul_(phi_q), out=grad_query)
     # phi_k = (exp(w.k - |k|^2 / 2) + epsilon) * keep: the exponential part is what the gradient goes through
-    phi_k -= KEY_EPSILON if keep is None else KEY_EPSILON * keep.unsqueeze(-1)
-    grad_exponent = grad_k.mul_(phi_k)
-    grad_key = (grad_exponent @ projection).addcmul_(grad_exponent.sum(-1, keepdim=True), key, value=-(scale**2))
-    return grad_query, grad_key, grad_v[..., :-1], after[:, 0] + sums[:, 0]
+    phi_k -= KEY_EPSILON if keep is None else KEY_EPSILON * keep.flatten(0, 1)
+    grad_exponent = torch.bmm(back, grad_k.mul_(phi_k))
+    head_dim = grad_key.shape[1]
+    key = key.flatten(0, 1)[:, :-1]
+    torch.addcmul(grad_exponent[:, :-1], grad_exponent[:, -1:], key, value=-(head_dim**-0.5), out=grad_key)
+    return sums[0]
 
 
 def new_state(batch_size: int, num_heads: int, projection: Tensor) -> Tensor:
-    """Empty running sums, shape (B, H, M, D + 1): of values and, in the last column, of the key features themselves."""
+    """Empty running sums, shape (B, H, D + 1, M): of values and, in the last row, of the key features themselves."""
     num_features, head_dim = projection.shape
-    return projection.new_zeros(batch_size, num_heads, num_features, head_dim + 1)
+    return projection.new_zeros(batch_size, num_heads, head_dim + 1, num_features)
+
+
+def attend(qkv: Tensor, projection: Tensor, state: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Attends with everything summed up in `state` and causally within the new tokens.
+
+    Args:
+        qkv: (3, H, D, B, n) queries, keys and values, any float dtype; computed in float32, also under autocast. Tokens come
+            last because that is how the product needs them, and what a projection of them gives for nothing.
+        projection: (M, D) random features.
+        state: (B, H, D + 1, M) from `new_state` or an earlier call.
+        keep: (B, n) bool, True = keep. A masked token is never attended to, not by itself either.
+
+    Returns:
+        Outputs (H, D, B, n) in the dtype of `qkv`, and the state after the new tokens.
+    """
+    with torch.autocast(qkv.device.type, enabled=False):
+        out, leaving = _CausalAttention.apply(qkv, keep, projection.float(), state.flatten(0, 1))
+    return out, leaving.view_as(state)
 
 
 def prefill(
     query: Tensor, key: Tensor, value: Tensor, projection: Tensor, state: Tensor, keep: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Attends with everything summed up in `state` and causally within the new tokens.
-
-    Args:
-        query, key, value: (B, H, n, D), any float dtype; computed in float32, also under autocast.
-        projection: (M, D) random features.
-        state: (B, H, M, D + 1) from `new_state` or an earlier call.
-        keep: (B, n) bool, True = keep. A masked token is never attended to, not by itself either.
-
-    Returns:
-        Outputs (B, H, n, D) in the dtype of `value`, and the state after the new tokens.
-    """
-    batch, heads, length, head_dim = query.shape
-    with torch.autocast(query.device.type, enabled=False):
-        flat = (x.float().reshape(batch * heads, length, head_dim) for x in (query, key, value))
-        if keep is not None:
-            keep = keep.to(torch.float32).repeat_interleave(heads, 0)
-        out, state = _CausalAttention.apply(*flat, keep, projection.float(), state.flatten(0, 1))
-    return out.view(batch, heads, length, head_dim).to(value.dtype), state.unflatten(0, (batch, heads))
+    """`attend` with the usual axes: queries, keys, values and outputs (B, H, n, D)."""
+    out, state = attend(torch.stack([query, key, value]).permute(0, 2, 4, 1, 3), projection, state, keep)
+    return out.permute(2, 0, 3, 1), state
 
 
 def causal_attention(
@@ -226,9 +272,10 @@ def causal_attention(
 
 
 def step(query: Tensor, key: Tensor, value: Tensor, projection: Tensor, state: Tensor) -> Tensor:
-    """One token: (B, H, D) x3 -> (B, H, D). Adds the token to `state` (B, H, M, D + 1) in place, then attends."""
+    """One token: (B, H, D) x3 -> (B, H, D). Adds the token to `state` (B, H, D + 1, M) in place, then attends."""
     with torch.autocast(query.device.type, enabled=False):
         projection = projection.float()
-        state.addcmul_(key_features(key.float(), projection).unsqueeze(-1), _append_ones(value.float()).unsqueeze(-2))
-        result = (query_features(query.float(), projection).unsqueeze(-2) @ state).squeeze(-2)
+        value_and_one = F.pad(value.float(), (0, 1), value=1.0)
+        state.addcmul_(value_and_one.unsqueeze(-1), key_features(key.float(), projection).unsqueeze(-2))
+        result = (state @ query_features(query.float(), projection).unsqueeze(-1)).squeeze(-1)
         return (result[..., :-1] / result[..., -1:]).to(value.dtype)
