@@ -17,7 +17,7 @@ NOTES = (
     "used; its deviations look like those over images. The best of ours in a row is bold."
 )
 IMPOSSIBLE = "† no values between 0 and 100 have this mean and deviation: a misprint, never compared against."
-OTHER_SEEDS = "‡ other seeds than ILTM in this row."
+OTHER_SEEDS = "‡ of other seeds than the row says."
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ def level_table(results: Results, level: float) -> LevelTable:
     """Lays out the cells of one level."""
     methods, rows = results.methods(level), []
     for category in results.categories(level):
-        seeds = results.seeds(REFERENCE, category, level)
-        label = f"{category} (seed{'s' if seeds[1:] else ''} {', '.join(map(str, seeds))})" if seeds else category
+        seeds = _seeds_of_row(results, category, level)
+        label = f"{category} (seed{'s' if seeds[1:] else ''} {', '.join(map(str, seeds))})"
         for metric in TITLES:
             entries = [_entry(results, method, category, level, metric) for method in methods]
             rows.append((label, metric, _mark_best(entries)))
@@ -71,16 +71,28 @@ def _entry(results: Results, method: str, category: str, level: float, metric: s
         None if vector is None else 100 * float(vector[0]),
         per_image,
         published(METHODS[method].paper, category, metric),
-        other_seeds=vector is not None
-        and results.seeds(method, category, level) != results.seeds(REFERENCE, category, level),
+        other_seeds=_has_other_seeds(results, method, category, level),
     )
+
+
+def _seeds_of_row(results: Results, category: str, level: float) -> list[int]:
+    """ILTM's, or those of the first method if ILTM has no cell."""
+    found = (results.seeds(method, category, level) for method in (REFERENCE, *results.methods(level)))
+    return next(seeds for seeds in found if seeds)
+
+
+def _has_other_seeds(results: Results, method: str, category: str, level: float) -> bool:
+    return results.seeds(method, category, level) != _seeds_of_row(results, category, level)
 
 
 def _mean_entry(results: Results, method: str, categories: list[str], level: float, metric: str) -> Entry:
     vector = results.mean(method, level, metric)
     printed = _mean_printed(method, categories, metric)
     return Entry(
-        None if vector is None else 100 * float(vector[0]), None, None if printed is None else (printed, np.nan)
+        None if vector is None else 100 * float(vector[0]),
+        None,
+        None if printed is None else (printed, np.nan),
+        other_seeds=any(_has_other_seeds(results, method, category, level) for category in categories),
     )
 
 
