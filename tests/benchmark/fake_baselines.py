@@ -5,9 +5,12 @@ import sys
 import types
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
+
+from iltm_anomaly.training.recipe import StageRecipe
 
 NAMES = ("mean_image", "autoencoder", "vae", "cutpaste", "nsa", "patchcore")
 
@@ -31,6 +34,13 @@ class FakePipeline:
         distances += self.noise * torch.rand(distances.shape, generator=torch.Generator().manual_seed(0))
         maps = [self.processor.restore_map(d, s) for d, s in zip(distances, batch["original_sizes"], strict=True)]
         return Output(torch.tensor([float(m.max()) for m in maps]), maps, [m > 0.5 for m in maps])
+
+
+class FakeBaseline:
+    """A method: what its settings say about its training."""
+
+    class model_class:
+        recipes = dict.fromkeys(("paper", "cpu", "tiny"), SimpleNamespace(stage=StageRecipe(epochs=10, batch_size=4)))
 
 
 class FakeBaselines:
@@ -66,7 +76,7 @@ def install(monkeypatch) -> FakeBaselines:
     """Puts the fake in place of the package."""
     fake = FakeBaselines()
     package, transformer = types.ModuleType("iltm_anomaly.baselines"), types.ModuleType("vqvae_transformer")
-    package.BASELINES, package.train_baseline = dict.fromkeys(NAMES), fake.train_baseline
+    package.BASELINES, package.train_baseline = dict.fromkeys(NAMES, FakeBaseline), fake.train_baseline
     transformer.from_run = fake.from_run
     monkeypatch.setitem(sys.modules, "iltm_anomaly.baselines", package)
     monkeypatch.setitem(sys.modules, "iltm_anomaly.baselines.vqvae_transformer", transformer)

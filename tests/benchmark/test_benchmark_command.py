@@ -217,12 +217,35 @@ def test_the_dry_run_prints_the_plan_tries_a_step_and_trains_nothing(data, recip
     assert main(command(data, recipe, output, "--dry-run", *methods)) == 2
     printed = capsys.readouterr()
     assert "18 cells: 9 methods x 2 sets of images; 0 finished" in printed.out
-    assert "part_c0.2_s0: 16 training images, 3 of them defective; 14 test images, 10 of them defective" in printed.out
+    assert (
+        "part at 0.2: 16 training images, 3 of them defective; 14 test images, 10 of them defective; seeds 0"
+        in printed.out
+    )
     assert "VQ-VAE: " in printed.out and "GPU hours (assumed: 10 TFLOP/s sustained" in printed.out
     assert "check: ILTM builds and takes steps" in printed.out and "check: NSA (tiny) takes a step" in printed.out
     assert "PatchCore: RuntimeError: patchcore cannot be trained here" in printed.err
     assert {call["steps"] for call in fake.calls} == {1} and len(fake.calls) == 6
     assert not output.exists()
+
+
+def test_the_cost_of_the_papers_settings_counts_every_method(data, fake, tmp_path, monkeypatch, capsys):
+    """Its models take too long to step here: the costs of a step are given."""
+    from iltm_anomaly.benchmark import dry_run
+
+    cost = dry_run.StepCost(parameters=1_000, flops=1e12, seconds=2.0)
+    monkeypatch.setattr(dry_run, "check_iltm", lambda recipe: {"VQ-VAE": cost, "prior": cost})
+    words = ["benchmark", "--data", str(data), "--categories", "sets/part", "--methods", "paper", "--preset", "paper"]
+    assert (
+        main([*words, "--train-size", "16", "--contamination", "0", "0.2", "--output", str(tmp_path), "--dry-run"])
+        == 0
+    )
+    printed = capsys.readouterr().out
+    assert "14 cells: 7 methods x 2 sets of images" in printed
+    # 16 images: 20,000 epochs of one step with batch 16, and 4 rounds of 80 epochs of 16 steps with batch 1
+    assert "20,000 to 20,000 steps a run" in printed and "5,120 to 5,120 steps a run" in printed
+    # twice 20,000 steps of 16 TFLOP, and 5,120 of 1 TFLOP, at 10 TFLOP/s
+    assert f"about {2 * (20_000 * 1.6 + 5_120 * 0.1) / 3600:,.0f} GPU hours" in printed
+    assert "CutPaste: up to 40 steps" in printed and "CutPaste (paper) takes a step" in printed
 
 
 @pytest.mark.parametrize(

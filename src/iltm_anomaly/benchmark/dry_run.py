@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from iltm_anomaly.benchmark.cells import is_finished
-from iltm_anomaly.benchmark.plan import METHODS, BenchmarkArguments, Plan
+from iltm_anomaly.benchmark.plan import METHODS, BenchmarkArguments, Group, Plan
 from iltm_anomaly.benchmark.runner import OWN_SCHEDULE, baseline_preset
 from iltm_anomaly.image_processing import ILTMImageProcessor
 from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
@@ -32,7 +32,7 @@ class StepCost:
     Args:
         parameters: of the model.
         flops: of forward and backward pass, a multiply-add counted as two; Fourier transforms are not counted.
-        seconds: on this machine, of a second step.
+        seconds: of a second step on one core of this machine; time that other programs took does not count.
     """
 
     parameters: int
@@ -53,16 +53,20 @@ def describe_plan(plan: Plan, arguments: BenchmarkArguments) -> str:
         f"{len(cells)} cells: {len(methods)} methods x {len(plan.groups)} sets of images; {finished} finished",
         f"methods: {', '.join(METHODS[method].title for method in methods)}",
     ]
+    seeds: dict[str, list[int]] = {}  # that a line stands for
     for group in plan.groups:
-        if group.error is not None or group.dataset is None or group.record is None:
-            lines.append(f"  {group.name}: NOT POSSIBLE: {group.error}")
-            continue
-        train, test = group.dataset["train"], group.dataset["test"]
-        lines.append(
-            f"  {group.name}: {len(train)} training images, {len(group.record['pool_indices'])} of them defective; "
-            f"{len(test)} test images, {sum(test['label'])} of them defective"
-        )
-    return "\n".join(lines)
+        seeds.setdefault(f"{group.category.name} at {group.contamination:g}: {_images(group)}", []).append(group.seed)
+    return "\n".join([*lines, *(f"  {line}; seeds {', '.join(map(str, values))}" for line, values in seeds.items())])
+
+
+def _images(group: Group) -> str:
+    if group.error is not None or group.dataset is None or group.record is None:
+        return f"NOT POSSIBLE: {group.error}"
+    train, test = group.dataset["train"], group.dataset["test"]
+    return (
+        f"{len(train)} training images, {len(group.record['pool_indices'])} of them defective; "
+        f"{len(test)} test images, {sum(test['label'])} of them defective"
+    )
 
 
 def check_iltm(recipe: Recipe) -> dict[str, StepCost]:
@@ -95,9 +99,9 @@ def _step(model: Any, stage: StageRecipe, inputs: Callable[[], dict[str, Any]]) 
 
     with FlopCounterMode(display=False) as counter:
         step()
-    started = time.monotonic()
+    started = time.process_time()
     step()
-    seconds = time.monotonic() - started
+    seconds = time.process_time() - started
     return StepCost(sum(p.numel() for p in model.parameters()), float(counter.get_total_flops()), seconds)
 
 
@@ -145,29 +149,40 @@ def describe_cost(plan: Plan, arguments: BenchmarkArguments, costs: dict[str, St
         lines.append(
             f"  {name}: {cost.parameters:,} parameters, {cost.flops / 1e9:.1f} GFLOP an image and step, "
             f"batch {stage.batch_size}, {min(steps, default=0):,} to {max(steps, default=0):,} steps a run; "
-            f"here {cost.seconds:.2f} s a step of one image on {torch.get_num_threads()} thread(s)"
+            f"here {cost.seconds:.2f} s a step of one image on one core"
         )
         work = cost.flops * stage.batch_size
         flops += sum(steps) * work
         seconds += sum(steps) * stage.batch_size * cost.seconds
         hours += sum(steps) * max(work / GPU_FLOPS, GPU_SECONDS_PER_STEP) / 3600
-    budget = (
-        f"{arguments.baseline_seconds:g} s each"
-        if arguments.baseline_seconds is not None
-        else "by the schedules of their own papers, not estimated"
-        if recipe.name == OWN_SCHEDULE
-        else "the time of one round of the prior each"
-    )
     return "\n".join(
         [
             f"{len(groups)} ILTM runs of preset {recipe.name}, {recipe.image_size} pixels, "
             f"{recipe.rounds.rounds + 1} rounds of the prior at most:",
             *lines,
             f"  in all {flops:.2e} FLOP: about {hours:,.0f} GPU hours (assumed: {GPU_FLOPS / 1e12:g} TFLOP/s sustained, at least "
-            f"{GPU_SECONDS_PER_STEP:g} s a step), or {seconds / 3600:,.0f} hours here; scoring and resumed parts not counted",
-            f"other methods: {budget}",
+            f"{GPU_SECONDS_PER_STEP:g} s a step), or {seconds / 3600:,.0f} hours of one core here; scoring not counted",
+            *_baseline_costs(plan, arguments, max(sizes, default=0)),
         ]
     )
+
+
+def _baseline_costs(plan: Plan, arguments: BenchmarkArguments, num_images: int) -> list[str]:
+    """How long each of the other methods trains, as lines of text."""
+    from iltm_anomaly.baselines import BASELINES
+
+    if arguments.baseline_seconds is not None:
+        return [f"other methods train for {arguments.baseline_seconds:g} s each"]
+    if plan.recipe.name != OWN_SCHEDULE:
+        return ["other methods train for the time of one round of the prior each"]
+    lines = ["other methods train by the schedules of their own papers:"]
+    for method in plan.groups[0].methods:
+        if not METHODS[method].of_run:
+            stage = BASELINES[method].model_class.recipes[baseline_preset(plan.recipe)].stage
+            steps = 0 if stage is None else total_steps(stage, num_images)
+            hours = steps * GPU_SECONDS_PER_STEP / 3600
+            lines.append(f"  {METHODS[method].title}: up to {steps:,} steps, at least {hours:.1f} GPU hours a cell")
+    return lines
 
 
 def dry_run(plan: Plan, arguments: BenchmarkArguments, show: Callable[[str], None] = print) -> dict[str, str]:
