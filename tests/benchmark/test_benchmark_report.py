@@ -34,6 +34,7 @@ def document(method: str, category: str, level: float, seed: int, auroc: float, 
     return {
         "results": [result],
         "training_images": 155,
+        "images_sha256": f"{category}{level}{seed}",
         "preset": "cpu",
         "training_seconds": 60.0 + len(method),
         "settings": {"method": method, "category": category, "contamination": level, "seed": seed},
@@ -212,8 +213,10 @@ def test_the_report_names_what_is_missing_and_leaves_out_what_is_damaged(tmp_pat
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_cells_of_other_test_images_are_not_paired():
+def test_cells_of_other_images_are_not_compared():
     first, second = document("iltm", "bottle", 0, 0, 0.9), document("nsa", "bottle", 0, 0, 0.8)
+    with pytest.raises(ValueError, match="not trained on the same images"):
+        Results([first, second | {"images_sha256": "other"}])
     second["draws"]["test_sha256"] = "other"
     with pytest.raises(ValueError, match="not tested on the same images"):
         Results([first, second])

@@ -45,7 +45,7 @@ class Results:
     def __init__(self, documents: list[dict[str, Any]], problems: Sequence[str] = ()):
         self.documents = {self._key(document): document for document in documents}
         self.problems = list(problems)
-        self._check_draws()
+        self._check_images()
         self.vectors = {
             (*key, metric): np.concatenate([[document["results"][-1][metric]], unpack(document["draws"][metric])])
             for key, document in self.documents.items()
@@ -70,17 +70,22 @@ class Results:
         settings = document["settings"]
         return settings["method"], settings["category"], float(settings["contamination"]), settings["seed"]
 
-    def _check_draws(self) -> None:
-        """Raises ValueError where two cells of a category and seed were not tested on the same images in the same draws."""
-        drawn: dict[tuple[str, int], tuple[Any, str]] = {}
+    def _check_images(self) -> None:
+        """Raises ValueError where two cells that are compared were not trained, or not tested, on the same images."""
+        seen: dict[tuple[Any, ...], tuple[Any, Any]] = {}
         for key, document in self.documents.items():
-            found = (document["draws"]["count"], document["draws"]["test_sha256"])
-            first, name = drawn.setdefault((key[1], key[3]), (found, str(key)))
-            if found != first:
-                raise ValueError(
-                    f"cells {name} and {key} were not tested on the same images: the data changed between them. "
-                    "Delete the older one and run the benchmark again"
-                )
+            _, category, level, seed = key
+            draws = document["draws"]
+            for images, found in (
+                (("tested", category, seed), (draws["test_sha256"], draws["count"])),
+                (("trained", category, level, seed), document["images_sha256"]),
+            ):
+                expected, other = seen.setdefault(images, (found, key))
+                if found != expected:
+                    raise ValueError(
+                        f"cells {other} and {key} were not {images[0]} on the same images: the data changed between them. "
+                        "Delete the older one and run the benchmark again"
+                    )
 
     # What there is
 
