@@ -135,7 +135,7 @@ def markdown_differences(results: Results, level: float, metric: str) -> str | N
             lines.append([category, f"seed {seed}", *row])
         if len(seeds) > 1:
             row = [_interval(results.difference(m, category, level, metric)) for m in methods]
-            lines.append([category, f"mean of {len(seeds)} seeds", *row])
+            lines.append([category, "mean over seeds", *row])
         gaps = [_printed_gap(method, category, metric) for method in methods]
         if any(gap is not None for gap in gaps):
             lines.append([f"*{category}*", "*paper*", *("" if gap is None else f"*{gap:+.1f}*" for gap in gaps)])
