@@ -1,4 +1,4 @@
-"""Command line: `iltm-anomaly demo | train | evaluate | detect | push`. Heavy imports wait until a command needs them."""
+"""Command line: `iltm-anomaly demo | train | evaluate | detect | benchmark | push`. Heavy imports wait for their command."""
 
 import argparse
 import logging
@@ -126,6 +126,79 @@ def run_demo(arguments: argparse.Namespace) -> None:
     (demo_volumes if arguments.volumes else demo)(arguments.output, arguments.seed)
 
 
+def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", metavar="ROOT", help="folder that the categories are in")
+    parser.add_argument(
+        "--categories",
+        nargs="+",
+        metavar="NAME",
+        help="category folders below ROOT (bottle, or mvtec/bottle), `official` for the 12 of the paper, or `all15` of MVTec AD",
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="cells, runs and report; the same DIR again continues",
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=["all"],
+        metavar="NAME",
+        help="all (default), paper, or names; patchcore is not in all, as it needs weights of an ImageNet network",
+    )
+    parser.add_argument(
+        "--contamination",
+        nargs="+",
+        type=float,
+        default=[0.0, 0.1, 0.2],
+        metavar="F",
+        help="shares of defective training images (default: 0 0.1 0.2)",
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="default: 0")
+    parser.add_argument("--preset", default="cpu", metavar="NAME_OR_FILE", help="recipe (default: cpu)")
+    parser.add_argument(
+        "--train-size",
+        type=lambda text: text if text == "common" else int(text),
+        metavar="N",
+        help="training images of every cell; `common` takes, per category, the most at which all levels are possible",
+    )
+    parser.add_argument(
+        "--baseline-seconds",
+        type=float,
+        metavar="S",
+        help="training time of each other method (default: that of one round of ILTM's prior; with `paper`, its own schedule)",
+    )
+    parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument(
+        "--dry-run", action="store_true", help="print plan and cost, try one step of everything, train nothing"
+    )
+    choice.add_argument(
+        "--report-only", action="store_true", help="write the report of the cells in DIR anew; needs no data"
+    )
+
+
+def run_benchmark(arguments: argparse.Namespace) -> None:
+    if arguments.report_only:
+        from iltm_anomaly.benchmark.report import write_report
+
+        written = write_report(arguments.output)
+    else:
+        from iltm_anomaly.benchmark.plan import BenchmarkArguments
+        from iltm_anomaly.benchmark.task import benchmark, check
+
+        if arguments.data is None or arguments.categories is None:
+            raise ValueError("--data and --categories are needed, unless --report-only is given")
+        values = {k: v for k, v in vars(arguments).items() if k in BenchmarkArguments.__dataclass_fields__}
+        if arguments.dry_run:
+            check(BenchmarkArguments(**values))
+            return
+        written = benchmark(BenchmarkArguments(**values))
+    print(f"written: {', '.join(map(str, written))}")
+
+
 def add_push_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="run folder, pipeline folder, or folder of a Space")
     parser.add_argument("repo_id", metavar="REPO_ID", help="owner/name on the Hub; made if it does not exist")
@@ -173,6 +246,11 @@ COMMANDS: dict[str, Command] = {
         run_evaluate,
     ),
     "detect": ("score images and draw where they are wrong", add_detect_arguments, run_detect),
+    "benchmark": (
+        "measure every method of the paper's table on the same contaminated images",
+        add_benchmark_arguments,
+        run_benchmark,
+    ),
     "push": ("upload a pipeline or a Space to the Hugging Face Hub", add_push_arguments, run_push),
 }
 
@@ -205,7 +283,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"iltm-anomaly {arguments.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; --resume continues a training run", file=sys.stderr)
+        print("interrupted; --resume continues a training run, the same command a benchmark", file=sys.stderr)
         return 130
     return 0
 

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,7 @@ def evaluate_run(
     all_rounds: bool = True,
     device: str | torch.device | None = None,
     show_progress: bool = True,
+    observe: Callable[[int, ILTMAnomalyOutput], None] | None = None,
 ) -> dict[str, Any]:
     """Evaluates the last round, and for a run folder each round before it; writes `results.json` and `gallery.png`.
 
@@ -140,6 +142,7 @@ def evaluate_run(
         data, category: MVTec AD layout or Hub data set, as in training.
         output: folder for the files.
         all_rounds: False leaves out all rounds but the last.
+        observe: is given each round and what it made of the test images.
 
     Returns:
         What `results.json` holds: "results", one entry per round, and where they come from.
@@ -177,6 +180,8 @@ def evaluate_run(
         started = time.monotonic()
         scored, metrics = score_dataset(pipeline, test, show_progress)
         seconds = time.monotonic() - started
+        if observe is not None:
+            observe(entry["round"], scored)
         results.append(
             {
                 "method": "iltm",

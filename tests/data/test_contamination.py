@@ -10,6 +10,7 @@ from iltm_anomaly.data.contamination import (
     apply_record,
     contaminate,
     contamination_record,
+    largest_train_size,
 )
 from iltm_anomaly.data.mvtec import load_mvtec
 
@@ -193,3 +194,11 @@ def test_bottle(real_data):
         assert train.num_rows == 155 and sum(train["contaminated"]) == defective
     with pytest.raises(ValueError, match=r"with all 209 good images is 0\.129.*train_size=155 or"):
         contaminate(bottle, 0.2, seed=0)
+
+
+@pytest.mark.parametrize(("fraction", "expected"), [(0.0, 20), (0.1, 22), (0.2, 25), (0.4, 25), (0.5, 20)])
+def test_the_largest_train_size_is_possible_and_two_more_are_not(dataset, fraction, expected):
+    assert largest_train_size(dataset, fraction) == expected
+    assert contaminate(dataset, fraction, seed=0, train_size=expected)["train"].num_rows == expected
+    with pytest.raises(ValueError, match=f"train_size={expected} or less"):
+        contaminate(dataset, fraction, seed=0, train_size=expected + 2)  # one more may be, by rounding

@@ -118,6 +118,12 @@ def contaminate(dataset: DatasetDict, fraction: float, seed: int, train_size: in
     return apply_record(dataset, record)
 
 
+def largest_train_size(dataset: DatasetDict, fraction: float) -> int:
+    """The largest `train_size` at which `contaminate` can reach `fraction`, whatever the seed; 0 if it is out of reach."""
+    pool = sum(label_of(defect) == 1 for defect in dataset["test"]["defect"][:]) // 2
+    return _possible(dataset["train"].num_rows, pool, fraction)
+
+
 def apply_record(dataset: DatasetDict, record: ContaminationRecord) -> DatasetDict:
     """Repeats the choice of a record on the data set it was made from.
 
@@ -230,9 +236,7 @@ def _counts(num_good: int, num_pool: int, fraction: float, train_size: int | Non
             f"fraction {fraction} of train_size {train_size} leaves no good image; the largest possible fraction is "
             f"{(good + defective - 1) / (good + defective):.3f}"
         )
-    # Most images in all at this fraction: limited by the pool, and by the good images.
-    possible = min(num_pool / fraction if fraction > 0 else math.inf, num_good / (1 - fraction), num_good + num_pool)
-    possible = math.floor(possible + 1e-9)
+    possible = _possible(num_good, num_pool, fraction)
     if defective > num_pool:
         size = good + defective if train_size is not None else num_good + num_pool
         largest = math.floor(num_pool / size * 1000) / 1000
@@ -250,3 +254,9 @@ def _counts(num_good: int, num_pool: int, fraction: float, train_size: int | Non
             f"{num_good}; use train_size={possible} or less"
         )
     return good, defective
+
+
+def _possible(num_good: int, num_pool: int, fraction: float) -> int:
+    """Most images in all at this fraction: limited by the pool, and by the good images."""
+    limits = (num_pool / fraction if fraction > 0 else math.inf, num_good / (1 - fraction), num_good + num_pool)
+    return math.floor(min(limits) + 1e-9)

@@ -1,0 +1,101 @@
+"""Cells on disk: `cells/<category>_c<level>_s<seed>_<method>.json`, and beside it an .npz of what its draws were made from.
+
+A JSON file is laid out like `results.json` of `iltm-anomaly evaluate`: "results" has one entry per round, of which the last is
+the method's; then follow where they come from, "draws" (bootstrap, see `statistics`) and a checksum of all of it. The table is
+made of the JSON files alone. The .npz holds `statistics.ImageStatistics`, for more draws or other metrics of an image.
+"""
+
+import hashlib
+import io
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iltm_anomaly.benchmark.statistics import ImageStatistics
+from iltm_anomaly.training.checkpoint import file_digest, write_atomically, write_json
+from iltm_anomaly.training.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+
+class CellDamagedError(RuntimeError):
+    """A cell file that is cut off or was changed."""
+
+
+def save_cell(folder: Path, name: str, document: dict[str, Any], statistics: ImageStatistics) -> None:
+    """Writes the statistics, then the document, which makes the cell count; each atomically."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **statistics.arrays())
+    write_atomically(folder / f"{name}.npz", buffer.getbuffer())
+    document = document | {"statistics_sha256": file_digest(folder / f"{name}.npz")}
+    write_json(folder / f"{name}.json", document | {"checksum": _checksum(document)})
+
+
+def load_cell(path: Path) -> dict[str, Any]:
+    """The document of a cell.
+
+    Raises:
+        CellDamagedError: if the JSON file, or the .npz that lies beside it, is not what was written. The .npz may be absent.
+    """
+    try:
+        document = json.loads(path.read_text())
+        whole = document.pop("checksum") == _checksum(document)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CellDamagedError(f"{path} is damaged ({error})") from error
+    if not whole:
+        raise CellDamagedError(f"{path} is damaged: its content does not fit its checksum")
+    statistics = path.with_suffix(".npz")
+    if statistics.exists() and file_digest(statistics) != document["statistics_sha256"]:
+        raise CellDamagedError(f"{statistics} is damaged: its content does not fit the checksum in {path.name}")
+    return document
+
+
+def is_finished(folder: Path, name: str, settings: dict[str, Any]) -> bool:
+    """Whether a cell with these settings is there and whole. One that is there and does not count is logged with the reason."""
+    path = folder / f"{name}.json"
+    if not path.exists():
+        return False
+    try:
+        found = load_cell(path)["settings"]
+    except CellDamagedError as error:
+        logger.warning("%s: measured again", error)
+        return False
+    changes = _changes(found, settings)
+    if changes:
+        logger.warning("%s has other settings (%s): measured again", path, "; ".join(changes))
+    return not changes
+
+
+def load_cells(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """All cells that are whole, by file name, and what was wrong with the others."""
+    documents, problems = [], []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            documents.append(load_cell(path))
+        except CellDamagedError as error:
+            problems.append(f"{error}; left out")
+    return documents, problems
+
+
+def load_statistics(path: Path) -> ImageStatistics:
+    """The .npz of a cell."""
+    with np.load(path) as arrays:
+        return ImageStatistics(**arrays)
+
+
+def _checksum(document: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _changes(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    found, wanted = dict(found), dict(wanted)
+    theirs, ours = found.pop("recipe", {}), wanted.pop("recipe")
+    changes = [f"{k} {found.get(k)} there, {v} now" for k, v in wanted.items() if found.get(k) != v]
+    try:
+        same = Recipe.from_dict(theirs) == Recipe.from_dict(ours)  # a field that is new since then has its default
+    except ValueError:
+        same = False
+    return changes if same else [*changes, "recipe"]

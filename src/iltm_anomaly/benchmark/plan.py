@@ -1,0 +1,251 @@
+"""What is to be measured: methods, categories, levels and seeds, and the images that each of them means."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iltm_anomaly.data.contamination import contaminate, contamination_record, largest_train_size
+from iltm_anomaly.data.mvtec import is_category, list_categories, load_mvtec
+from iltm_anomaly.training.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+
+@dataclass(frozen=True)
+class Method:
+    """One column of the table.
+
+    Args:
+        title: its heading.
+        paper: its column in the paper's Table 2, None for what the paper does not have.
+        of_run: scored from the ILTM run of its images; the others are trained on their own.
+        in_all: part of "all".
+    """
+
+    title: str
+    paper: str | None = None
+    of_run: bool = False
+    in_all: bool = True
+
+
+# In the order of the paper's columns, then what is not in it. The paper does not say which map its round 0 used.
+METHODS = {
+    "autoencoder": Method("AE", "autoencoder"),
+    "vae": Method("VAE", "vae"),
+    "cutpaste": Method("CutPaste", "cutpaste"),
+    "nsa": Method("NSA", "nsa"),
+    "vqvae_transformer": Method("VQ-VAE + Transformer (KDE)", "vqvae_transformer", of_run=True),
+    "vqvae_transformer_residual": Method("VQ-VAE + Transformer (residual)", "vqvae_transformer", of_run=True),
+    "iltm": Method("ILTM", "iltm", of_run=True),
+    "mean_image": Method("Mean image"),
+    "patchcore": Method("PatchCore", in_all=False),  # needs weights of a network trained on ImageNet
+}
+LEFT_OUT = ("capsule", "toothbrush", "transistor")  # categories of MVTec AD that Table 2 has not
+COMMON = "common"
+
+
+@dataclass
+class BenchmarkArguments:
+    """What a user chooses.
+
+    Args:
+        data: folder that the categories are in.
+        output: folder of the results; the same one again continues.
+        categories: paths of category folders below `data`; "official" stands for the paper's 12, "all15" for all of MVTec AD.
+        methods: names of `METHODS`; "all" stands for those that need nothing from elsewhere, "paper" for those of Table 2.
+        contamination: levels.
+        seeds: of split, training and all else that is random.
+        preset: recipe of ILTM; the baselines take their settings of the same name.
+        train_size: training images of every cell; "common" takes for each category the most at which all levels are possible,
+            None all good images and as many defective ones as a level needs.
+        baseline_seconds: training time of every other method; None gives each the time that one round of the prior took in the
+            ILTM run of the same images; with the preset "paper" it follows the schedule of its own paper instead.
+        cpu: do not use a GPU.
+        show_progress: bars.
+    """
+
+    data: str
+    output: Path
+    categories: list[str]
+    methods: list[str] = field(default_factory=lambda: ["all"])
+    contamination: list[float] = field(default_factory=lambda: [0.0, 0.1, 0.2])
+    seeds: list[int] = field(default_factory=lambda: [0])
+    preset: str = "cpu"
+    train_size: int | str | None = None
+    baseline_seconds: float | None = None
+    cpu: bool = False
+    show_progress: bool = True
+
+    def __post_init__(self):
+        for name in ("categories", "methods", "contamination", "seeds"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty: give one at least")
+            setattr(self, name, list(dict.fromkeys(getattr(self, name))))
+        if isinstance(self.train_size, str) and self.train_size != COMMON:
+            raise ValueError(f"train_size must be a number or {COMMON!r}, got {self.train_size!r}")
+        if self.baseline_seconds is not None and self.baseline_seconds <= 0:
+            raise ValueError(f"baseline_seconds must be above 0, got {self.baseline_seconds}")
+
+
+@dataclass(frozen=True)
+class Category:
+    """A category folder: `name` in tables, and the `source` and `folder` that `load_mvtec` takes."""
+
+    name: str
+    source: str
+    folder: str
+
+
+@dataclass
+class Group:
+    """All cells of the same images: one category, level and seed.
+
+    Args:
+        methods: in the order in which they are to be run.
+        dataset: train and test of the contamination protocol; None if it is not possible.
+        error: why not.
+        chosen: contamination record as plain values, and its digest.
+    """
+
+    category: Category
+    contamination: float
+    seed: int
+    train_size: int | None
+    methods: list[str]
+    dataset: "DatasetDict | None" = None
+    error: str | None = None
+    record: dict[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """For files and people."""
+        return f"{self.category.name}_c{self.contamination:g}_s{self.seed}"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the chosen indices, of training and test."""
+        return _digest(self.record)
+
+    @property
+    def test_digest(self) -> str:
+        """SHA-256 of the chosen test images, the same at every level."""
+        assert self.record is not None
+        return _digest([self.record["test_indices"], self.record["source_rows"]])
+
+    def cell(self, method: str) -> str:
+        """Name of a cell, without suffix."""
+        return f"{self.name}_{method}"
+
+
+@dataclass
+class Plan:
+    """All groups, with the recipe of their ILTM runs."""
+
+    recipe: Recipe
+    groups: list[Group]
+
+    def settings(self, arguments: BenchmarkArguments, group: Group, method: str) -> dict[str, Any]:
+        """What a cell depends on; it is measured anew once that has changed."""
+        return {
+            "method": method,
+            "category": group.category.name,
+            "contamination": group.contamination,
+            "seed": group.seed,
+            "train_size": group.train_size,
+            "split_sha256": group.digest,
+            "baseline_seconds": None if METHODS[method].of_run else arguments.baseline_seconds,
+            "recipe": self.recipe.to_dict(),
+        }
+
+
+def resolve_methods(names: list[str]) -> list[str]:
+    """Names of methods in the order in which they are run: what the run serves comes first, it gives the others their budget."""
+    chosen = []
+    for name in names:
+        if name == "all":
+            chosen += [key for key, method in METHODS.items() if method.in_all]
+        elif name == "paper":
+            chosen += [key for key, method in METHODS.items() if method.paper]
+        elif name in METHODS:
+            chosen.append(name)
+        else:
+            raise ValueError(f"unknown method {name!r}; there are all, paper, {', '.join(METHODS)}")
+    return sorted(set(chosen), key=lambda name: (not METHODS[name].of_run, name != "iltm", list(METHODS).index(name)))
+
+
+def resolve_categories(data: str, names: list[str]) -> list[Category]:
+    """Category folders below `data`.
+
+    Raises:
+        ValueError: if a folder holds no category, naming all such, or two have the same name.
+    """
+    from iltm_anomaly.benchmark.published import load_published
+
+    official = list(load_published()["categories"])
+    meaning = {"official": official, "all15": [*official, *LEFT_OUT]}
+    wanted = list(dict.fromkeys(path for name in names for path in meaning.get(name, [name])))
+    root = Path(data).expanduser()
+    if not root.is_dir():
+        raise ValueError(f"no such folder: {root} (looked in {Path.cwd()}); give the one that the categories are in")
+    absent = [path for path in wanted if not is_category(root / path)]
+    if absent:
+        raise ValueError(
+            f"{root} has no categor{'ies' if absent[1:] else 'y'} {', '.join(absent)}: a category is a folder that holds a "
+            f"folder train. Here are {', '.join(list_categories(root)) or 'none'}; give those of subfolders as mvtec/bottle"
+        )
+    categories = [Category((root / p).name, str((root / p).parent), (root / p).name) for p in wanted]
+    if len({category.name for category in categories}) < len(categories):
+        raise ValueError(f"two of the categories {', '.join(wanted)} have the same name: measure them in two folders")
+    return categories
+
+
+def make_plan(arguments: BenchmarkArguments) -> Plan:
+    """Reads every category once and splits it for every level and seed. What is not possible becomes a group with an error.
+
+    Raises:
+        ValueError: for arguments that mean nothing.
+    """
+    recipe = load_recipe(arguments.preset)
+    if recipe.is_volumetric:
+        raise ValueError(f"preset {arguments.preset} is for volumes; the benchmark is one of images")
+    methods = resolve_methods(arguments.methods)
+    groups = []
+    for category in resolve_categories(arguments.data, arguments.categories):
+        try:
+            dataset, error = load_mvtec(category.source, category.folder), None
+            train_size = _train_size(dataset, arguments)
+        except (ValueError, OSError) as problem:
+            dataset, train_size, error = None, None, str(problem)
+        for fraction in arguments.contamination:
+            for seed in arguments.seeds:
+                group = Group(category, fraction, seed, train_size, methods, error=error)
+                if dataset is not None:
+                    _split(group, dataset)
+                groups.append(group)
+    return Plan(recipe, groups)
+
+
+def _split(group: Group, dataset: "DatasetDict") -> None:
+    try:
+        group.dataset = contaminate(dataset, group.contamination, group.seed, group.train_size)
+    except ValueError as problem:
+        group.error = str(problem)
+        return
+    record = contamination_record(group.dataset)
+    assert record is not None  # contaminate has just attached it
+    group.record = record.to_dict()
+    if 1 not in group.dataset["test"]["label"]:
+        group.error = f"{group.category.name} has no defective test image: there is nothing to measure a detector on"
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _train_size(dataset: "DatasetDict", arguments: BenchmarkArguments) -> int | None:
+    if arguments.train_size != COMMON:
+        return arguments.train_size  # type: ignore[return-value]
+    return min(largest_train_size(dataset, fraction) for fraction in arguments.contamination)

@@ -1,0 +1,155 @@
+"""Everything that a folder of cells says: table.md, table.tex and plot.png. Needs the JSON files alone."""
+
+from pathlib import Path
+from statistics import median
+
+from iltm_anomaly.benchmark.plan import METHODS
+from iltm_anomaly.benchmark.plot import draw_plot
+from iltm_anomaly.benchmark.published import comparable
+from iltm_anomaly.benchmark.results import REFERENCE, Estimate, Results
+from iltm_anomaly.benchmark.statistics import DRAWS, LEVEL
+from iltm_anomaly.benchmark.tables import (
+    IMPOSSIBLE,
+    NOTES,
+    OTHER_SEEDS,
+    TITLES,
+    latex,
+    level_table,
+    markdown_level,
+    markdown_table,
+    percent,
+)
+from iltm_anomaly.training.checkpoint import write_atomically
+
+
+def write_report(folder: Path) -> list[Path]:
+    """Writes the three files beside `folder`/cells; returns their paths.
+
+    Raises:
+        ValueError: if there is no finished cell, or cells do not belong together.
+    """
+    results = Results.load(folder)
+    files = {
+        "table.md": markdown(results).encode(),
+        "table.tex": latex(results).encode(),
+        "plot.png": draw_plot(results),
+    }
+    for name, content in files.items():
+        write_atomically(folder / name, content)
+    return [folder / name for name in files]
+
+
+def markdown(results: Results) -> str:
+    """The whole report."""
+    parts = ["# Benchmark", _conditions(results), NOTES, IMPOSSIBLE]
+    for level in results.levels:
+        text = markdown_level(level_table(results, level))
+        parts += [f"## {percent(level)} of the training images defective", text]
+        parts += [OTHER_SEEDS] if "‡" in text else []
+    parts += ["## Mean over categories", markdown_means(results)]
+    parts += ["## Drop under contamination", markdown_drops(results)]
+    parts += ["## ILTM minus each method", _difference_notes()]
+    for level in results.levels:
+        for metric in TITLES:
+            table = markdown_differences(results, level, metric)
+            parts += [f"### {TITLES[metric]}, {percent(level)} contamination", table] if table else []
+    gaps = [*results.missing(), *results.problems]
+    parts += ["## Missing cells", "\n".join(f"- {gap}" for gap in gaps)] if gaps else []
+    return "\n\n".join(parts) + "\n"
+
+
+def _conditions(results: Results) -> str:
+    """Under which conditions the cells were measured."""
+    documents = results.documents.values()
+    presets = sorted({document["preset"] for document in documents})
+    sizes = sorted({(d["settings"]["category"], d["training_images"]) for d in documents})
+    per_category = {c: "/".join(str(n) for name, n in sizes if name == c) for c in results.categories()}
+    devices = sorted({f"{d['hardware']['device']}, {d['hardware']['threads']} thread(s)" for d in documents})
+    return (
+        f"{len(results.documents)} cells. Preset {', '.join(presets)}. Training images: "
+        + ", ".join(f"{category} {count}" for category, count in per_category.items())
+        + f". Machine: {'; '.join(devices)}. Every method had the same training and test images at the same resolution."
+    )
+
+
+def markdown_means(results: Results) -> str:
+    """One row per method: each metric at each level, mean over the categories that all methods have, and time."""
+    header = ["method", *(f"{title} at {percent(level)}" for level in results.levels for title in TITLES.values())]
+    lines = []
+    for method in results.methods():
+        vectors = [results.mean(method, level, metric) for level in results.levels for metric in TITLES]
+        shown = ["-" if vector is None else f"{100 * vector[0]:.1f}" for vector in vectors]
+        lines.append([METHODS[method].title, *shown, _seconds(results, method)])
+    over = "; ".join(f"{percent(level)}: {', '.join(results.complete(level)) or 'none'}" for level in results.levels)
+    return (
+        markdown_table([*header, "training, s"], lines)
+        + f"\n\nCategories: {over}. Training time is the median over cells."
+    )
+
+
+def _seconds(results: Results, method: str) -> str:
+    values = [d["training_seconds"] for key, d in results.documents.items() if key[0] == method]
+    known = [value for value in values if value is not None]
+    return f"{median(known):.0f}" if known else "-"
+
+
+def markdown_drops(results: Results) -> str:
+    """What each method loses from 0 to the highest common level."""
+    found = results.drop_range()
+    if found is None:
+        return "Needs the same categories at 0 and at a level above it."
+    level, methods, categories = found
+    header = ["method", *TITLES.values(), *(f"{title}, minus ILTM's drop" for title in TITLES.values())]
+    lines = []
+    for method in methods:
+        drops = [_interval(results.drop(method, metric)) for metric in TITLES]
+        relative = [
+            "" if method == REFERENCE else _interval(results.drop(method, metric, REFERENCE)) for metric in TITLES
+        ]
+        lines.append([METHODS[method].title, *drops, *relative])
+    return (
+        f"Points lost from 0 to {percent(level)} (negative: gained), mean over {', '.join(categories)}; "
+        f"{LEVEL:.0%} intervals.\n\n" + markdown_table(header, lines)
+    )
+
+
+def _difference_notes() -> str:
+    return (
+        f"Points that ILTM's last round is ahead, on the same test images; {LEVEL:.0%} percentile intervals of {DRAWS} bootstrap "
+        "draws of the test images, good and defective ones apart. They tell how far other test images would change the "
+        "difference, not other trainings: for that compare the seeds. The mean is over the categories that all methods have. "
+        "*paper*: the same difference of printed figures."
+    )
+
+
+def markdown_differences(results: Results, level: float, metric: str) -> str | None:
+    """One row per category and seed, one for its seeds together, one for the paper's difference, and the mean over categories."""
+    methods = [method for method in results.methods(level) if method != REFERENCE]
+    if not methods or REFERENCE not in results.methods(level):
+        return None
+    lines = []
+    for category in results.categories(level):
+        seeds = results.seeds(REFERENCE, category, level)
+        for seed in seeds:
+            row = [_interval(results.difference(m, category, level, metric, seed)) for m in methods]
+            lines.append([category, f"seed {seed}", *row])
+        if len(seeds) > 1:
+            row = [_interval(results.difference(m, category, level, metric)) for m in methods]
+            lines.append([category, "mean over seeds", *row])
+        gaps = [_printed_gap(method, category, metric) for method in methods]
+        if any(gap is not None for gap in gaps):
+            lines.append([f"*{category}*", "*paper*", *("" if gap is None else f"*{gap:+.1f}*" for gap in gaps)])
+    if len(results.complete(level)) > 1:
+        row = [_interval(results.mean_difference(method, level, metric)) for method in methods]
+        lines.append([f"mean of {len(results.complete(level))}", "", *row])
+    return markdown_table(["category", "", *(METHODS[method].title for method in methods)], lines)
+
+
+def _printed_gap(method: str, category: str, metric: str) -> float | None:
+    """ILTM minus a method as printed; None if either is absent or impossible."""
+    ours, theirs = (comparable(METHODS[name].paper, category, metric) for name in (REFERENCE, method))
+    return None if ours is None or theirs is None else ours - theirs
+
+
+def _interval(estimate: Estimate | None) -> str:
+    return "-" if estimate is None else f"{estimate.value:+.1f} [{estimate.low:+.1f}, {estimate.high:+.1f}]"

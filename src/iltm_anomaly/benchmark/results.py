@@ -1,0 +1,210 @@
+"""What the cells say together: means over seeds and categories, paired differences, drops, each with its interval.
+
+Everything here is linear in the cells, so that a metric is carried as one vector: the measured value, then its value in every
+bootstrap draw. A difference of two such vectors is a paired difference, and its draws give the interval.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iltm_anomaly.benchmark.cells import load_cells
+from iltm_anomaly.benchmark.plan import METHODS
+from iltm_anomaly.benchmark.published import load_published
+from iltm_anomaly.benchmark.statistics import METRICS, interval, unpack
+
+REFERENCE = "iltm"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured value and the bounds of its bootstrap interval, in per cent."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, vector: np.ndarray) -> "Estimate":
+        """Of a vector (1 + draws,)."""
+        low, high = interval(vector[1:])
+        return cls(100 * float(vector[0]), 100 * low, 100 * high)
+
+
+class Results:
+    """The cells of a benchmark, by method, category, contamination and seed.
+
+    Args:
+        documents: of `cells.load_cell`.
+        problems: what was wrong with other cells, for the report.
+    """
+
+    def __init__(self, documents: list[dict[str, Any]], problems: Sequence[str] = ()):
+        self.documents = {self._key(document): document for document in documents}
+        self.problems = list(problems)
+        self._check_images()
+        self.vectors = {
+            (*key, metric): np.concatenate([[document["results"][-1][metric]], unpack(document["draws"][metric])])
+            for key, document in self.documents.items()
+            for metric in METRICS
+            if metric in document["draws"]
+        }
+
+    @classmethod
+    def load(cls, folder: Path) -> "Results":
+        """Those below `folder`/cells.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        documents, problems = load_cells(folder / "cells")
+        if not documents:
+            raise ValueError(f"no finished cell in {folder / 'cells'}" + "".join(f"\n{p}" for p in problems))
+        return cls(documents, problems)
+
+    @staticmethod
+    def _key(document: dict[str, Any]) -> tuple[str, str, float, int]:
+        settings = document["settings"]
+        return settings["method"], settings["category"], float(settings["contamination"]), settings["seed"]
+
+    def _check_images(self) -> None:
+        """Raises ValueError where two cells that are compared were not trained, or not tested, on the same images."""
+        seen: dict[tuple[Any, ...], tuple[Any, Any]] = {}
+        for key, document in self.documents.items():
+            _, category, level, seed = key
+            draws = document["draws"]
+            for images, found in (
+                (("tested", category, seed), (draws["test_sha256"], draws["count"])),
+                (("trained", category, level, seed), document["images_sha256"]),
+            ):
+                expected, other = seen.setdefault(images, (found, key))
+                if found != expected:
+                    raise ValueError(
+                        f"cells {other} and {key} were not {images[0]} on the same images: the data changed between them. "
+                        "Delete the older one and run the benchmark again"
+                    )
+
+    # What there is
+
+    @property
+    def levels(self) -> list[float]:
+        return sorted({key[2] for key in self.documents})
+
+    def methods(self, level: float | None = None) -> list[str]:
+        """Those with a cell, at `level` if given, in the order of the table."""
+        found = {key[0] for key in self.documents if level in (None, key[2])}
+        return [method for method in METHODS if method in found]
+
+    def categories(self, level: float | None = None) -> list[str]:
+        """Those with a cell, at `level` if given: in the paper's order, then by name."""
+        found = {key[1] for key in self.documents if level in (None, key[2])}
+        official = list(load_published()["categories"])
+        return sorted(found, key=lambda name: (official.index(name) if name in official else len(official), name))
+
+    def seeds(self, method: str, category: str, level: float) -> list[int]:
+        return sorted(key[3] for key in self.documents if key[:3] == (method, category, level))
+
+    def complete(self, level: float) -> list[str]:
+        """Categories in which every method of the level has a cell: what means over categories are taken over."""
+        methods = self.methods(level)
+        return [c for c in self.categories(level) if all(self.seeds(method, c, level) for method in methods)]
+
+    def missing(self) -> list[str]:
+        """Cells that other methods have."""
+        return [
+            f"{category} at {level:g}, seed {seed}: {METHODS[method].title}"
+            for level in self.levels
+            for category in self.categories(level)
+            for seed in sorted({s for m in self.methods(level) for s in self.seeds(m, category, level)})
+            for method in self.methods(level)
+            if (method, category, level, seed) not in self.documents
+        ]
+
+    # What follows from it; None where a cell or its metric is missing
+
+    def vector(
+        self, method: str, category: str, level: float, metric: str, seeds: Sequence[int] | None = None
+    ) -> np.ndarray | None:
+        """Mean over seeds, by default all there are."""
+        seeds = self.seeds(method, category, level) if seeds is None else seeds
+        return _mean([self.vectors.get((method, category, level, seed, metric)) for seed in seeds])
+
+    def field(self, method: str, category: str, level: float, name: str) -> float | None:
+        """Mean over seeds of another field of the results, such as `per_image_auroc_mean`."""
+        keys = [(method, category, level, seed) for seed in self.seeds(method, category, level)]
+        values = [self.documents[key]["results"][-1].get(name) for key in keys]
+        return None if not values or None in values else float(np.mean(values))
+
+    def mean(
+        self, method: str, level: float, metric: str, categories: Sequence[str] | None = None
+    ) -> np.ndarray | None:
+        """Mean over categories, by default `complete` ones, of means over seeds."""
+        categories = self.complete(level) if categories is None else categories
+        return _mean([self.vector(method, category, level, metric) for category in categories])
+
+    def common_seeds(self, method: str, category: str, level: float) -> list[int]:
+        """Seeds that both the method and ILTM have."""
+        return sorted({*self.seeds(method, category, level)} & {*self.seeds(REFERENCE, category, level)})
+
+    def difference(
+        self, method: str, category: str, level: float, metric: str, seed: int | None = None
+    ) -> Estimate | None:
+        """ILTM minus a method: of one seed, or of the mean over the seeds that both have."""
+        seeds = [seed] if seed is not None else self.common_seeds(method, category, level)
+        return self._minus(*(self.vector(name, category, level, metric, seeds) for name in (REFERENCE, method)))
+
+    def mean_difference(self, method: str, level: float, metric: str) -> Estimate | None:
+        """ILTM minus a method, of the mean over categories of means over common seeds."""
+        per_category = [
+            [
+                self.vector(name, category, level, metric, self.common_seeds(method, category, level))
+                for category in self.complete(level)
+            ]
+            for name in (REFERENCE, method)
+        ]
+        return self._minus(*map(_mean, per_category))
+
+    def drop_range(self) -> tuple[float, list[str], list[str]] | None:
+        """Highest level that drops are taken to, the methods and the categories that they are taken over: those with cells at 0
+        and there. Level: the highest that all categories measured at 0 share."""
+        if 0.0 not in self.levels:
+            return None
+        shared = [
+            level
+            for level in self.levels
+            if level > 0 and self.complete(0.0) and {*self.complete(0.0)} <= {*self.complete(level)}
+        ]
+        if not shared:
+            return None
+        methods = [m for m in self.methods(0.0) if m in self.methods(shared[-1])]
+        return shared[-1], methods, self.complete(0.0)
+
+    def drop(self, method: str, metric: str, against: str | None = None) -> Estimate | None:
+        """What a method loses from contamination 0 to the level of `drop_range`, mean over categories; minus the loss of
+        `against`, if given."""
+        found = self.drop_range()
+        assert found is not None
+        level, _, categories = found
+        losses = []
+        for name in (method, against) if against else (method,):
+            per_category = []
+            for category in categories:
+                seeds = sorted({*self.seeds(name, category, 0.0)} & {*self.seeds(name, category, level)})
+                clean, dirty = (self.vector(name, category, at, metric, seeds) for at in (0.0, level))
+                per_category.append(None if clean is None or dirty is None else clean - dirty)
+            losses.append(_mean(per_category))
+        if against:
+            return self._minus(*losses)
+        return None if losses[0] is None else Estimate.of(losses[0])
+
+    @staticmethod
+    def _minus(first: np.ndarray | None, second: np.ndarray | None) -> Estimate | None:
+        return None if first is None or second is None else Estimate.of(first - second)
+
+
+def _mean(vectors: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    found = [vector for vector in vectors if vector is not None]
+    return np.mean(found, axis=0) if found and len(found) == len(vectors) else None

@@ -1,0 +1,315 @@
+"""Measures the cells of a plan, one after the other; what is finished stays, whatever happens to the others."""
+
+import logging
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.state import AcceleratorState
+
+from iltm_anomaly.benchmark.cells import is_finished, save_cell
+from iltm_anomaly.benchmark.plan import METHODS, BenchmarkArguments, Group, Plan
+from iltm_anomaly.benchmark.statistics import (
+    DRAWS,
+    METRICS,
+    ImageStatistics,
+    draw_images,
+    image_statistics,
+    metrics_of_draws,
+    pack,
+)
+from iltm_anomaly.data.cache import CacheDamagedError, PixelCache, build_cache
+from iltm_anomaly.evaluation import evaluate_run, pixel_mask
+from iltm_anomaly.image_processing import ILTMImageProcessor
+from iltm_anomaly.metrics import evaluate_maps
+from iltm_anomaly.provenance import provenance
+from iltm_anomaly.training.checkpoint import load_json
+from iltm_anomaly.training.recipe import Recipe
+from iltm_anomaly.training.task import TrainArguments, train
+
+logger = logging.getLogger(__name__)
+
+OWN_SCHEDULE = "paper"  # preset under which a method trains as long as its own paper says
+BASELINE_PRESETS = ("paper", "cpu", "tiny")  # of other presets the baselines know nothing: they take those of "cpu"
+
+
+def baseline_preset(recipe: Recipe) -> str:
+    """Name of the baselines' settings that go with a recipe."""
+    return recipe.name if recipe.name in BASELINE_PRESETS else "cpu"
+
+
+@dataclass
+class Measured:
+    """What scoring a method gives.
+
+    Args:
+        results: one entry per round, the method's last.
+        statistics: of the last entry.
+        about: more fields of the cell's document.
+    """
+
+    results: list[dict[str, Any]]
+    statistics: ImageStatistics
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def run_plan(plan: Plan, arguments: BenchmarkArguments) -> dict[str, str]:
+    """Measures every cell that is not finished; returns the errors of those that failed, by name."""
+    folder = arguments.output / "cells"
+    failures: dict[str, str] = {}
+    total, done = sum(len(group.methods) for group in plan.groups), 0
+    for group in plan.groups:
+        work: GroupRun | None = None
+        for method in group.methods:
+            done += 1
+            name = group.cell(method)
+            if group.error is not None:
+                failures[name] = group.error
+                continue
+            settings = plan.settings(arguments, group, method)
+            if is_finished(folder, name, settings):
+                logger.info("cell %d of %d, %s: finished before", done, total, name)
+                continue
+            logger.info("cell %d of %d, %s", done, total, name)
+            work = work or GroupRun(plan.recipe, arguments, group)
+            try:
+                measured = work.measure(method)
+                save_cell(folder, name, document(arguments, group, settings, measured), measured.statistics)
+            except Exception as error:  # of one cell of many: whatever it is, the others are still worth having
+                failures[name] = f"{type(error).__name__}: {error}"
+                logger.exception("cell %s failed", name)
+    return failures
+
+
+def document(
+    arguments: BenchmarkArguments, group: Group, settings: dict[str, Any], measured: Measured
+) -> dict[str, Any]:
+    """What the JSON file of a cell holds."""
+    assert group.record is not None and group.dataset is not None  # else it has an error, and is not measured
+    counts = draw_images(measured.statistics.labels, group.category.name, group.seed)
+    draws = metrics_of_draws(measured.statistics, counts)
+    return {
+        "results": measured.results,
+        "test_images": group.dataset["test"].num_rows,
+        "defective_test_images": int(measured.statistics.labels.sum()),
+        "training_images": group.dataset["train"].num_rows,
+        "contaminated_training_images": len(group.record["pool_indices"]),
+        "data": arguments.data,
+        "preset": arguments.preset,
+        "settings": settings,
+        **measured.about,
+        "draws": {"count": DRAWS, "test_sha256": group.test_digest}
+        | {metric: pack(draws[metric]) for metric in METRICS if metric in draws},
+        **provenance(),
+    }
+
+
+class GroupRun:
+    """The methods of one group: one ILTM run, and the others on its images.
+
+    Args:
+        recipe: of the run.
+        arguments: of the user.
+        group: category, level and seed.
+    """
+
+    def __init__(self, recipe: Recipe, arguments: BenchmarkArguments, group: Group):
+        assert group.dataset is not None
+        self.recipe, self.arguments, self.group, self.dataset = recipe, arguments, group, group.dataset
+        size = "all" if group.train_size is None else group.train_size
+        self.folder = arguments.output / "runs" / f"{group.name}_{recipe.name}_{size}"
+        self.device = "cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu"
+        self.failure: Exception | None = None
+
+    def measure(self, method: str) -> Measured:
+        """Trains, if need be, and scores one method."""
+        if method == "iltm":
+            return self._measure_iltm()
+        if METHODS[method].of_run:
+            return self._measure_round_zero(method)
+        return self._measure_baseline(method)
+
+    # The ILTM run
+
+    @property
+    def iltm(self) -> Path:
+        """Folder of the ILTM run, trained or continued on first use.
+
+        Raises:
+            RuntimeError: if it failed before.
+        """
+        if self.failure is not None:
+            raise RuntimeError(f"the ILTM run that it rests on failed: {self.failure}")
+        try:
+            return self._trained
+        except Exception as error:
+            self.failure = error
+            raise
+
+    @cached_property
+    def _trained(self) -> Path:
+        folder = self.folder / "iltm"
+        # accelerate keeps one precision and device per process; the method before may have had others
+        AcceleratorState._reset_state(reset_partial_state=True)
+        train(
+            TrainArguments(
+                data=self.group.category.source,
+                category=self.group.category.folder,
+                output=folder,
+                contamination=self.group.contamination,
+                train_size=self.group.train_size,
+                preset=self.arguments.preset,
+                seed=self.group.seed,
+                resume=True,
+                cpu=self.arguments.cpu,
+            )
+        )
+        if self.report(folder)["data"]["contamination"] != self.group.record:
+            raise RuntimeError(
+                f"{folder} holds a run on other training images: move it away, or choose another --output"
+            )
+        return folder
+
+    @staticmethod
+    def report(folder: Path) -> dict[str, Any]:
+        """Training report of a finished run."""
+        return load_json(folder / "model" / "training_report.json")
+
+    def _measure_iltm(self) -> Measured:
+        statistics: dict[int, ImageStatistics] = {}
+
+        def observe(number: int, output: Any) -> None:
+            statistics.clear()  # the last round counts
+            statistics[number] = image_statistics(output.anomaly_maps, self.masks, output.scores.numpy())
+
+        evaluated = evaluate_run(
+            self.iltm,
+            self.group.category.source,
+            self.group.category.folder,
+            self.iltm / "evaluation",
+            device=self.device,
+            show_progress=self.arguments.show_progress,
+            observe=observe,
+        )
+        report = self.report(self.iltm)
+        about = {"training_seconds": report["training_seconds"], "training_commit": report["commit"]}
+        return Measured(
+            evaluated["results"], statistics.popitem()[1], about | {"images_sha256": self.training_images.digest}
+        )
+
+    def _measure_round_zero(self, method: str) -> Measured:
+        from iltm_anomaly.baselines.vqvae_transformer import from_run
+
+        report = self.report(self.iltm)
+        kind = "residual" if method.endswith("residual") else "kde"
+        pipeline = from_run(self.iltm, map=kind, device=self.device)
+        seconds = report["stage1"]["seconds"] + report["rounds"][0]["seconds"]
+        about = {"training_seconds": round(seconds, 1), "training_commit": report["commit"]}
+        return self._score(method, pipeline, about, number=0, masked_fraction=0.0)
+
+    # The others
+
+    def budget(self) -> tuple[float | None, str]:
+        """Seconds that a baseline may train for, None for its own schedule, and where they come from."""
+        if self.arguments.baseline_seconds is not None:
+            return self.arguments.baseline_seconds, "--baseline-seconds"
+        if self.recipe.name == OWN_SCHEDULE:
+            return None, "the schedule of the method's own paper"
+        rounds = self.report(self.iltm)["rounds"]
+        longest = max(rounds, key=lambda entry: entry["seconds"])
+        return longest["seconds"], f"round {longest['round']} of the prior in the ILTM run, the longest"
+
+    def _measure_baseline(self, method: str) -> Measured:
+        from iltm_anomaly.baselines import train_baseline
+
+        budget, source = self.budget()
+        preset = baseline_preset(self.recipe)
+        given = self.arguments.baseline_seconds
+        started = time.monotonic()
+        pipeline = train_baseline(
+            method,
+            self.training_images,
+            self.processor,
+            self.folder / (method if given is None else f"{method}_{given:g}s"),
+            seed=self.group.seed,
+            budget_seconds=budget,
+            device=self.device,
+            preset=preset,
+            resume=True,
+            show_progress=self.arguments.show_progress,
+        )
+        report = getattr(pipeline, "training_report", None) or {}
+        # of all sittings, where the report tells
+        seconds = round(report.get("training_seconds", time.monotonic() - started), 1)
+        used = {key: report[key] for key in ("steps", "planned_steps", "ended_by") if key in report}
+        about = {
+            "training_seconds": seconds,
+            "training_commit": report.get("commit"),
+            "budget": {"seconds": budget, "from": source, "used": seconds, **used},
+            "baseline_preset": preset,
+        }
+        return self._score(method, pipeline, about, number=None, masked_fraction=None)
+
+    # What all share
+
+    @cached_property
+    def processor(self) -> ILTMImageProcessor:
+        """That of the run: the same resolution for all."""
+        return ILTMImageProcessor(size=self.recipe.image_size, num_channels=self.recipe.num_channels)
+
+    @cached_property
+    def training_images(self) -> PixelCache:
+        """Those of the run, if it was needed; else the same images from a cache of the group's own."""
+        path = self.folder / "iltm" / "images.arrow"
+        if "_trained" in self.__dict__:
+            return PixelCache(path)
+        path, source = self.folder / "images.arrow", self.dataset["train"]._fingerprint  # of the files, too
+        try:
+            cache = PixelCache(path)
+            cache.verify()
+            if cache.source == source:
+                return cache
+        except CacheDamagedError:  # or not there
+            pass
+
+        def prepare(image: Any) -> np.ndarray:
+            pixel_values = self.processor.preprocess(image)["pixel_values"][0]
+            return (pixel_values * 255).round().to(torch.uint8).numpy()
+
+        return build_cache(path, self.dataset["train"]["image"], prepare, source)
+
+    @cached_property
+    def masks(self) -> list[np.ndarray]:
+        """Ground truth of the test images, each (H, W) bool."""
+        return [pixel_mask(row["mask"], row["image"].size) for row in self.dataset["test"]]
+
+    def _score(
+        self,
+        method: str,
+        pipeline: Any,
+        about: dict[str, Any],
+        number: int | None,
+        masked_fraction: float | None,
+    ) -> Measured:
+        started = time.monotonic()
+        output = pipeline(list(self.dataset["test"]["image"]), show_progress=self.arguments.show_progress)
+        seconds = time.monotonic() - started
+        scores = np.asarray(output.scores)
+        labels = np.array([int(mask.any()) for mask in self.masks])
+        metrics = evaluate_maps(output.anomaly_maps, self.masks, image_scores=scores, labels=labels)
+        result = {
+            "method": method,
+            "category": self.group.category.name,
+            "contamination": self.group.contamination,
+            "seed": self.group.seed,
+            "round": number,
+            **metrics,
+            "masked_fraction": masked_fraction,
+            "seconds_per_image": round(seconds / len(labels), 4),
+        }
+        statistics = image_statistics(output.anomaly_maps, self.masks, scores)
+        return Measured([result], statistics, about | {"images_sha256": self.training_images.digest})

@@ -1,0 +1,47 @@
+"""`iltm-anomaly benchmark`: plan, cells, report."""
+
+from pathlib import Path
+
+from iltm_anomaly.benchmark.plan import BenchmarkArguments, make_plan
+from iltm_anomaly.benchmark.report import write_report
+from iltm_anomaly.benchmark.runner import run_plan
+
+
+class CellsFailedError(RuntimeError):
+    """Some cells, or some checks of a dry run, failed; the others are there."""
+
+
+def benchmark(arguments: BenchmarkArguments) -> list[Path]:
+    """Measures what is not finished, then writes the report over all cells in the folder; returns its files.
+
+    Raises:
+        ValueError: for arguments that mean nothing.
+        CellsFailedError: if cells failed; names them and says why. The report is written all the same.
+    """
+    failures = run_plan(make_plan(arguments), arguments)
+    try:
+        written = write_report(arguments.output)
+    except ValueError:
+        if not failures:
+            raise
+        written = []  # every cell failed: the failures say more
+    _raise_for(failures, "cells", "the others are finished; the same command tries these again")
+    return written
+
+
+def check(arguments: BenchmarkArguments) -> None:
+    """The dry run.
+
+    Raises:
+        ValueError: for arguments that mean nothing.
+        CellsFailedError: if something would fail; names it and says why.
+    """
+    from iltm_anomaly.benchmark.dry_run import dry_run
+
+    _raise_for(dry_run(make_plan(arguments), arguments), "checks", "nothing was trained")
+
+
+def _raise_for(failures: dict[str, str], what: str, remark: str) -> None:
+    if failures:
+        listed = "\n".join(f"  {name}: {error}" for name, error in failures.items())
+        raise CellsFailedError(f"{len(failures)} {what} failed ({remark}):\n{listed}")

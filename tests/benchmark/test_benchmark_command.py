@@ -1,0 +1,277 @@
+"""The command as a user types it: real ILTM runs of a cut-down `tiny` preset, other methods faked."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from fake_baselines import FakeBaselines, install
+from PIL import Image
+
+from iltm_anomaly.benchmark.cells import load_cell, load_statistics
+from iltm_anomaly.benchmark.statistics import METRICS, draw_images, metrics_of_draws, unpack
+from iltm_anomaly.cli import main
+from iltm_anomaly.data.synthetic import generate_dataset, write_mvtec_tree
+
+METHODS = ["iltm", "vqvae_transformer", "vqvae_transformer_residual", "autoencoder", "mean_image"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    dataset = generate_dataset(
+        kind="part", size=64, num_train=16, num_test_good=4, num_test_defective=20, contamination=0
+    )
+    root = tmp_path_factory.mktemp("data")
+    write_mvtec_tree(dataset, root / "sets", "part")
+    return root
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    """The tiny preset, cut down further."""
+    from iltm_anomaly.training.recipe import load_recipe
+
+    values = load_recipe("tiny").to_dict()
+    values["stage1"]["epochs"], values["stage2"]["epochs"] = 4, 4
+    values["rounds"] |= {"rounds": 1, "outlier_scale": 1.5}
+    values["inference"] = {"num_samples": 2, "num_dropout_passes": 2, "num_contexts": 1}
+    path = tmp_path_factory.mktemp("recipe") / "test.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture
+def fake(monkeypatch) -> FakeBaselines:
+    return install(monkeypatch)
+
+
+def command(data: Path, recipe: Path, output: Path, *more: str) -> list[str]:
+    words = ["benchmark", "--data", str(data), "--categories", "sets/part", "--contamination", "0", "0.2", "--cpu"]
+    words += ["--train-size", "common", "--preset", str(recipe), "--output", str(output)]
+    return [*words, *([] if "--methods" in more else ["--methods", *METHODS]), *more]
+
+
+@pytest.fixture(scope="module")
+def finished(data, recipe, tmp_path_factory) -> tuple[Path, FakeBaselines]:
+    output = tmp_path_factory.mktemp("benchmark")
+    with pytest.MonkeyPatch.context() as patch:
+        fake = install(patch)
+        assert main(command(data, recipe, output)) == 0
+    return output, fake
+
+
+def cell(output: Path, level: str, method: str) -> dict:
+    return load_cell(output / "cells" / f"part_c{level}_s0_{method}.json")
+
+
+def test_every_cell_is_there_and_says_how_it_came_about(finished):
+    output, _ = finished
+    assert len(list((output / "cells").glob("*.json"))) == 2 * len(METHODS)
+    for level in ("0", "0.2"):
+        for method in METHODS:
+            document = cell(output, level, method)
+            last = document["results"][-1]
+            assert (last["category"], last["contamination"], last["seed"]) == ("part", float(level), 0)
+            assert all(0 <= last[metric] <= 1 for metric in METRICS)
+            assert {"per_image_auroc_mean", "per_image_aupro_std", "masked_fraction", "round"} <= last.keys()
+            assert document["training_images"] == 16 and document["test_images"] == 14
+            assert document["contaminated_training_images"] == round(16 * float(level))
+            assert document["versions"]["torch"] and "command" in document and document["training_seconds"] > 0
+            assert document["settings"]["train_size"] == 16
+
+
+def test_one_run_serves_iltm_and_both_rows_of_round_zero(finished):
+    output, _ = finished
+    for level in ("0", "0.2"):
+        iltm, kde = cell(output, level, "iltm")["results"], cell(output, level, "vqvae_transformer")["results"]
+        assert [entry["round"] for entry in iltm] == [0, 1]
+        assert kde[0]["round"] == 0
+        assert cell(output, level, "vqvae_transformer_residual")["results"][0]["aupro"] != kde[0]["aupro"]
+    assert len(list((output / "runs").glob("*/iltm/model"))) == 2
+
+
+def test_baselines_get_the_images_of_the_run_and_the_time_of_one_round(finished):
+    output, fake = finished
+    for call in fake.calls:
+        group = call["output"].parent
+        stages = [json.loads(path.read_text()) for path in group.glob("iltm/rounds/round_*/stage.json")]
+        assert call["budget_seconds"] == max(stage["seconds"] for stage in stages) > 0
+        assert call["images"] == 16 and call["seed"] == 0 and call["preset"] == "tiny" and call["resume"]
+    for level in ("0", "0.2"):
+        assert len({cell(output, level, method)["images_sha256"] for method in METHODS}) == 1
+        budget = cell(output, level, "autoencoder")["budget"]
+        assert budget["used"] == 1.5 and budget["steps"] == 7 and budget["from"].startswith("round ")
+
+
+def test_the_draws_in_a_cell_are_those_of_its_statistics(finished):
+    output, _ = finished
+    for method in ("iltm", "autoencoder"):
+        document = cell(output, "0.2", method)
+        statistics = load_statistics(output / "cells" / f"part_c0.2_s0_{method}.npz")
+        draws = metrics_of_draws(statistics, draw_images(statistics.labels, "part", 0))
+        every_image_once = metrics_of_draws(statistics, np.ones((1, 14), int))
+        for metric in METRICS:
+            np.testing.assert_allclose(draws[metric], unpack(document["draws"][metric]), atol=1e-5)
+            assert every_image_once[metric][0] == pytest.approx(document["results"][-1][metric], abs=1e-3)
+
+
+def test_the_report_is_written_and_made_anew_from_json_alone(finished, tmp_path, capsys):
+    output, _ = finished
+    table = (output / "table.md").read_text()
+    assert "| part (seed 0) | AUROC |" in table and "20 % of the training images defective" in table
+    assert "Missing cells" not in table
+    assert np.asarray(Image.open(output / "plot.png")).std() > 10
+    (tmp_path / "cells").mkdir()
+    for path in (output / "cells").glob("*.json"):
+        (tmp_path / "cells" / path.name).write_bytes(path.read_bytes())
+    assert main(["benchmark", "--report-only", "--output", str(tmp_path)]) == 0
+    assert (tmp_path / "table.md").read_text() == table
+    assert (tmp_path / "table.tex").read_text() == (output / "table.tex").read_text()
+    assert "table.md" in capsys.readouterr().out
+
+
+def test_again_nothing_is_measured_but_what_is_damaged(finished, data, recipe, fake, caplog):
+    output, _ = finished
+    before = {path: path.read_bytes() for path in (output / "cells").glob("*.json")}
+    assert main(command(data, recipe, output)) == 0
+    assert not fake.calls and before == {path: path.read_bytes() for path in before}
+
+    cut, changed, statistics = (output / "cells" / f"part_c0_s0_{m}" for m in ("autoencoder", "mean_image", "iltm"))
+    cut.with_suffix(".json").write_bytes(before[cut.with_suffix(".json")][:500])
+    changed.with_suffix(".json").write_text(
+        before[changed.with_suffix(".json")].decode().replace('"aupro": 0.', '"aupro": 1.')
+    )
+    statistics.with_suffix(".npz").write_bytes(b"nothing")
+    caplog.clear()
+    assert main(command(data, recipe, output)) == 0
+    assert {call["name"] for call in fake.calls} == {"autoencoder", "mean_image"}
+    assert caplog.text.count("is damaged") == 3
+    for path, content in before.items():
+        found, expected = json.loads(path.read_text()), json.loads(content)
+        assert found["results"][-1]["aupro"] == expected["results"][-1]["aupro"]
+        assert found["draws"] == expected["draws"]
+
+
+def test_other_settings_measure_a_baseline_again_but_no_run(finished, data, recipe, fake, caplog, tmp_path):
+    import shutil
+
+    output = tmp_path / "copy"
+    shutil.copytree(finished[0], output)
+    assert main(command(data, recipe, output, "--baseline-seconds", "9")) == 0
+    assert {call["budget_seconds"] for call in fake.calls} == {9.0} and len(fake.calls) == 4
+    assert "baseline_seconds None there, 9.0 now" in caplog.text
+    assert cell(output, "0.2", "autoencoder")["budget"]["from"] == "--baseline-seconds"
+    for name in ("iltm", "vqvae_transformer"):
+        path = Path("cells") / f"part_c0_s0_{name}.json"
+        assert (output / path).read_bytes() == (finished[0] / path).read_bytes()
+
+
+def test_a_failing_cell_stops_no_other_and_is_tried_again(data, recipe, fake, tmp_path, capsys):
+    fake.failing = {"vae"}
+    more = ["--baseline-seconds", "5", "--methods", "vae", "nsa", "mean_image"]
+    assert main(command(data, recipe, tmp_path, *more)) == 2
+    error = capsys.readouterr().err
+    assert "2 cells failed" in error and "part_c0.2_s0_vae: RuntimeError: vae cannot be trained here" in error
+    assert not (tmp_path / "runs" / "part_c0_s0_tiny_16" / "iltm").exists()  # nobody needed it
+    assert len(list((tmp_path / "cells").glob("*.json"))) == 4
+    assert (tmp_path / "table.md").exists()
+    fake.failing, fake.calls = set(), []
+    assert main(command(data, recipe, tmp_path, *more)) == 0
+    assert [call["name"] for call in fake.calls] == ["vae", "vae"]
+    assert len(list((tmp_path / "cells").glob("*.json"))) == 6
+
+
+def test_what_rests_on_a_failed_run_fails_with_its_reason_and_the_run_is_tried_once(
+    data, recipe, fake, tmp_path, capsys, monkeypatch
+):
+    from iltm_anomaly.benchmark import runner
+
+    tried = []
+
+    def fail(arguments):
+        tried.append(arguments.contamination)
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(runner, "train", fail)
+    assert main(command(data, recipe, tmp_path, "--methods", "iltm", "vqvae_transformer", "mean_image")) == 2
+    assert tried == [0.0, 0.2]
+    error = capsys.readouterr().err
+    assert "6 cells failed" in error and error.count("out of luck") >= 6
+
+
+def test_an_impossible_level_fails_alone(data, recipe, fake, tmp_path, capsys):
+    words = command(data, recipe, tmp_path, "--methods", "mean_image", "--baseline-seconds", "5")
+    words[words.index("common")] = "16"
+    words.insert(words.index("0.2") + 1, "0.9")
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "1 cells failed" in error and "part_c0.9_s0_mean_image" in error and "largest possible fraction" in error
+    assert len(list((tmp_path / "cells").glob("*.json"))) == 2
+
+
+def test_the_dry_run_prints_the_plan_tries_a_step_and_trains_nothing(data, recipe, fake, tmp_path, capsys):
+    output = tmp_path / "none"
+    fake.failing = {"patchcore"}
+    methods = ["--methods", "all", "patchcore"]
+    assert main(command(data, recipe, output, "--dry-run", *methods)) == 2
+    printed = capsys.readouterr()
+    assert "18 cells: 9 methods x 2 sets of images; 0 finished" in printed.out
+    assert (
+        "part at 0.2: 16 training images, 3 of them defective; 14 test images, 10 of them defective; seeds 0"
+        in printed.out
+    )
+    assert "VQ-VAE: " in printed.out and "GPU hours (assumed: 10 TFLOP/s sustained" in printed.out
+    assert "check: ILTM builds and takes steps" in printed.out and "check: NSA (tiny) takes a step" in printed.out
+    assert "PatchCore: RuntimeError: patchcore cannot be trained here" in printed.err
+    assert {call["steps"] for call in fake.calls} == {1} and len(fake.calls) == 6
+    assert not output.exists()
+
+
+def test_the_cost_of_the_papers_settings_counts_every_method(data, fake, tmp_path, monkeypatch, capsys):
+    """Its models take too long to step here: the costs of a step are given."""
+    from iltm_anomaly.benchmark import dry_run
+
+    cost = dry_run.StepCost(parameters=1_000, flops=1e12, seconds=2.0)
+    monkeypatch.setattr(dry_run, "check_iltm", lambda recipe: {"VQ-VAE": cost, "prior": cost})
+    words = ["benchmark", "--data", str(data), "--categories", "sets/part", "--methods", "paper", "--preset", "paper"]
+    assert (
+        main([*words, "--train-size", "16", "--contamination", "0", "0.2", "--output", str(tmp_path), "--dry-run"])
+        == 0
+    )
+    printed = capsys.readouterr().out
+    assert "14 cells: 7 methods x 2 sets of images" in printed
+    # 16 images: 20,000 epochs of one step with batch 16, and 4 rounds of 80 epochs of 16 steps with batch 1
+    assert "20,000 to 20,000 steps a run" in printed and "5,120 to 5,120 steps a run" in printed
+    # twice 20,000 steps of 16 TFLOP, and 5,120 of 1 TFLOP, at 10 TFLOP/s
+    assert f"about {2 * (20_000 * 1.6 + 5_120 * 0.1) / 3600:,.0f} GPU hours" in printed
+    assert "CutPaste: up to 40 steps" in printed and "CutPaste (paper) takes a step" in printed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--categories": "part"}, "has no category part"),
+        ({"--methods": "padim"}, "unknown method 'padim'"),
+        ({"--data": "nowhere"}, "no such folder"),
+        ({"--preset": "phantom"}, "is for volumes"),
+        ({"--baseline-seconds": "-1"}, "above 0"),
+    ],
+)
+def test_wrong_arguments_give_one_line_that_helps(data, recipe, fake, tmp_path, capsys, change, message):
+    given = {
+        "--data": str(data),
+        "--categories": "sets/part",
+        "--output": str(tmp_path),
+        "--preset": str(recipe),
+    } | change
+    assert main(["benchmark", *[word for pair in given.items() for word in pair]]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+
+
+def test_a_report_needs_cells_and_a_measurement_needs_data(tmp_path, capsys):
+    assert main(["benchmark", "--report-only", "--output", str(tmp_path)]) == 2
+    assert "no finished cell" in capsys.readouterr().err
+    assert main(["benchmark", "--output", str(tmp_path)]) == 2
+    assert "--data and --categories are needed" in capsys.readouterr().err
