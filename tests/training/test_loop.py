@@ -518,3 +518,67 @@ def test_pictures(tmp_path):
     RunLog(tmp_path, is_main_process=True).picture("name", panel([[colour, grey], [grey, 3 * colour]]), 1)
     values = np.asarray(Image.open(tmp_path / "pictures" / "name.png"))
     assert values.shape == (8, 10, 3) and values[0, 0].tolist() == [128] * 3 and values[7, 9].tolist() == [255] * 3
+
+
+# a time budget, and plain gradient descent
+
+
+def test_a_budget_moves_the_schedule_and_ends_the_stage(accelerator, settings, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    settings.budget_seconds, settings.log_every = 10.0, 1
+
+    def before_step(step, epoch):
+        now[0] += 1.0
+
+    stage = StageRecipe(steps=1000, batch_size=2, learning_rate=0.1, warmup=0.0)
+    data = torch.rand(4, 2)
+    summary = fit(
+        accelerator,
+        Line(),
+        stage,
+        4,
+        lambda indices, step: {"x": data[indices]},
+        settings,
+        Hooks(before_step=before_step),
+    )
+    assert summary["steps"] == 10 and summary["seconds"] == 10.0
+    rates = [line["lr"] for line in log_of(settings)]
+    assert rates == pytest.approx([stage.learning_rate_at(100 * second, 2) for second in range(10)])
+
+
+def test_steps_end_a_stage_within_its_budget(accelerator, settings):
+    settings.budget_seconds = 1e6
+    stage = StageRecipe(steps=7, batch_size=2, learning_rate=0.1)
+    summary = fit(accelerator, Line(), stage, 4, lambda indices, step: {"x": torch.ones(2, 2)}, settings)
+    assert summary["steps"] == 7
+    assert [line["lr"] for line in log_of(settings)] == [pytest.approx(stage.learning_rate_at(6, 2), abs=1e-6)]
+
+
+def test_a_budget_is_for_one_process(settings):
+    settings.budget_seconds = 1.0
+    with pytest.raises(ValueError, match="needs one process, got 2"):
+        fit(SimpleNamespace(num_processes=2), Line(), StageRecipe(steps=1), 4, lambda *_: {}, settings)
+
+
+def test_sgd_is_momentum_with_an_l2_penalty(accelerator, settings):
+    stage = StageRecipe(
+        steps=3,
+        batch_size=1,
+        learning_rate=0.1,
+        schedule="constant",
+        max_grad_norm=0,
+        weight_decay=0.5,
+        optimizer="sgd",
+        momentum=0.8,
+    )
+    model = Line()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([1.0, -2.0]))
+    weight, velocity = model.weight.detach().clone(), torch.zeros(2)
+    x = torch.tensor([0.5, 2.0])
+    fit(accelerator, model, stage, 1, lambda indices, step: {"x": x[None]}, settings)
+    for _ in range(3):
+        velocity = 0.8 * velocity + 2 * (x @ weight - 1) * x + 0.5 * weight
+        weight = weight - 0.1 * velocity
+    torch.testing.assert_close(model.weight.detach(), weight)

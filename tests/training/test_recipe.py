@@ -36,6 +36,11 @@ def test_every_preset_loads_and_builds_its_parts(name):
         assert not unknown, f"configurations take any keyword: {unknown} would have no effect"
 
 
+def test_an_unknown_optimizer_is_named():
+    with pytest.raises(ValueError, match="optimizer must be one of"):
+        StageRecipe(steps=1, optimizer="lion")
+
+
 def test_paper_preset_is_the_papers():
     recipe = load_recipe("paper")
     assert (recipe.stage1.epochs, recipe.stage1.batch_size, recipe.stage1.learning_rate) == (20000, 16, 1e-4)

@@ -18,10 +18,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
-from iltm_anomaly.vqvae import VQVAEConfig, VQVAEModel
+from iltm_anomaly.prior import PerformerPriorConfig
+from iltm_anomaly.vqvae import VQVAEConfig
 
-MODELS: dict[str, type[PreTrainedModel]] = {"vqvae": VQVAEModel, "prior": PerformerPriorModel}
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".msgpack"})
 CODE = frozenset({".py", ".pyc", ".so", ".sh"})
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -67,8 +66,9 @@ def check_folder(folder: Path, classes: dict[str, type]) -> None:
     if (folder / "config.json").exists():
         _check_keys(folder / "config.json", "model_type", "iltm")
     _check_keys(folder / "image_processor" / "preprocessor_config.json", "image_processor_type", "ILTMImageProcessor")
-    for name in MODELS:
-        check_model(folder / name, MODELS[name])
+    for name, part in classes.items():
+        if issubclass(part, PreTrainedModel):
+            check_model(folder / name, part)
 
 
 def _check_files(folder: Path) -> None:
@@ -167,22 +167,26 @@ def _check_claims(folder: Path, config: Any, stored: dict[str, tuple[int, ...]])
     """A model has no side longer than all its numbers together and no more layers than tensors: whoever claims one is not
     even built without memory, which takes time."""
     numbers = sum(math.prod(shape) for shape in stored.values())
-    if isinstance(config, VQVAEConfig):
-        depths = {"num_res_blocks": config.num_res_blocks, "len(channels)": len(config.channels)}
-        widths = {"vocab_size": config.vocab_size, "embedding_dim": config.embedding_dim}
-        widths |= {"in_channels": config.in_channels, "channels": max(config.channels)}
-    else:
-        assert isinstance(config, PerformerPriorConfig)
-        depths = {"num_hidden_layers": config.num_hidden_layers}
-        names = ("vocab_size", "hidden_size", "num_attention_heads", "head_dim", "num_random_features")
-        widths = {name: getattr(config, name) for name in (*names, "intermediate_ratio")}
-        widths["grid_shape"] = math.prod(config.grid_shape)
+    depths, widths = claimed_sizes(config)
     for claimed, limit, what in ((depths, len(stored), "tensors"), (widths, numbers, "numbers")):
         for name, value in claimed.items():
             if value > limit:
                 raise ValueError(
                     f"{folder / 'config.json'} claims {name} {value}, but its weights have {limit} {what} in all"
                 )
+
+
+def claimed_sizes(config: Any) -> tuple[dict[str, int], dict[str, int]]:
+    """Counts of layers and widths by name, of one of our configurations."""
+    if isinstance(config, VQVAEConfig):
+        depths = {"num_res_blocks": config.num_res_blocks, "len(channels)": len(config.channels)}
+        widths = {"vocab_size": config.vocab_size, "embedding_dim": config.embedding_dim}
+        return depths, widths | {"in_channels": config.in_channels, "channels": max(config.channels)}
+    if isinstance(config, PerformerPriorConfig):
+        names = ("vocab_size", "hidden_size", "num_attention_heads", "head_dim", "num_random_features")
+        widths = {name: getattr(config, name) for name in (*names, "intermediate_ratio")}
+        return {"num_hidden_layers": config.num_hidden_layers}, widths | {"grid_shape": math.prod(config.grid_shape)}
+    return config.claimed_sizes()  # a baseline
 
 
 def check_finite(tensors: dict[str, Tensor], where: Path) -> None:

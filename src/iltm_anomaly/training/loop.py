@@ -56,6 +56,8 @@ class LoopSettings:
         tokens_per_sample: for the speed in tokens.
         steps_before: of the run's earlier stages, for trackers.
         about: constants of the stage, in every line of the log.
+        budget_seconds: end the stage after this time even if steps are left, with the learning rate moved along its schedule in
+            proportion to the time spent. One process only; such a run cannot be repeated to the bit.
     """
 
     name: str
@@ -69,6 +71,18 @@ class LoopSettings:
     tokens_per_sample: int = 0
     steps_before: int = 0
     about: dict[str, Any] = field(default_factory=dict)
+    budget_seconds: float | None = None
+
+    def scheduled_step(self, step: int, total: int, seconds: float) -> int:
+        """The step of the learning rate's schedule: the real one, or a later one where more of the time than of the steps is
+        spent."""
+        if self.budget_seconds is None:
+            return step
+        return max(step, min(total - 1, int(total * seconds / self.budget_seconds)))
+
+    def is_last(self, steps: int, total: int, seconds: float) -> bool:
+        """Whether the stage ends after `steps`."""
+        return steps >= total or (self.budget_seconds is not None and seconds >= self.budget_seconds)
 
 
 @dataclass
@@ -158,13 +172,16 @@ def fit(
 
     Raises:
         NonFiniteLossError: if the loss is not finite; the last checkpoint stays, and its weights are finite.
+        ValueError: for a time budget with several processes, which would end at different steps.
     """
     hooks = hooks or Hooks()
+    if settings.budget_seconds is not None and accelerator.num_processes > 1:
+        raise ValueError(
+            f"{settings.name}: a time budget needs one process, got {accelerator.num_processes}: give steps instead"
+        )
     per_epoch = steps_per_epoch(num_samples, stage.batch_size)
     total = stage.total_steps(per_epoch)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=stage.learning_rate, weight_decay=stage.weight_decay, fused=True
-    )
+    optimizer = _make_optimizer(model, stage)
     checkpoint = _Checkpointer(accelerator, model, optimizer, stage, settings)
     first, elapsed, summary = checkpoint.resume()
     trained, optimizer = accelerator.prepare(model, optimizer)
@@ -191,8 +208,9 @@ def fit(
     ):
         for step, batch in loader.batches(first, total, per_epoch, hooks.before_epoch):
             epoch = step // per_epoch
+            rate = stage.learning_rate_at(settings.scheduled_step(step, total, meter.seconds), per_epoch)
             for group in optimizer.param_groups:
-                group["lr"] = stage.learning_rate_at(step, per_epoch)
+                group["lr"] = rate
             if hooks.before_step is not None:
                 hooks.before_step(step, epoch)
             torch.manual_seed(sample_seed(settings.seed, 2, step, accelerator.process_index))  # dropout
@@ -206,7 +224,8 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             bar.update()
 
-            if (step + 1) % settings.log_every == 0 or step + 1 == total:
+            is_last = settings.is_last(step + 1, total, meter.seconds)
+            if (step + 1) % settings.log_every == 0 or is_last:
                 summary = _summarise(accelerator, loss, output, step + 1, settings)
                 summary |= {} if hooks.measure is None else hooks.measure()
                 summary |= meter.read(step + 1, loader.seconds_waited)
@@ -215,14 +234,25 @@ def fit(
                     step=settings.steps_before + step + 1,
                     stage=settings.name,
                     epoch=epoch,
-                    lr=stage.learning_rate_at(step, per_epoch),
+                    lr=rate,
                     **settings.about,
                     **summary,
                 )
             checkpoint.save_if_due(step + 1, meter.seconds, summary)
+            if is_last:
+                break
     model.eval()
     accelerator.free_memory()
     return summary
+
+
+def _make_optimizer(model: torch.nn.Module, stage: StageRecipe) -> torch.optim.Optimizer:
+    if stage.optimizer == "sgd":
+        # decoupled for Adam only: here it is the L2 penalty that papers with momentum mean
+        return torch.optim.SGD(
+            model.parameters(), lr=stage.learning_rate, momentum=stage.momentum, weight_decay=stage.weight_decay
+        )
+    return torch.optim.AdamW(model.parameters(), lr=stage.learning_rate, weight_decay=stage.weight_decay, fused=True)
 
 
 def _accumulate_gradients(

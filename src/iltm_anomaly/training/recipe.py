@@ -11,6 +11,7 @@ import yaml
 
 from iltm_anomaly.masking import RejectionRule
 
+OPTIMIZERS = ("adam", "sgd")
 SCHEDULES = ("one_cycle", "exponential", "constant")
 VOLUME_FIELDS = ("size", "spacing", "intensity_range", "intensity_power")
 PRECISIONS = ("no", "bf16", "fp16")
@@ -34,6 +35,7 @@ class StageRecipe:
         max_grad_norm: gradient clipping; 0 leaves gradients alone.
         weight_decay: decoupled (AdamW); 0 is plain Adam.
         ema_decay: pairs (first epoch, decay) of the codebook's moving averages; stage 1 only.
+        optimizer, momentum: "adam", or "sgd" with this momentum.
     """
 
     epochs: int | None = None
@@ -48,8 +50,12 @@ class StageRecipe:
     weight_decay: float = 0.0
     ema_decay: list[list[float]] | None = None
     steps: int | None = None
+    optimizer: str = "adam"
+    momentum: float = 0.9
 
     def __post_init__(self):
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer must be one of {OPTIMIZERS}, got {self.optimizer!r}")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {SCHEDULES}, got {self.schedule!r}")
         if self.gamma_per not in ("epoch", "step"):

@@ -1,0 +1,251 @@
+"""NSA, natural synthetic anomalies (Schlüter, Tan, Hou, Kainz, ECCV 2022): patches of another training image are blended in
+without seams (Poisson image editing), and a ResNet-18 encoder-decoder learns to say where, and how strongly, an image was
+changed.
+
+The source keeps patches on the object by a background brightness given for each category. Here there is none: what a patch does
+not visibly change gets no label anyway.
+"""
+
+import math
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import ResNetModel
+
+from iltm_anomaly.baselines.modeling import (
+    AnomalyModelOutput,
+    BaselineModel,
+    BaselineRecipe,
+    MissingExtraError,
+    check_pixels,
+    imagenet_normalized,
+    unit_range,
+)
+from iltm_anomaly.baselines.resnet import ResNetBaselineConfig, load_weights, narrow, sizes_of_weights
+from iltm_anomaly.data.augmentation import AugmentationConfig, augment, sample_seed
+from iltm_anomaly.image_processing import ILTMImageProcessor
+from iltm_anomaly.training.recipe import StageRecipe
+
+REFERENCE_SIDE = 256  # pixels of the image that filter sizes are given for
+SMALLEST_CLONE = 5  # pixels along a side of what OpenCV blends reliably
+# The source crops 224 of the middle 230 of 256 pixels: a shift by up to 3.
+SHIFT = AugmentationConfig(
+    affine_probability=1.0,
+    rotation=0.0,
+    translation=3.0,
+    scale=0.0,
+    padding_mode="border",
+    contrast_probability=0.0,
+    intensity_probability=0.0,
+    noise_probability=0.0,
+)
+
+
+@strict
+class NSAConfig(ResNetBaselineConfig):
+    """Configuration of `NSAModel`. Defaults are the source's, with those of its function where it has one value per category.
+
+    Args:
+        max_patches: patches blended into an image: one, and each further one with probability 1/2.
+        half_width: smallest and largest half side of a patch, as a share of the image's side. In between it is drawn from
+            0.03 + Gamma(2, 0.05).
+        resize: smallest and largest factor by which a patch is resized, drawn from N(1, 0.5) and cut off.
+        tolerance: smallest change of intensity, of 255, that counts.
+        slope, midpoint: of the logistic curve from change of intensity to label.
+    """
+
+    model_type = "iltm_nsa"
+
+    max_patches: int = 3
+    half_width: tuple[float, ...] | list[float] = (0.03, 0.4)
+    resize: tuple[float, ...] | list[float] = (0.7, 1.3)
+    tolerance: float = 1.0
+    slope: float = 1 / 6
+    midpoint: float = 20.0
+
+    def validate_patches(self):
+        """Raises ValueError where a size is out of range."""
+        for name in ("half_width", "resize"):
+            values = getattr(self, name)
+            if len(values) != 2 or not 0 < values[0] <= values[1]:
+                raise ValueError(f"{name} must be (smallest, largest), both positive, got {values}")
+        if self.max_patches < 1 or self.half_width[1] > 0.45:
+            raise ValueError(
+                f"need max_patches >= 1 and half_width up to 0.45, got {self.max_patches} and {self.half_width}"
+            )
+
+
+class UpBlock(nn.Module):
+    """Twice the resolution, then a residual block of two 3-convolutions."""
+
+    def __init__(self, entering: int, width: int):
+        super().__init__()
+        self.shortcut = nn.Sequential(nn.Conv2d(entering, width, 1, bias=False), nn.BatchNorm2d(width))
+        self.layers = nn.Sequential(
+            nn.Conv2d(entering, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        return torch.relu(self.layers(x) + self.shortcut(x))
+
+
+class NSAModel(BaselineModel):
+    """Map: probability of a change. Score: its mean over the image."""
+
+    config_class = NSAConfig
+    recipes: ClassVar[dict[str, BaselineRecipe]] = {
+        "paper": BaselineRecipe(
+            StageRecipe(epochs=320, batch_size=64, learning_rate=1e-3, warmup=0.0, max_grad_norm=0), {"smoothing": 0.0}
+        ),
+        "cpu": BaselineRecipe(
+            StageRecipe(steps=4000, batch_size=16, learning_rate=1e-3), {**narrow(32), "smoothing": 0.0}, "bf16"
+        ),
+        "tiny": BaselineRecipe(
+            StageRecipe(steps=200, batch_size=8, learning_rate=3e-3), {**narrow(8), "smoothing": 0.0}
+        ),
+    }
+
+    def __init__(self, config: NSAConfig):
+        super().__init__(config)
+        self.encoder = ResNetModel(config.resnet)
+        widths = tuple(reversed(config.hidden_sizes))
+        self.middle = nn.Sequential(nn.Conv2d(widths[0], widths[0], 1), nn.ReLU())
+        self.decoder = nn.Sequential(*[UpBlock(a, b) for a, b in pairwise(widths)])
+        self.to_map = nn.ConvTranspose2d(widths[-1], 1, 4, stride=2, padding=1)
+        self.post_init()
+
+    @classmethod
+    def configure(cls, processor: ILTMImageProcessor, num_images: int, settings: dict[str, Any]) -> NSAConfig:
+        open_cv()  # before the first step rather than in a thread at it
+        weights = settings.get("weights")
+        return super().configure(processor, num_images, settings | (sizes_of_weights(weights) if weights else {}))
+
+    def load_pretrained_parts(self) -> None:
+        load_weights(self.encoder, self.config.weights)
+
+    def training_batch(self, images: Any, indices: Tensor, seed: int) -> dict[str, Tensor]:
+        """Every image with patches of another one blended in, and the labels of its pixels."""
+        seeds = [sample_seed(seed, number) for number in range(len(indices))]
+        others = [np.random.default_rng(sample_seed(s, 1)).integers(len(images)) for s in seeds]
+        both = torch.stack([images[int(i)] for i in [*indices, *others]])
+        shifts = [sample_seed(seed, number, 2) for number in range(len(both))]
+        shifted = (augment(unit_range(both), SHIFT, shifts) * 255).round().to(torch.uint8)
+        arrays = shifted.permute(0, 2, 3, 1).numpy()
+        changed, labels = [], []
+        for image, other, s in zip(arrays[: len(indices)], arrays[len(indices) :], seeds, strict=True):
+            result, label = natural_synthetic_anomaly(image, other, self.config, s)
+            changed.append(torch.from_numpy(result).permute(2, 0, 1))
+            labels.append(torch.from_numpy(label))
+        return {"pixel_values": unit_range(torch.stack(changed)), "labels": torch.stack(labels)}
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> AnomalyModelOutput:
+        """Images (B, C, H, W) and labels (B, H, W) in [0, 1]. Loss: binary cross entropy. Prediction: logits (B, H, W)."""
+        check_pixels(pixel_values, self.config)
+        features = self.decoder(self.middle(self.encoder(imagenet_normalized(pixel_values)).last_hidden_state))
+        features = F.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
+        height, width = self.config.image_size
+        logits = self.to_map(features)[:, 0, :height, :width].float()  # the encoder rounds sizes up
+        loss = None if labels is None else F.binary_cross_entropy_with_logits(logits, labels.float())
+        return AnomalyModelOutput(loss=loss, prediction=logits)
+
+    @torch.no_grad()
+    def anomaly_maps(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        maps = self.smoothed(self(pixel_values).prediction.sigmoid())
+        return maps.mean((1, 2)), maps
+
+
+def open_cv() -> Any:
+    """The module `cv2`.
+
+    Raises:
+        MissingExtraError: if it is not installed.
+    """
+    try:
+        import cv2
+    except ImportError as error:
+        raise MissingExtraError(
+            "NSA blends patches by OpenCV, which is not installed: pip install 'iltm-anomaly[baselines]'"
+        ) from error
+    cv2.setNumThreads(
+        1
+    )  # patches are small: its threads would only wait for each other beside those that prepare steps
+    return cv2
+
+
+# The task, on arrays (H, W, C) uint8
+
+
+def natural_synthetic_anomaly(
+    image: np.ndarray, source: np.ndarray, config: NSAConfig, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Blends patches of `source` into `image`.
+
+    Returns:
+        The new image and its labels (H, W) float32 in [0, 1], 0 outside the patches.
+    """
+    generator = np.random.default_rng(seed)
+    result, where = image, np.zeros(image.shape[:2], dtype=bool)
+    for number in range(config.max_patches):
+        if number == 0 or generator.random() < 0.5:
+            result, box = blend_patch(result, source, config, generator)
+            where[box] = True
+    return result, intensity_labels(image, result, where, config)
+
+
+def blend_patch(
+    image: np.ndarray, source: np.ndarray, config: NSAConfig, generator: np.random.Generator
+) -> tuple[np.ndarray, tuple[slice, slice]]:
+    """Blends one patch of `source`, resized, into `image`; returns the new image and the patch's place in it. Nothing outside
+    that place changes; where OpenCV cannot blend nothing does."""
+    cv2 = open_cv()
+    height, width = image.shape[:2]
+    halves = np.clip(0.03 + generator.gamma(2, 0.05, 2), *config.half_width)
+    rows, columns = (
+        max(SMALLEST_CLONE, round(2 * half * side)) for half, side in zip(halves, (height, width), strict=True)
+    )
+    y, x = (int(generator.integers(0, n + 1)) for n in (height - rows, width - columns))
+    patch = source[y : y + rows, x : x + columns]
+    largest = 2 * config.half_width[1]
+    scale = float(np.clip(generator.normal(1, 0.5), *config.resize))
+    scale = min(scale, largest * height / rows, largest * width / columns)
+    rows, columns = (max(SMALLEST_CLONE, round(scale * n)) for n in (rows, columns))
+    patch = cv2.resize(patch, (columns, rows)).reshape(rows, columns, -1)
+    to_y, to_x = (int(generator.integers(1, n)) for n in (height - rows, width - columns))
+    box = (slice(to_y, to_y + rows), slice(to_x, to_x + columns))
+    mask = np.zeros((rows, columns), dtype=np.uint8)
+    mask[1:-1, 1:-1] = 255  # seams are hidden along the mask's border, which must not be that of the patch
+    center = (to_x + columns // 2, to_y + rows // 2)
+    three = [np.ascontiguousarray(np.broadcast_to(a, (*a.shape[:2], 3))) for a in (patch, image)]
+    try:
+        blended = cv2.seamlessClone(three[0], three[1], mask, center, cv2.NORMAL_CLONE)
+    except cv2.error:
+        return image, (slice(0, 0), slice(0, 0))
+    result = image.copy()
+    result[box] = blended[box][..., : image.shape[2]]
+    return result, box
+
+
+def intensity_labels(before: np.ndarray, after: np.ndarray, where: np.ndarray, config: NSAConfig) -> np.ndarray:
+    """How strongly pixels were changed, (H, W) float32: logistic in the change of intensity (mean over channels, of 255), which
+    is smoothed by a median filter as the source does; 0 where nothing visible happened."""
+    cv2 = open_cv()
+    scale = max(before.shape[:2]) / REFERENCE_SIDE
+    change = np.abs(before.astype(np.float32) - after.astype(np.float32)).mean(-1) * where
+    visible = cv2.medianBlur((change > config.tolerance).astype(np.uint8), _odd(5 * scale))
+    strength = cv2.medianBlur(np.round(change * visible).astype(np.uint8), _odd(11 * scale))
+    labels = visible / (1 + np.exp(-config.slope * (strength.astype(np.float32) - config.midpoint)))
+    return (labels * where).astype(np.float32)
+
+
+def _odd(size: float) -> int:
+    return max(3, 2 * math.floor(size / 2) + 1)

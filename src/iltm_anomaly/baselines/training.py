@@ -1,0 +1,208 @@
+"""Trains a baseline in one folder: gradient descent if it has any, statistics, threshold, pipeline folder."""
+
+import hashlib
+import json
+import logging
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor
+
+from iltm_anomaly.baselines import BASELINES
+from iltm_anomaly.baselines.modeling import IMAGES_AT_ONCE, BaselineModel, BaselineRecipe, unit_range
+from iltm_anomaly.baselines.pipeline import BaselinePipeline
+from iltm_anomaly.data.augmentation import sample_seed
+from iltm_anomaly.image_processing import ILTMImageProcessor
+from iltm_anomaly.provenance import provenance
+from iltm_anomaly.training.checkpoint import fill_folder, load_json, remove_checkpoint, write_json
+from iltm_anomaly.training.folder import RunFolderError, flat
+from iltm_anomaly.training.loop import LoopSettings, fit, loading_threads, steps_per_epoch
+from iltm_anomaly.training.tracking import RunLog
+
+logger = logging.getLogger(__name__)
+
+# First counters of every random stream, apart from those of ILTM's own stages.
+STREAM_WEIGHTS, STREAM_BATCHES, STREAM_STATISTICS, STREAM_CALIBRATION = range(20, 24)
+CALIBRATION_IMAGES = 96  # as many as ILTM's threshold rests on
+
+
+def train_baseline(
+    name: str,
+    images: Any,
+    processor: ILTMImageProcessor,
+    output: str | Path,
+    *,
+    seed: int = 0,
+    budget_seconds: float | None = None,
+    steps: int | None = None,
+    device: str = "cpu",
+    preset: str = "cpu",
+    resume: bool = True,
+    show_progress: bool = True,
+    config: dict[str, Any] | None = None,
+) -> BaselinePipeline:
+    """Trains the baseline `name` on images without labels, contaminated or not.
+
+    Args:
+        name: of `BASELINES`.
+        images: (N, C, H, W) uint8 tensor, or what is read like one (`PixelCache`), as `processor` prepares them.
+        processor: fixes resolution and channels, and goes into the pipeline.
+        output: folder of the run; the pipeline is saved in `output`/model.
+        seed: of everything random.
+        budget_seconds: end gradient descent after this time, at the latest when the recipe's steps are done.
+        steps: in place of the recipe's.
+        device: "cpu", or "cuda" and the like for an accelerator.
+        preset: "paper" (the source's settings), "cpu" or "tiny".
+        resume: continue what `output` holds; a finished run is loaded.
+        show_progress: progress bars.
+        config: fields of the model's configuration, in place of the preset's.
+
+    Returns:
+        The pipeline, calibrated, on `device`. Its `training_report` says how long was trained and why it ended.
+
+    Raises:
+        ValueError: for an unknown name, preset or field of the configuration.
+        MissingExtraError: if a package that the method needs is not installed.
+        RunFolderError: if `output` holds another run, or any and `resume` is False.
+        NonFiniteLossError: if the loss is not finite.
+    """
+    output = Path(output)
+    recipe = _recipe(name, preset, steps, config)
+    run: dict[str, Any] = {
+        "method": name,
+        "preset": preset,
+        "recipe": asdict(recipe),
+        "seed": seed,
+        "budget_seconds": budget_seconds,
+        "images": len(images),
+        "images_sha256": images_digest(images),
+    }
+    _claim(output, run, resume)
+    if (output / "model").exists():
+        logger.info("the run in %s is complete: nothing is left to do", output)
+        return BaselinePipeline.from_pretrained(output / "model", device=device)
+    accelerator = _accelerator(recipe, device, output)
+    model_class: type[BaselineModel] = BASELINES[name].model_class
+    torch.manual_seed(sample_seed(seed, STREAM_WEIGHTS))
+    model = model_class(model_class.configure(processor, len(images), recipe.config))
+    model.load_pretrained_parts()
+    model.to(accelerator.device)
+    report = run | {"title": BASELINES[name].title}
+    report |= _descend(model, images, recipe, run, output, accelerator, show_progress)
+
+    started = time.monotonic()
+    model.eval().fit_statistics(images, sample_seed(seed, STREAM_STATISTICS))
+    report["statistics_seconds"] = round(time.monotonic() - started, 1)
+    pipeline = BaselinePipeline(model, processor)
+    pipeline.calibrate(_calibration_images(images, seed), show_progress)
+    report["training_seconds"] = round(report["descent_seconds"] + report["statistics_seconds"], 1)
+    pipeline.training_report = report | {"parameters": model.num_parameters()} | provenance()
+    fill_folder(output / "model", pipeline.save_pretrained)
+    remove_checkpoint(output / "checkpoint.bin")
+    return pipeline
+
+
+def _recipe(name: str, preset: str, steps: int | None, config: dict[str, Any] | None) -> BaselineRecipe:
+    if name not in BASELINES:
+        raise ValueError(f"no baseline {name!r}; there are {', '.join(BASELINES)}")
+    recipes = BASELINES[name].model_class.recipes
+    if preset not in recipes:
+        raise ValueError(f"{name} has no preset {preset!r}; it has {', '.join(recipes)}")
+    recipe: BaselineRecipe = recipes[preset]
+    stage = recipe.stage
+    if stage is not None and steps is not None:
+        stage = replace(stage, steps=steps, epochs=None)
+    return replace(recipe, stage=stage, config=recipe.config | (config or {}))
+
+
+def _claim(output: Path, run: dict[str, Any], resume: bool) -> None:
+    """Writes what identifies the run, or checks that it is the one that the folder holds."""
+    path = output / "run.json"
+    if not path.exists():
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(path, run)
+        return
+    if not resume:
+        raise RunFolderError(f"{output} already holds a run: resume it, or give another output")
+    found, asked = flat(load_json(path)), flat(json.loads(json.dumps(run)))  # tuples become lists
+    changes = [
+        f"{key} ({found.get(key)} there, {asked.get(key)} now)"
+        for key in sorted(found.keys() | asked.keys())
+        if found.get(key) != asked.get(key)
+    ]
+    if changes:
+        raise RunFolderError(
+            f"cannot resume {output}: {', '.join(changes)} differ from the run that it holds. Give the same, or another output"
+        )
+
+
+def _accelerator(recipe: BaselineRecipe, device: str, output: Path) -> Accelerator:
+    from iltm_anomaly.training.task import make_accelerator
+
+    # accelerate keeps one precision and device per process; methods of a benchmark differ in it
+    AcceleratorState._reset_state(reset_partial_state=True)
+    described: Any = recipe  # of a recipe it reads precision and compilation alone
+    return make_accelerator(described, output, [], cpu=device == "cpu")
+
+
+def _descend(
+    model: BaselineModel,
+    images: Any,
+    recipe: BaselineRecipe,
+    run: dict[str, Any],
+    output: Path,
+    accelerator: Accelerator,
+    show_progress: bool,
+) -> dict[str, Any]:
+    """Gradient descent, if the method has any; returns what the report says about it."""
+    stage = recipe.stage
+    if stage is None:
+        return {"steps": 0, "planned_steps": 0, "descent_seconds": 0.0, "ended_by": "recipe", "loss": None}
+    seed = sample_seed(run["seed"], STREAM_BATCHES)
+
+    def make_inputs(indices: Tensor, step: int) -> dict[str, Tensor]:
+        return model.training_batch(images, indices, sample_seed(seed, 3, step))
+
+    settings = LoopSettings(
+        name=run["method"],
+        seed=seed,
+        log=RunLog(output, accelerator.is_main_process, accelerator),
+        checkpoint_path=output / "checkpoint.bin",
+        show_progress=show_progress,
+        loading_threads=loading_threads(accelerator),
+        budget_seconds=run["budget_seconds"],
+    )
+    network: torch.nn.Module = model
+    # faster, on CPUs above all
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    summary = fit(accelerator, network, stage, len(images), make_inputs, settings)
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    planned = stage.total_steps(steps_per_epoch(len(images), stage.batch_size))
+    return {
+        "steps": int(summary["steps"]),
+        "planned_steps": planned,
+        "descent_seconds": summary["seconds"],
+        "ended_by": "recipe" if summary["steps"] >= planned else "budget",
+        "loss": summary["loss"],
+    }
+
+
+def images_digest(images: Any) -> str:
+    """SHA-256 over all pixels; a `PixelCache` knows its own."""
+    if hasattr(images, "digest"):
+        return images.digest
+    digest = hashlib.sha256(str(tuple(images.shape)).encode())
+    for start in range(0, len(images), IMAGES_AT_ONCE):
+        digest.update(images[start : start + IMAGES_AT_ONCE].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _calibration_images(images: Any, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(sample_seed(seed, STREAM_CALIBRATION))
+    chosen = torch.randperm(len(images), generator=generator)[:CALIBRATION_IMAGES]
+    return unit_range(images[chosen.sort().values])

@@ -1,0 +1,95 @@
+"""NSA: patches blended without seams, and the labels of what they change."""
+
+import numpy as np
+import pytest
+import torch
+
+from iltm_anomaly.baselines.modeling import MissingExtraError
+from iltm_anomaly.baselines.nsa import (
+    NSAConfig,
+    NSAModel,
+    blend_patch,
+    intensity_labels,
+    natural_synthetic_anomaly,
+    open_cv,
+)
+from iltm_anomaly.baselines.resnet import narrow
+
+
+@pytest.fixture
+def cv2():
+    return pytest.importorskip("cv2", reason="needs pip install 'iltm-anomaly[baselines]'")
+
+
+def pair(channels: int = 3, side: int = 96) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    coarse = generator.integers(0, 256, (2, 12, 12, channels)).astype(np.uint8)
+    return tuple(image.repeat(side // 12, 0).repeat(side // 12, 1) for image in coarse)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("seed", range(6))
+def test_nothing_changes_outside_the_patch(cv2, channels, seed):
+    image, source = pair(channels)
+    before = image.copy()
+    result, box = blend_patch(image, source, NSAConfig(), np.random.default_rng(seed))
+    where = np.zeros(image.shape[:2], dtype=bool)
+    where[box] = True
+    assert np.array_equal(image, before) and result.shape == image.shape and result.dtype == np.uint8
+    assert np.array_equal(result[~where], image[~where])
+    assert (result[where] != image[where]).mean() > 0.3
+
+
+def test_the_patch_has_no_seam(cv2):
+    source = pair()[1]
+    image = np.full_like(source, 90)
+    for seed in range(5):
+        result, box = blend_patch(image, source, NSAConfig(), np.random.default_rng(seed))
+        patch = np.abs(result[box].astype(int) - 90)
+        border = np.concatenate([patch[0], patch[-1], patch[:, 0], patch[:, -1]])
+        assert border.mean() < 5 < patch.max()
+
+
+def test_labels_are_zero_outside_and_grow_with_the_change():
+    config = NSAConfig(image_size=(128, 128))
+    pytest.importorskip("cv2", reason="needs pip install 'iltm-anomaly[baselines]'")
+    before = np.full((128, 128, 3), 100, dtype=np.uint8)
+    after, where = before.copy(), np.zeros((128, 128), dtype=bool)
+    for column, change in enumerate((0, 10, 20, 80)):
+        after[20:60, 30 * column : 30 * column + 24] += np.uint8(change)
+        where[20:60, 30 * column : 30 * column + 24] = True
+    labels = intensity_labels(before, after, where, config)
+    found = [float(labels[40, 30 * column + 12]) for column in range(4)]
+    expected = [0.0, *(1 / (1 + np.exp(-(change - 20) / 6)) for change in (10, 20, 80))]
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert not labels[~where].any() and labels.dtype == np.float32
+
+
+def test_a_patch_that_changes_nothing_visible_has_no_label(cv2):
+    flat = np.full((96, 96, 3), 120, dtype=np.uint8)
+    result, labels = natural_synthetic_anomaly(flat, flat, NSAConfig(), seed=3)
+    assert np.abs(result.astype(int) - 120).max() <= 1 and not labels.any()
+
+
+def test_a_batch_is_a_function_of_its_seed(cv2, training_images):
+    model = NSAModel(NSAConfig(image_size=(64, 64), **narrow(4)))
+    indices = torch.tensor([4, 7, 9])
+    one, two = (model.training_batch(training_images, indices, seed=1) for _ in range(2))
+    assert one["pixel_values"].shape == (3, 3, 64, 64) and one["labels"].shape == (3, 64, 64)
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert not torch.equal(one["labels"], model.training_batch(training_images, indices, seed=2)["labels"])
+    assert float(one["labels"].min()) >= 0 and 0 < float(one["labels"].max()) <= 1
+
+
+@pytest.mark.parametrize("size", [(64, 64), (72, 104)])
+def test_the_map_has_the_images_size(size):
+    model = NSAModel(NSAConfig(image_size=size, **narrow(4))).eval()
+    scores, maps = model.anomaly_maps(torch.rand(2, 3, *size))
+    assert maps.shape == (2, *size) and torch.equal(scores, maps.mean((1, 2)))
+    assert float(maps.min()) >= 0 and float(maps.max()) <= 1
+
+
+def test_a_missing_open_cv_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "cv2", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'iltm-anomaly\[baselines\]'"):
+        open_cv()
