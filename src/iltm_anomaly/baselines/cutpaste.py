@@ -116,7 +116,7 @@ class CutPasteModel(BaselineModel):
             {**narrow(32), "steps_per_patch": 8},
         ),
         "tiny": BaselineRecipe(
-            StageRecipe(steps=60, batch_size=8, learning_rate=0.03, weight_decay=3e-5, optimizer="sgd"),
+            StageRecipe(steps=100, batch_size=8, learning_rate=0.03, weight_decay=3e-5, optimizer="sgd"),
             {**narrow(8), "steps_per_patch": 4, "head_sizes": (16,), "density_patches": 1000},
         ),
     }

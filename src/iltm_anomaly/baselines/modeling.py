@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
@@ -136,7 +137,10 @@ class BaselineModel(PreTrainedModel):
         if unknown := sorted(set(settings) - own):
             raise ValueError(f"{cls.__name__} has no setting {unknown[0]!r}; it has {sorted(own)}")
         size = {"image_size": processor.padded_size, "in_channels": processor.num_channels}
-        return cls.config_class(**size | settings)
+        try:
+            return cls.config_class(**size | settings)
+        except StrictDataclassError as error:
+            raise ValueError(f"{cls.__name__}: {error}") from error
 
     def load_pretrained_parts(self) -> None:
         """Fills a fresh model with the weights it starts from, if the method has any. It is the only thing that may use a hub."""

@@ -198,7 +198,8 @@ class TransformersBackbone(nn.Module):
 
     def load_pretrained(self, name: str) -> None:
         """Loads the weights of `name`, from a hub if it is no folder."""
-        stored = AutoBackbone.from_pretrained(name, out_indices=self.levels)
+        # not AutoBackbone: it asks the Hub about every name, folders too
+        stored = type(self.network).from_pretrained(name, out_indices=self.levels)
         self.network.load_state_dict(stored.state_dict())
 
 

@@ -149,6 +149,8 @@ def from_run(run_folder: str | Path, map: str = "kde", device: str | torch.devic
     Raises:
         ValueError: if the run is not finished, or for an unknown map.
     """
+    if map not in MAPS:
+        raise ValueError(f"map must be one of {MAPS}, got {map!r}")
     run_folder = Path(run_folder)
     round_0 = run_folder / "rounds" / "round_0"
     if not (run_folder / "model" / "model_index.json").is_file() or not round_0.is_dir():
