@@ -62,12 +62,13 @@ class AutoencoderConfig(BaselineConfig):
 def autoencoder_recipes(dropout: float) -> dict[str, BaselineRecipe]:
     """Recipes of AE and VAE, which differ by their dropout. No augmentation, as in the source."""
     source = StageRecipe(epochs=500, batch_size=8, learning_rate=1e-4, schedule="constant", max_grad_norm=0)
-    short = StageRecipe(steps=3000, batch_size=16, learning_rate=1e-3)
+    short = StageRecipe(steps=5000, batch_size=16, learning_rate=1e-3)
     tiny = StageRecipe(steps=120, batch_size=8, learning_rate=3e-3)
+    narrow = {"first_width": 16, "largest_width": 64, "dropout": dropout}
     small = {"first_width": 8, "largest_width": 16, "latent_size": 16, "dropout": 0.0}
     return {
         "paper": BaselineRecipe(source, {"dropout": dropout}),
-        "cpu": BaselineRecipe(short, {"dropout": dropout}, "bf16"),
+        "cpu": BaselineRecipe(short, narrow, "bf16"),
         "tiny": BaselineRecipe(tiny, small),
     }
 
