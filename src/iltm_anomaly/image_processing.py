@@ -123,7 +123,7 @@ class ILTMImageProcessor(BaseImageProcessor):
         if not self.is_volumetric and (self.spacing or self.intensity_range or self.intensity_power != 1):
             raise ValueError("spacing, intensity_range and intensity_power are for volumes: give size a depth")
         if not isinstance(size_divisor, int) or size_divisor < 1:
-            raise ValueError(f"size_divisor must be a whole number of at least 1, got {size_divisor!r}")
+            raise ValueError(f"size_divisor must be at least 1 and a whole number, got {size_divisor!r}")
 
     @classmethod
     def for_volumes(

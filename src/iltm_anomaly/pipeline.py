@@ -96,14 +96,15 @@ class InferenceSettings:
 
     def __post_init__(self):
         for setting in fields(self):
-            value = getattr(self, setting.name)
+            value: Any = getattr(self, setting.name)
             if value is None and setting.default is None:
                 continue
             if setting.type is bool:
                 valid, expected = isinstance(value, bool), "true or false"
             else:
                 low, high = RANGES[setting.name]
-                kind, text = (Integral, "whole number") if setting.type is int else (Real, "number")
+                kind: Any = Integral if setting.type is int else Real
+                text = "whole number" if kind is Integral else "number"
                 valid = (
                     isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
                 )  # false for NaN

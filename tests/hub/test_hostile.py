@@ -179,7 +179,10 @@ ATTACKS = {
         lambda f: edit(f / PROCESSOR, rescale_factor=[]),
         r"preprocessor_config.json is no valid",
     ),
-    "text in the processor": (lambda f: edit(f / PROCESSOR, size_divisor="8"), r"size_divisor must be a whole number"),
+    "text in the processor": (
+        lambda f: edit(f / PROCESSOR, size_divisor="8"),
+        r"size_divisor must be at least 1 and a whole number",
+    ),
     "path in the processor": (lambda f: edit(f / PROCESSOR, image_processor_filename="../x"), r"unknown setting"),
     "second processor": (nested_processor, r"processor_config.json does not belong"),
     "generation settings": (

@@ -63,9 +63,10 @@ class AnomalyDetectionPipeline(Pipeline):
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Writes what `ILTMAnomalyPipeline.save_pretrained` does."""
-        self.model.detector.save_pretrained(save_directory)
+        detector: Any = self.model.detector
+        detector.save_pretrained(save_directory)
 
-    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         from datasets import Dataset, IterableDataset
 
         # transformers takes these for one image each
@@ -73,7 +74,7 @@ class AnomalyDetectionPipeline(Pipeline):
             inputs = list(inputs)
         elif isinstance(inputs, Dataset | IterableDataset):
             inputs = (row for row in inputs)
-        return super().__call__(inputs, **kwargs)
+        return super().__call__(inputs, *args, **kwargs)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
         return {}, kwargs, {}
