@@ -105,9 +105,8 @@ class InferenceSettings:
                 low, high = RANGES[setting.name]
                 kind: Any = Integral if setting.type is int else Real
                 text = "whole number" if kind is Integral else "number"
-                valid = (
-                    isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
-                )  # false for NaN
+                # the comparison is false for NaN
+                valid = isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
                 expected = f"a {text} from {low:g} to {high:g}"
             if not valid:
                 raise ValueError(f"setting {setting.name!r} must be {expected}, got {value!r}")
