@@ -17,9 +17,15 @@ from iltm_anomaly.image_processing import ImageReadError, read_image
 
 HERE = Path(__file__).parent
 MODEL = os.environ.get("ILTM_MODEL", str(HERE / "model"))
-EXAMPLES = sorted(map(str, (HERE / "examples").glob("*.png")))
+EXAMPLES = sorted((HERE / "examples").glob("*.png"))
 SIDE = 320  # of the shown pictures, at least
 MOST_PIXELS = 50_000_000
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # Pillow refuses twice as many before it decodes them
+TITLES = ("Input", "Abnormality", "Healed", "Code likelihoods")
+LEGEND = """
+Abnormality: from green to dark red, the image is ever less like what the model expects. Healed: what it expected there. Code
+likelihoods: a square for each code of the image, the darker the less likely.
+"""
 logger = logging.getLogger(__name__)
 
 Shown = tuple[str, Image.Image | None, Image.Image | None, Image.Image | None, Image.Image | None]
@@ -28,7 +34,10 @@ Shown = tuple[str, Image.Image | None, Image.Image | None, Image.Image | None, I
 @cache
 def load_model() -> ILTMAnomalyPipeline:
     """The model, once."""
-    return ILTMAnomalyPipeline.from_pretrained(MODEL)
+    pipe = ILTMAnomalyPipeline.from_pretrained(MODEL)
+    if pipe.image_processor.is_volumetric:
+        raise ValueError(f"{MODEL} is a model of volumes, and this page shows images")
+    return pipe
 
 
 def likelihood_picture(log_likelihoods: np.ndarray) -> Image.Image:
@@ -62,10 +71,6 @@ def detect(path: str | None, num_samples: int, progress: Any = gr.Progress()) ->
     except ImageReadError as error:
         reason = str(error).replace(str(Path(path)), Path(path).name)  # its place on the server is nobody's business
         return message(f"This file cannot be used: {reason}")
-    if image.width * image.height > MOST_PIXELS:
-        return message(
-            f"This file cannot be used: {image.width} x {image.height} is more than {MOST_PIXELS:,} pixels."
-        )
     progress(0.1, desc="loading the model")
     try:
         pipe = load_model()
@@ -80,10 +85,15 @@ def detect(path: str | None, num_samples: int, progress: Any = gr.Progress()) ->
         share = 100 * float(out.masks[0].mean())
         verdict += f", threshold {threshold:.2f}: {'abnormal' if out.masks[0].any() else 'normal'}"
         verdict += f" ({share:.1f} % of the pixels)"
+    log_likelihoods = out.token_log_likelihoods[0].numpy()
+    verdict += (
+        f"\n\nLog-likelihood of the codes: {log_likelihoods.min():.1f} (black) to {log_likelihoods.max():.1f}; "
+        f"{int(out.resampled_tokens[0].sum())} of {log_likelihoods.size} healed."
+    )
     progress(1.0, desc="done")
-    likelihoods = likelihood_picture(out.token_log_likelihoods[0].numpy())
     abnormality = overlay(image, values, threshold or float(values.max()))
-    return verdict, enlarge(image), enlarge(abnormality), enlarge(out.healed_images[0]), likelihoods
+    pictures = map(enlarge, (image, abnormality, out.healed_images[0]))
+    return verdict, *pictures, likelihood_picture(log_likelihoods)
 
 
 def build() -> gr.Blocks:
@@ -97,16 +107,19 @@ def build() -> gr.Blocks:
                 file = gr.File(label="Image", file_count="single", type="filepath", elem_id="file")
                 samples = gr.Slider(1, 50, value=20, step=1, label="Healed samples")
                 button = gr.Button("Detect", variant="primary", elem_id="detect")
+                examples = gr.Dataset(
+                    components=[gr.Image(visible=False)],
+                    samples=[[str(example)] for example in EXAMPLES],
+                    type="index",
+                    label="Examples",
+                    elem_id="examples",
+                    visible=bool(EXAMPLES),
+                )
             with gr.Column(scale=3):
                 verdict = gr.Markdown("### Drop an image.", elem_id="verdict")
                 pictures = []
                 with gr.Row():
-                    for name in (
-                        "Input",
-                        "Abnormality",
-                        "Healed: as the model expected it",
-                        "Code likelihoods: dark is unlikely",
-                    ):
+                    for name in TITLES:
                         with gr.Column(min_width=160):
                             gr.Markdown(f"**{name}**")
                             picture = gr.Image(
@@ -114,17 +127,14 @@ def build() -> gr.Blocks:
                                 format="png",
                                 interactive=False,
                                 show_label=False,
+                                alt_text=name,
+                                buttons=["fullscreen", "download"],
                                 elem_id=f"picture{len(pictures)}",
                             )
                             pictures.append(picture)
-                gr.Markdown(
-                    "Abnormality: red is where the image is unlike what the model expects. Healed: what it expected there. Code "
-                    "likelihoods: a square for each code of the image, the darker the less likely."
-                )
-        outputs = [verdict, *pictures]
-        if EXAMPLES:
-            gr.Examples([[example] for example in EXAMPLES], inputs=[file])
-        gr.on([button.click, file.change], detect, [file, samples], outputs)
+                gr.Markdown(LEGEND)
+        examples.click(lambda index: str(EXAMPLES[index]), examples, file)
+        gr.on([button.click, file.change], detect, [file, samples], [verdict, *pictures])
     return page
 
 

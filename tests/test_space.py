@@ -7,22 +7,22 @@ import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import time
 import urllib.request
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+from tiny_models import tiny_pipeline
 
-from iltm_anomaly import ILTMAnomalyPipeline, ILTMImageProcessor, InferenceSettings
-from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
-from iltm_anomaly.vqvae import VQVAEConfig, VQVAEModel
+from iltm_anomaly import ILTMAnomalyPipeline
 
 pytest.importorskip("gradio", reason="needs gradio: run `make test-space`")
 SPACE = Path(__file__).resolve().parents[1] / "space"
@@ -31,16 +31,8 @@ ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # how WebDriver marks an elemen
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    vqvae = VQVAEModel(VQVAEConfig(channels=(4, 4, 8), num_res_blocks=1, vocab_size=16, embedding_dim=4))
-    vqvae.initialize_codebook(torch.rand(8, 3, 32, 32))
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8}
-    prior = PerformerPriorModel(PerformerPriorConfig(vocab_size=16, grid_shape=(4, 4), **sizes))
-    pipeline = ILTMAnomalyPipeline(
-        vqvae, prior, ILTMImageProcessor(size=32), InferenceSettings(num_dropout_passes=2, score_threshold=3.0)
-    )
     folder = tmp_path_factory.mktemp("space") / "model"
-    pipeline.save_pretrained(folder)
+    tiny_pipeline(score_threshold=3.0).save_pretrained(folder)
     return folder
 
 
@@ -67,11 +59,24 @@ def test_what_is_shown_is_what_the_pipeline_gives(app, model):
     assert image.size == abnormality.size == healed.size == (384, 384)  # of 96, for people to look at
     np.testing.assert_array_equal(np.asarray(healed)[::4, ::4], np.asarray(out.healed_images[0]))
     assert len(np.unique(np.asarray(likelihoods).reshape(-1, 3), axis=0)) <= 16
+    lowest, highest = out.token_log_likelihoods.min(), out.token_log_likelihoods.max()
+    assert f"{lowest:.1f} (black) to {highest:.1f}; {int(out.resampled_tokens.sum())} of 16 healed" in verdict
+
+
+def huge_png() -> bytes:
+    """A few hundred bytes that claim 40,000 x 40,000 pixels."""
+    buffer = io.BytesIO()
+    Image.new("L", (1, 1)).save(buffer, "png")
+    content = bytearray(buffer.getvalue())
+    content[16:24] = struct.pack(">II", 40_000, 40_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    return bytes(content)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
+        ("huge.png", huge_png(), "exceeds limit of 50000000 pixels"),
         ("empty.png", b"", "the file is empty"),
         ("text.png", b"not an image", "not in an image format"),
         ("cut.png", b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "cannot read image cut.png"),
@@ -89,7 +94,8 @@ def test_a_bad_file_gives_a_line_that_says_why(app, tmp_path, name, content, sai
 
 def test_a_model_that_cannot_be_loaded_is_said_too(app, tmp_path, monkeypatch):
     monkeypatch.setattr(app, "MODEL", str(tmp_path / "nothing"))
-    verdict, *_ = app.detect(str(sorted((SPACE / "examples").glob("*.png"))[0]), 3, silent)
+    path = str(sorted((SPACE / "examples").glob("*.png"))[0])
+    verdict, *_ = app.detect(path, 3, silent)
     assert "The model cannot be loaded" in verdict and "ILTM_MODEL" in verdict
 
 
@@ -121,7 +127,7 @@ class Browser:
         return Image.open(io.BytesIO(base64.b64decode(self.ask("GET", "/screenshot")))).convert("RGB")
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 90) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 300) -> Any:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
@@ -182,8 +188,18 @@ def test_page_in_a_real_browser(browser, tmp_path):
         return browser.run(script)
 
     assert "Drop an image" in verdict()
-    browser.upload(sorted((SPACE / "examples").glob("*.png"))[0])
-    wait_for(lambda: "Score" in verdict(), "a score")
+    examples = sorted((SPACE / "examples").glob("*.png"))
+    count = "return [...document.querySelectorAll('#examples img')].filter(i => i.naturalWidth).length"
+    wait_for(lambda: browser.run(count) == len(examples), "pictures of the examples")
+    browser.run("document.querySelector('#examples img').click()")
+    wait_for(lambda: "Score" in verdict(), "a score of an example")
+    wait_for(lambda: sizes() == [384, 384, 384, 320], "its pictures")
+    first = verdict()
+
+    browser.ask("POST", "/refresh")
+    wait_for(lambda: "Drop an image" in verdict(), "the page again")
+    browser.upload(examples[0])
+    wait_for(lambda: verdict() == first, "the same score of the same image as a file")
     wait_for(lambda: sizes() == [384, 384, 384, 320], "four pictures")
     browser.run("window.scrollTo(0, 0)")
     picture = browser.screenshot()

@@ -2,6 +2,8 @@
 
 import torch
 
+from iltm_anomaly.image_processing import ILTMImageProcessor
+from iltm_anomaly.pipeline import ILTMAnomalyPipeline, InferenceSettings
 from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
 from iltm_anomaly.vqvae import VQVAEConfig, VQVAEModel
 
@@ -36,6 +38,18 @@ def tiny_prior(seed: int = 0, gain: float = 3.0, **changes) -> PerformerPriorMod
             layer.attention.qkv.weight.mul_(gain)
         model.head.weight.mul_(gain)
     return model
+
+
+def tiny_pipeline(side: int = 32, **settings) -> ILTMAnomalyPipeline:
+    """An untrained pipeline for square images of `side` pixels; `settings` of `InferenceSettings`."""
+    vqvae = tiny_vqvae()
+    grid = vqvae.grid_shape((side, side))
+    prior = tiny_prior(vocab_size=vqvae.config.vocab_size, grid_shape=grid)
+    fast = {"num_samples": 2, "num_dropout_passes": 2}
+    noise = torch.full((side, side), 0.01)
+    return ILTMAnomalyPipeline(
+        vqvae, prior, ILTMImageProcessor(size=side), InferenceSettings(**fast | settings), noise=noise
+    )
 
 
 def some_codes(model: PerformerPriorModel, batch: int = 3, length: int | None = None, seed: int = 0) -> torch.Tensor:

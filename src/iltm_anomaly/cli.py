@@ -280,7 +280,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, RuntimeError, OSError, StrictDataclassError) as error:
         if arguments.debug:
             raise
-        print(f"iltm-anomaly {arguments.command}: {error}", file=sys.stderr)
+        print(
+            f"iltm-anomaly {arguments.command}: {error}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr
+        )
         return 2
     except KeyboardInterrupt:
         print("interrupted; --resume continues a training run, the same command a benchmark", file=sys.stderr)

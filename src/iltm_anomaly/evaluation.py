@@ -187,6 +187,7 @@ def evaluate_run(
                 "method": "iltm",
                 "category": report.get("data", {}).get("category") or category,
                 "contamination": (report.get("data", {}).get("contamination") or {}).get("fraction"),
+                "train_size": (report.get("data", {}).get("contamination") or {}).get("train_size"),
                 "seed": report.get("seed"),
                 "round": entry["round"],
                 **metrics,

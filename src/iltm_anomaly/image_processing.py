@@ -108,20 +108,22 @@ class ILTMImageProcessor(BaseImageProcessor):
         self.spacing = _check_spacing(spacing)
         self.intensity_range = None if intensity_range is None else [float(value) for value in intensity_range]
         self.intensity_power = float(intensity_power)
-        if self.rescale_factor <= 0:
+        if not 0 < self.rescale_factor < np.inf:
             raise ValueError(f"rescale_factor must be positive, got {rescale_factor}")
         if self.num_channels not in (1, 3):
             raise ValueError(f"num_channels must be 1 (grey) or 3 (colour), got {num_channels}")
         if self.is_volumetric and self.num_channels != 1:
             raise ValueError(f"volumes have one channel, got num_channels {num_channels}")
-        if self.intensity_range and not (len(self.intensity_range) == 2 and np.diff(self.intensity_range)[0] > 0):
+        if self.intensity_range and not (
+            len(self.intensity_range) == 2 and 0 < np.diff(self.intensity_range)[0] < np.inf
+        ):
             raise ValueError(f"intensity_range must be (low, high) with low < high, got {intensity_range}")
-        if not self.intensity_power > 0:
+        if not 0 < self.intensity_power < np.inf:
             raise ValueError(f"intensity_power must be positive, got {intensity_power}")
         if not self.is_volumetric and (self.spacing or self.intensity_range or self.intensity_power != 1):
             raise ValueError("spacing, intensity_range and intensity_power are for volumes: give size a depth")
-        if size_divisor < 1:
-            raise ValueError(f"size_divisor must be at least 1, got {size_divisor}")
+        if not isinstance(size_divisor, int) or size_divisor < 1:
+            raise ValueError(f"size_divisor must be at least 1 and a whole number, got {size_divisor!r}")
 
     @classmethod
     def for_volumes(

@@ -4,7 +4,9 @@ import json
 import logging
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from iltm_anomaly import __version__, masking
 from iltm_anomaly.abnormality import combine, density_map, resampling_gate, smooth, upsample_tokens
 from iltm_anomaly.data.volumes import Volume
 from iltm_anomaly.healing import heal, healed_log_likelihood
-from iltm_anomaly.hub.checks import check_finite, check_folder, check_settings, read_json, tensor_shapes
+from iltm_anomaly.hub.checks import check_finite, check_folder, read_json, tensor_shapes
 from iltm_anomaly.hub.download import local_folder
 from iltm_anomaly.image_processing import ILTMImageProcessor
 from iltm_anomaly.prior import PerformerPriorModel
@@ -36,7 +38,20 @@ COMPONENTS: dict[str, Any] = {
 NOISE_FILE = "calibration.safetensors"
 VOXELS_AT_ONCE = 1 << 20
 TASK_MODEL_TYPE = "iltm"  # of the whole pipeline, for `transformers.pipeline`
-MAX_SAMPLES = 10_000  # of any kind, per image: more is a mistake or malice
+# Least and largest value of each setting. What lies beyond is a mistake or malice: a huge filter takes all memory.
+RANGES: dict[str, tuple[float, float]] = {
+    "token_threshold": (0, 1),
+    "neighbourhood": (0, 100),
+    "outlier_scale": (0, 1e6),
+    "surprise_limit": (0, 1e6),
+    "num_samples": (1, 10_000),
+    "num_dropout_passes": (1, 10_000),
+    "num_contexts": (0, 10_000),
+    "bandwidth_floor": (1e-6, 1),
+    "likelihood_share": (0, 1),
+    "smoothing": (0, 100),
+    "score_threshold": (-1e30, 1e30),
+}
 
 
 @dataclass
@@ -59,6 +74,9 @@ class InferenceSettings:
         smoothing: standard deviation of the Gaussian filter over either part of the map, in tokens; 0 leaves it alone.
         score_threshold: from here on a pixel, and an image that has such a pixel, is called abnormal; None before
             calibration.
+
+    Raises:
+        ValueError: if a setting is not of its type or not in `RANGES`.
     """
 
     token_threshold: float | None = None
@@ -76,6 +94,23 @@ class InferenceSettings:
     smoothing: float = 0.5
     score_threshold: float | None = None
 
+    def __post_init__(self):
+        for setting in fields(self):
+            value: Any = getattr(self, setting.name)
+            if value is None and setting.default is None:
+                continue
+            if setting.type is bool:
+                valid, expected = isinstance(value, bool), "true or false"
+            else:
+                low, high = RANGES[setting.name]
+                kind: Any = Integral if setting.type is int else Real
+                text = "whole number" if kind is Integral else "number"
+                # the comparison is false for NaN
+                valid = isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
+                expected = f"a {text} from {low:g} to {high:g}"
+            if not valid:
+                raise ValueError(f"setting {setting.name!r} must be {expected}, got {value!r}")
+
     @property
     def rule(self) -> masking.RejectionRule:
         """Which codes are healed."""
@@ -83,13 +118,14 @@ class InferenceSettings:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str | Path = "calibration") -> "InferenceSettings":
-        """Raises ValueError on a field that does not exist, or one that is not a finite number, a truth value or None; `where`
-        the values come from is named."""
-        kinds = {f.name: f.type if f.type in (bool, int) else float for f in fields(cls)}
-        if unknown := sorted(set(values) - set(kinds)):
-            raise ValueError(f"{where} has no field {unknown[0]!r}; it has {sorted(kinds)}")
-        check_settings(values, kinds, MAX_SAMPLES, where)
-        return cls(**values)
+        """Raises ValueError on a setting that does not exist or is out of range; `where` the values come from is named."""
+        known = sorted(f.name for f in fields(cls))
+        if unknown := sorted(set(values) - set(known)):
+            raise ValueError(f"{where} has no setting {unknown[0]!r}; it has {known}")
+        try:
+            return cls(**values)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
 
 
 @dataclass
@@ -400,13 +436,9 @@ class ILTMAnomalyPipeline:
                 folder / name, local_files_only=True, use_safetensors=True, dtype=dtype or torch.float32
             )
             check_finite(models[name].state_dict(), folder / name)
-        pipeline = cls(
-            **models,
-            image_processor=ILTMImageProcessor.from_pretrained(folder / "image_processor", local_files_only=True),
-            settings=settings,
-            training_report=report,
-            noise=_read_noise(folder / NOISE_FILE),
-        )
+        processor = ILTMImageProcessor.from_pretrained(folder / "image_processor", local_files_only=True)
+        pipeline = cls(**models, image_processor=processor, settings=settings, training_report=report)
+        pipeline.noise = _read_noise(folder / NOISE_FILE, processor.padded_size)
         return pipeline.to(device)
 
     def push_to_hub(
@@ -417,15 +449,22 @@ class ILTMAnomalyPipeline:
         token: str | bool | None = None,
         revision: str | None = None,
         commit_message: str = "Upload ILTM pipeline",
+        results: Sequence[str | Path] = (),
     ) -> str:
-        """Uploads what `save_pretrained` writes as one commit; returns its address. `hub.upload` says how."""
+        """Uploads what `save_pretrained` writes as one commit; returns its address. `hub.upload` says how.
+
+        Args:
+            repo_id, private, token, revision, commit_message: as of any model.
+            results: what `iltm-anomaly evaluate` has written, one file a seed, for the model card; without any it says that
+                nothing was measured.
+        """
         import tempfile
 
         from iltm_anomaly.hub.upload import plan_upload, upload
 
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            plan = plan_upload(folder, repo_id)
+            plan = plan_upload(folder, repo_id, [Path(path) for path in results])
             return upload(plan, private=private, token=token, revision=revision, commit_message=commit_message)
 
 
@@ -452,12 +491,14 @@ def _as_list(images: Any, spatial_dims: int = 2) -> list[Any]:
     return [images] if single else list(images)
 
 
-def _read_noise(path: Path) -> Tensor | None:
+def _read_noise(path: Path, size: tuple[int, ...]) -> Tensor | None:
     if not path.is_file():
         return None
     shapes = tensor_shapes(path)
-    if list(shapes) != ["noise"]:
-        raise ValueError(f"{path} must hold one tensor named noise, got {sorted(shapes)}")
+    if shapes != {"noise": size}:
+        raise ValueError(f"{path} must hold one tensor named noise, of shape {size}; it holds {shapes}")
     noise = load_file(path)["noise"].float()
     check_finite({"noise": noise}, path)
+    if bool((noise < 0).any()):
+        raise ValueError(f"{path}: noise, a reconstruction error, is negative")
     return noise

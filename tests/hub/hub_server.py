@@ -63,7 +63,8 @@ class Hub:
         cut_uploads: so many uploads are cut in the middle, without an answer.
         cut_downloads: the same for downloads.
         requests: (method, path) of every request.
-        uploaded: bytes of weights received by SHA-256, each time anew.
+        uploaded: weights received by SHA-256, each time anew.
+        ranges: first byte of every range that was asked for.
     """
 
     tokens: dict[str, str] = field(default_factory=lambda: {"hf_owner": "org", "hf_stranger": "stranger"})
@@ -75,6 +76,7 @@ class Hub:
     cut_downloads: int = 0
     requests: list[tuple[str, str]] = field(default_factory=list)
     uploaded: list[str] = field(default_factory=list)
+    ranges: list[int] = field(default_factory=list)
     url: str = ""
     cdn_url: str = ""  # of another host, so the client must not send its token there
 
@@ -334,6 +336,7 @@ class Handler(BaseHTTPRequestHandler):
         status, start, stop = 200, 0, len(content)
         if found:
             status, start = 206, int(found[1])
+            self.hub.ranges.append(start)
             stop = int(found[2]) + 1 if found[2] else stop
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
         if self.command == "GET" and self.hub.cut_downloads and len(content) > 10_000:

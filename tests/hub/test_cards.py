@@ -13,7 +13,8 @@ from huggingface_hub import ModelCard
 from huggingface_hub._eval_results import parse_eval_result_entries
 from PIL import Image
 
-from iltm_anomaly.hub.cards import COLUMNS, DATA_SOURCES, data_source, load_results, render_card, summarise
+from iltm_anomaly.hub.cards import COLUMNS, DATA_SOURCES, DEMO, data_source, load_results, render_card, summarise
+from iltm_anomaly.training.recipe import load_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = sorted((REPOSITORY / "docs" / "results").glob("bottle_seed*.json"))
@@ -114,7 +115,43 @@ def test_results_that_do_not_belong_together_are_refused(tmp_path):
 
 
 def test_every_known_data_set_states_its_terms():
-    assert data_source("../shared/data/mvtec") is DATA_SOURCES["mvtec"]
-    assert data_source("demo/data/part") is DATA_SOURCES["demo"]
-    for name, source in DATA_SOURCES.items():
-        assert source.terms and source.text and (source.citation or name == "demo")
+    assert data_source("../shared/data/mvtec") is data_source("mvtec/bottle") is DATA_SOURCES["mvtec"]
+    assert data_source("demo_0/data/part") is DEMO
+    for source in DATA_SOURCES.values():
+        assert source.terms and source.text and (source.citation or source is DEMO)
+    for path in (REPOSITORY / "model_cards").glob("*/README.md"):
+        assert "not stated" not in path.read_text(), f"{path}: its data set is not in DATA_SOURCES"
+
+
+def test_the_name_of_a_folder_claims_nothing(tmp_path, monkeypatch):
+    for path in ("/home/demo/mvtec/acme/bolts", "/data", "./bolts", "demo/bolts/"):
+        source = data_source(path)
+        assert source.terms == "not stated" and source.hub_id is None and source.name == Path(path).name
+    assert data_source("somebody/bolts").hub_id == "somebody/bolts"
+    (tmp_path / "somebody" / "bolts").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert data_source("somebody/bolts").hub_id is None  # a folder of that name comes before the Hub
+
+
+def test_the_card_of_the_demo_says_how_it_was_made():
+    documents = load_results(sorted((REPOSITORY / "docs" / "results").glob("demo_seed*.json")))
+    text = render_card("iltm-demo", documents)["README.md"].decode()
+    card = ModelCard(text)
+    assert card.data.license == "apache-2.0" and "30 % of the generated training images are defective" in text
+    assert card.data.eval_results[0].metric_args["contamination"] == 0.3
+    assert (
+        "96 pixels a side" in text
+        and "(8 pixels of that size a side)" in text
+        and "iltm-anomaly demo --seed 0" in text
+    )
+
+
+def test_commands_repeat_what_was_done():
+    recipe = json.loads(json.dumps(load_recipe("phantom").to_dict()))
+    record = {"fraction": 0.2, "train_size": 40}
+    report = {"recipe": recipe, "data": {"source": "/home/x/scans", "contamination": record}, "seed": 3}
+    text = render_card("pet", [], report, "org/pet")["README.md"].decode()
+    assert "train --data ROOT --volumes --contamination 0.2 --train-size 40 --preset phantom --seed" in text
+    assert "20 % of the training volumes are defective" in text and "scan.nii.gz" in text and "ImageNet" not in text
+    report["recipe"] = recipe | {"image_size": None, "stage1": recipe["stage1"] | {"epochs": 1}}
+    assert "--preset recipe.yaml" in render_card("pet", [], report, "org/pet")["README.md"].decode()

@@ -1,28 +1,23 @@
 """Pipeline folders of strangers: refused with the file named, and nothing run."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_models import tiny_pipeline
 
-from iltm_anomaly import ILTMAnomalyPipeline, ILTMImageProcessor, InferenceSettings
-from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
-from iltm_anomaly.vqvae import VQVAEConfig, VQVAEModel
+from iltm_anomaly import ILTMAnomalyPipeline
+from iltm_anomaly.vqvae import VQVAEModel
 
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("hostile") / "model"
-    torch.manual_seed(0)
-    vqvae = VQVAEModel(VQVAEConfig(channels=(4, 4, 8), num_res_blocks=1, vocab_size=16, embedding_dim=4))
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8}
-    prior = PerformerPriorModel(PerformerPriorConfig(vocab_size=16, grid_shape=(4, 4), **sizes))
-    processor = ILTMImageProcessor(size={"height": 32, "width": 32})
-    settings = InferenceSettings(num_samples=2, num_dropout_passes=2)
-    ILTMAnomalyPipeline(vqvae, prior, processor, settings, noise=torch.zeros(32, 32)).save_pretrained(folder)
+    tiny_pipeline().save_pretrained(folder)
     return folder
 
 
@@ -45,6 +40,8 @@ def spoil(path: Path, name: str, change) -> None:
 PRIOR = "prior/config.json"
 VQVAE = "vqvae/config.json"
 HEAD = "vqvae/model.safetensors"
+CALIBRATION = "calibration.json"
+NOISE = "calibration.safetensors"
 PROCESSOR = "image_processor/preprocessor_config.json"
 
 
@@ -87,6 +84,17 @@ def shards(name: str):
     return attack
 
 
+def nested_processor(folder: Path) -> None:
+    """transformers takes this file before the other."""
+    values = json.loads((folder / PROCESSOR).read_text()) | {"rescale_factor": 1.0}
+    (folder / "image_processor" / "processor_config.json").write_text(json.dumps({"image_processor": values}))
+
+
+def endless(folder: Path) -> None:
+    (folder / PRIOR).unlink()
+    (folder / PRIOR).symlink_to("/dev/zero")
+
+
 ATTACKS = {
     "pickle only": (pickle_only, r"pytorch_model.bin may run code"),
     "pickle beside safetensors": (pickle_beside, r"pytorch_model.bin may run code"),
@@ -123,18 +131,18 @@ ATTACKS = {
     "missing tensor": (lambda f: edit(f / VQVAE, num_res_blocks=2), r"not those of its config.json"),
     "NaN": (lambda f: spoil(f / HEAD, "decoder_head.bias", lambda t: t * torch.nan), r"decoder_head.bias holds NaN"),
     "NaN noise": (
-        lambda f: save_file({"noise": torch.full((32, 32), torch.nan)}, f / "calibration.safetensors"),
+        lambda f: save_file({"noise": torch.full((32, 32), torch.nan)}, f / NOISE),
         r"noise holds NaN",
     ),
     "large noise": (
-        lambda f: save_file({"noise": torch.zeros(64, 64)}, f / "calibration.safetensors"),
-        r"noise has shape",
+        lambda f: save_file({"noise": torch.zeros(64, 64)}, f / NOISE),
+        r"noise, of shape \(32, 32\)",
     ),
     "broken weights": (lambda f: (f / HEAD).write_bytes(b"\xff" * 64), r"no readable safetensors"),
     "cut weights": (lambda f: (f / HEAD).write_bytes((f / HEAD).read_bytes()[:-10]), r"no readable safetensors"),
     "no weights": (lambda f: (f / HEAD).unlink(), r"has no model.safetensors"),
     "no part": (lambda f: shutil.rmtree(f / "prior"), r"has no prior/"),
-    "no calibration": (lambda f: (f / "calibration.json").unlink(), r"has no calibration.json"),
+    "no calibration": (lambda f: (f / CALIBRATION).unlink(), r"has no calibration.json"),
     "no processor": (lambda f: (f / PROCESSOR).unlink(), r"has no preprocessor_config.json"),
     "10 GB of width": (lambda f: edit(f / PRIOR, hidden_size=50_000_000), r"claims hidden_size 50000000"),
     "10 GB of layers": (lambda f: edit(f / PRIOR, num_hidden_layers=10**9), r"claims num_hidden_layers 1000000000"),
@@ -146,10 +154,56 @@ ATTACKS = {
     ),
     "10 GB by padding": (lambda f: edit(f / PROCESSOR, size_divisor=80_000), r"the image processor makes"),
     "endless sampling": (
-        lambda f: edit(f / "calibration.json", num_samples=10**9),
+        lambda f: edit(f / CALIBRATION, num_samples=10**9),
         r"'num_samples' must be a whole number",
     ),
+    "no sampling": (
+        lambda f: edit(f / CALIBRATION, num_dropout_passes=0),
+        r"'num_dropout_passes' must be a whole number",
+    ),
+    "endless filter": (lambda f: edit(f / CALIBRATION, smoothing=1e9), r"'smoothing' must be a number from 0 to 100"),
+    "no bandwidth": (lambda f: edit(f / CALIBRATION, bandwidth_floor=0.0), r"'bandwidth_floor' must be a number"),
+    "null setting": (lambda f: edit(f / CALIBRATION, likelihood_share=None), r"'likelihood_share' must be a number"),
+    "NaN setting": (
+        lambda f: edit(f / CALIBRATION, score_threshold=float("nan")),
+        r"'score_threshold' must be a number",
+    ),
+    "huge number": (lambda f: edit(f / CALIBRATION, score_threshold=10**400), r"'score_threshold' must be a number"),
+    "unknown setting": (lambda f: edit(f / CALIBRATION, file="../x"), r"calibration.json has no setting 'file'"),
+    "negative noise": (lambda f: save_file({"noise": torch.full((32, 32), -1.0)}, f / NOISE), r"is negative"),
+    "NaN in the processor": (
+        lambda f: edit(f / PROCESSOR, rescale_factor=float("nan")),
+        r"preprocessor_config.json is no valid configuration: rescale_factor",
+    ),
+    "list in the processor": (
+        lambda f: edit(f / PROCESSOR, rescale_factor=[]),
+        r"preprocessor_config.json is no valid",
+    ),
+    "text in the processor": (
+        lambda f: edit(f / PROCESSOR, size_divisor="8"),
+        r"size_divisor must be at least 1 and a whole number",
+    ),
+    "path in the processor": (lambda f: edit(f / PROCESSOR, image_processor_filename="../x"), r"unknown setting"),
+    "second processor": (nested_processor, r"processor_config.json does not belong"),
+    "generation settings": (
+        lambda f: (f / "prior" / "generation_config.json").write_text("{}"),
+        r"generation_config.json does not belong",
+    ),
+    "path in a configuration": (lambda f: edit(f / PRIOR, _name_or_path="/etc/x"), r"unknown fields: _name_or_path"),
+    "kernels of a repository": (
+        lambda f: edit(f / PRIOR, _attn_implementation="somebody/kernels"),
+        r"unknown fields: _attn_implementation",
+    ),
+    "other weights": (
+        lambda f: edit(f / VQVAE, transformers_weights="../x.safetensors"),
+        r"unknown fields: transformers_weights",
+    ),
+    "inherited field": (lambda f: edit(f / PRIOR, id2label=5), r"unknown fields: id2label"),
+    "function for a dtype": (lambda f: edit(f / PRIOR, dtype="load"), r"names the dtype 'load'"),
+    "negative epsilon": (lambda f: edit(f / PRIOR, layer_norm_eps=-1.0), r"layer_norm_eps must be positive"),
+    "endless JSON": (endless, r"has no config.json"),
     "text for a number": (lambda f: edit(f / PRIOR, hidden_size="16"), r"no valid configuration"),
+    "large JSON": (lambda f: os.truncate(f / PRIOR, 10 * 2**30), r"is larger than 64 MiB"),
     "deep JSON": (lambda f: (f / PRIOR).write_text("[" * 100_000), r"not valid JSON"),
     "binary JSON": (lambda f: (f / PRIOR).write_bytes(b"\x80\x04"), r"not valid JSON"),
 }
@@ -166,6 +220,15 @@ def test_is_refused_and_runs_nothing(folder, name):
 
 def test_the_folder_they_were_made_from_loads(folder):
     assert ILTMAnomalyPipeline.from_pretrained(folder).settings.num_samples == 2
+
+
+def test_shards_load_like_one_file(folder):
+    pipe = ILTMAnomalyPipeline.from_pretrained(folder)
+    (folder / HEAD).unlink()
+    pipe.vqvae.save_pretrained(folder / "vqvae", max_shard_size="5KB")
+    assert len(list((folder / "vqvae").glob("model-*.safetensors"))) > 1 and not (folder / HEAD).exists()
+    sharded = ILTMAnomalyPipeline.from_pretrained(folder).vqvae.state_dict()
+    assert all(torch.equal(tensor, sharded[name]) for name, tensor in pipe.vqvae.state_dict().items())
 
 
 @pytest.mark.parametrize("attack", [auto_map, pickle_only])

@@ -101,7 +101,7 @@ def test_readme_round_trip_is_bit_equal_online_and_offline(hub, work, tmp_path):
     assert len(hub.requests) == asked
 
 
-def test_a_cut_upload_is_retried_and_sends_nothing_twice(hub, work, monkeypatch):
+def test_a_cut_upload_is_retried_and_sends_nothing_twice(hub, work):
     hub.cut_uploads = 50  # more than the client tries by itself
     retry = "import huggingface_hub.utils._http as h, time; h.time.sleep = lambda _: None;"  # its waits, not its tries
     code = retry + "import sys; from iltm_anomaly.cli import main; sys.exit(main(['push', 'runs/mine', 'org/cut']))"
@@ -115,10 +115,23 @@ def test_a_cut_upload_is_retried_and_sends_nothing_twice(hub, work, monkeypatch)
     assert second.returncode == 0, second.stderr
     assert len(hub.uploaded) == len(set(hub.uploaded)) == 3 and hub.uploaded[: len(arrived)] == arrived
     load = (
+        "import huggingface_hub.constants as c; c.DOWNLOAD_CHUNK_SIZE = 1000;"  # or half a small file is lost in a buffer
         "import iltm_anomaly as i; p = i.ILTMAnomalyPipeline.from_pretrained({0}); print(p.noise.sum().item().hex())"
     )
     assert run_python(load.format("'org/cut'"), work) == run_python(load.format("'runs/mine/model'"), work)
     assert hub.cut_downloads == 0 and hub.cut_uploads == 0
+    assert any(start > 0 for start in hub.ranges)  # what had come was not asked for again
+
+
+def test_a_push_that_is_not_allowed_says_what_to_do(hub, work):
+    script = "from iltm_anomaly.cli import main; main(['push', 'runs/mine', 'org/theirs'])"
+    for token, status in (("hf_stranger", "403"), ("hf_unknown", "401")):
+        environment = os.environ | {"HF_TOKEN": token}
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=300)
+        assert status in done.stderr and "may write to org: `hf auth login`" in done.stderr, done.stderr
+        assert done.stderr.count("repos/create") == 1 and "again" not in done.stderr
+    assert not hub.repositories
 
 
 LOADS = """
@@ -135,7 +148,9 @@ def attempt(*arguments, load=iltm_anomaly.ILTMAnomalyPipeline.from_pretrained, *
 stranger = {"token": "hf_stranger"}
 name = "org/all"
 print(json.dumps({
-    "private, stranger": attempt("org/private", **stranger),  # before the owner has filled the cache
+    "private, nobody": attempt("org/private", token=False),  # before the owner has filled the cache
+    "private, stranger": attempt("org/private", **stranger),
+    "gated, nobody": attempt("org/gated", token=False),
     "private": attempt("org/private"),
     "gated, stranger": attempt("org/gated", **stranger),
     "gated": attempt("org/gated"),
@@ -193,7 +208,9 @@ def test_access_revisions_cache_and_parts(hub, work, tmp_path):
     good = ("private", "gated", "revision", "elsewhere", "elsewhere again", "sharded")
     assert {key: found[key] for key in good} == dict.fromkeys(good, "ILTMAnomalyPipeline")
     expected = {
+        "private, nobody": "RepositoryNotFoundError",
         "private, stranger": "RepositoryNotFoundError",
+        "gated, nobody": "GatedRepoError",
         "gated, stranger": "GatedRepoError",
         "nothing": "RepositoryNotFoundError",
         "no revision": "RevisionNotFoundError",
@@ -202,29 +219,68 @@ def test_access_revisions_cache_and_parts(hub, work, tmp_path):
     }
     assert {key: found[key].split(":")[0] for key in expected} == expected
     assert "no model.safetensors" in found["pickle"]
+    assert found["gated, nobody"].split(": ")[1].startswith("401") and "403" in found["gated, stranger"]
     assert not any(path.endswith("pytorch_model.bin") for method, path in hub.requests if method == "GET")
     parts = {"vqvae": "VQVAEModel", "prior": "PerformerPriorModel", "config": "PerformerPriorConfig"}
     assert {key: found[key] for key in parts} == parts and found["processor"] == "ILTMImageProcessor"
 
 
-def test_a_push_never_takes_data_logs_or_secrets(work, tmp_path, capsys):
+@pytest.fixture
+def run(work, tmp_path) -> Path:
+    """A run folder of one's own."""
+    shutil.copytree(work / "runs" / "mine", tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_push_never_takes_data_logs_or_secrets(run, tmp_path, capsys):
     from iltm_anomaly.hub.upload import plan_upload
 
-    model = tmp_path / "model"
-    shutil.copytree(work / "runs" / "mine" / "model", model)
-    Image.new("RGB", (8, 8)).save(model / "customer.png")
-    (model / "vqvae" / "stage.json").write_text("{}")
-    (model / ".env").write_text("HF_TOKEN=hf_" + "a" * 30)
+    model = run / "model"
+    for folder in (run, model):
+        Image.new("RGB", (8, 8)).save(folder / "customer.png")
+        (folder / "stage.json").write_text("{}")
+        (folder / "images.arrow").write_bytes(b"ARROW1")
+        (folder / ".env").write_text("HF_TOKEN=hf_" + "a" * 30)
+    assert main(["push", str(run), NAME, "--dry-run"]) == 0
+    *listed, nothing = capsys.readouterr().out.splitlines()
+    left = [line.split()[-1] for line in listed if "left here" in line]
+    assert left == [".env", "customer.png", "images.arrow", "stage.json"] and "nothing was sent" in nothing
     plan = plan_upload(model, NAME)
-    assert plan.left_out == [".env", "customer.png", "vqvae/stage.json"]
-    assert "README.md" in plan.files
-    assert not {*plan.left_out} & {*plan.files} and "left here  customer.png" in plan.describe()
+    assert plan.left_out == left and not {*left} & {*plan.files} and "README.md" in plan.files
+    assert {line.split()[-1] for line in listed[1:]} == {*left, *plan.files}
     report = json.loads((model / "training_report.json").read_text())
     (model / "training_report.json").write_text(json.dumps(report | {"note": "hf_" + "a" * 30}))
-    with pytest.raises(ValueError, match=r"training_report.json line 1 holds what looks like a Hugging Face token"):
+    with pytest.raises(ValueError, match=r"training_report.json line \d+ holds what looks like a Hugging Face token"):
         plan_upload(model, NAME)
     assert main(["push", str(tmp_path), NAME]) == 2
     assert "neither a pipeline folder" in capsys.readouterr().err
+    assert main(["push", str(run), "mine"]) == 2 and "give owner/name" in capsys.readouterr().err
+
+
+def test_the_report_goes_up_without_the_folders_of_this_machine(run):
+    from iltm_anomaly.hub.upload import plan_upload
+
+    path = run / "model" / "training_report.json"
+    report = json.loads(path.read_text())
+    report["data"]["source"] = "/home/somebody/secret project/bolts"
+    report["command"] = "iltm-anomaly train --data /home/somebody/secret project/bolts --output=../acme/run --seed 0"
+    path.write_text(json.dumps(report))
+    sent = json.loads(plan_upload(run / "model", NAME).files["training_report.json"])
+    assert sent["data"]["source"] == "bolts"
+    assert sent["command"] == "iltm-anomaly train --data bolts --output=run --seed 0"
+    assert {k: v for k, v in sent.items() if k not in ("data", "command")} == {
+        k: v for k, v in report.items() if k not in ("data", "command")
+    }
+
+
+@pytest.mark.parametrize("name", ["vqvae/model.safetensors", "calibration.json", "vqvae"])
+def test_links_do_not_go_up(run, name):
+    from iltm_anomaly.hub.upload import plan_upload
+
+    (run / "model" / name).rename(run / "elsewhere")
+    (run / "model" / name).symlink_to(run / "elsewhere")
+    with pytest.raises(ValueError, match=f"{name} is a link"):
+        plan_upload(run / "model", NAME)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ the configuration describes. Only headers are read, so a configuration that clai
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import fields
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,34 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from iltm_anomaly.image_processing import ILTMImageProcessor
 from iltm_anomaly.prior import PerformerPriorConfig
 from iltm_anomaly.vqvae import VQVAEConfig
 
+# What a pipeline, ours or that of a baseline, consists of. Nothing else is downloaded or read.
+PIPELINE_FILES = (
+    "model_index.json",
+    "config.json",
+    "calibration.json",
+    "calibration.safetensors",
+    "training_report.json",
+    "README.md",
+    *(
+        f"{part}/{name}"
+        for part in ("vqvae", "prior", "model")
+        for name in ("config.json", "model*.safetensors", "model.safetensors.index.json")
+    ),
+    "image_processor/preprocessor_config.json",
+)
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".msgpack"})
 CODE = frozenset({".py", ".pyc", ".so", ".sh"})
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-# What transformers itself writes into a configuration file.
-SERVICE_KEYS = frozenset(
-    {"architectures", "dtype", "torch_dtype", "model_type", "transformers_version", "_name_or_path"}
-)
+# What transformers itself writes into the configuration file of a model; of what else it would read there, nothing is ours.
+SERVICE_KEYS = frozenset({"architectures", "dtype", "model_type", "transformers_version"})
+DTYPES = (None, "float32", "float16", "bfloat16")
 MAX_JSON_BYTES = 64 * 2**20
 
 
@@ -37,13 +52,13 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: if the file is missing, huge, not JSON, or holds something else.
     """
+    if not path.is_file():  # a device or a pipe never ends
+        raise ValueError(f"{path.parent} is not a pipeline folder: it has no {path.name}")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB")
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ValueError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB")
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path.parent} is not a pipeline folder: it has no {path.name}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold an object, got {type(value).__name__}")
@@ -61,26 +76,32 @@ def check_folder(folder: Path, classes: dict[str, type]) -> None:
             )
     if unknown := sorted(key for key in index if key not in classes and not key.startswith("_")):
         raise ValueError(f"{folder / 'model_index.json'} has unknown parts: {', '.join(unknown)}")
-    for name in (".", *classes):
-        _check_files(folder / name)
+    for name in ("", *classes):
+        _check_files(folder, name)
     if (folder / "config.json").exists():
         _check_keys(folder / "config.json", "model_type", "iltm")
-    _check_keys(folder / "image_processor" / "preprocessor_config.json", "image_processor_type", "ILTMImageProcessor")
+    _check_processor(folder / "image_processor" / "preprocessor_config.json")
     for name, part in classes.items():
         if issubclass(part, PreTrainedModel):
             check_model(folder / name, part)
 
 
-def _check_files(folder: Path) -> None:
-    if not folder.is_dir():
-        raise ValueError(f"{folder.parent} is not a complete pipeline folder: it has no {folder.name}/")
-    for path in sorted(folder.iterdir()):
+def belongs(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a path in a repository matches one of `patterns`, whose * does not cross folders."""
+    return any(name.count("/") == pattern.count("/") and fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _check_files(folder: Path, part: str) -> None:
+    """In the folder of a part there is nothing but what we know, as transformers reads files there that it finds: adapters,
+    another kind of configuration. At the root it reads none, and there may be pictures."""
+    if not (folder / part).is_dir():
+        raise ValueError(f"{folder} is not a complete pipeline folder: it has no {part}/")
+    for path in sorted((folder / part).iterdir()):
         if path.suffix in PICKLES:
             raise ValueError(f"{path} may run code when it is read: only safetensors are loaded. Remove it")
-        if path.suffix in CODE or path.name == "adapter_config.json":
-            raise ValueError(
-                f"{path} does not belong into a pipeline folder, which has no code and no adapters. Remove it"
-            )
+        known = not part or path.name.startswith(".") or belongs(f"{part}/{path.name}", PIPELINE_FILES)
+        if path.suffix in CODE or not known:
+            raise ValueError(f"{path} does not belong into a pipeline folder. Remove it")
 
 
 def _check_keys(path: Path, key: str, expected: str) -> dict[str, Any]:
@@ -91,6 +112,14 @@ def _check_keys(path: Path, key: str, expected: str) -> dict[str, Any]:
     if values.get(key) != expected:
         raise ValueError(f"{path} names {values.get(key)!r} as its {key}, expected {expected!r}")
     return values
+
+
+def _check_processor(path: Path) -> None:
+    values = _check_keys(path, "image_processor_type", ILTMImageProcessor.__name__)
+    try:
+        ILTMImageProcessor(**values)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{path} is no valid configuration: {error}") from None
 
 
 def check_model(folder: Path, model_class: type[PreTrainedModel]) -> None:
@@ -124,9 +153,12 @@ def _read_config(folder: Path, model_class: type[PreTrainedModel]) -> Any:
     values = _check_keys(path, "model_type", config_class.model_type)
     if values.get("architectures", [model_class.__name__]) != [model_class.__name__]:
         raise ValueError(f"{path} names the classes {values['architectures']!r}, expected {[model_class.__name__]!r}")
-    known = {f.name for f in fields(config_class)} | SERVICE_KEYS
+    inherited = {f.name for f in fields(PreTrainedConfig)}
+    known = {f.name for f in fields(config_class)} - inherited | SERVICE_KEYS
     if unknown := sorted(set(values) - known):
         raise ValueError(f"{path} has unknown fields: {', '.join(unknown)}")
+    if values.get("dtype") not in DTYPES:
+        raise ValueError(f"{path} names the dtype {values['dtype']!r}, expected one of {DTYPES[1:]}")
     try:
         return config_class(**{key: value for key, value in values.items() if key not in SERVICE_KEYS})
     except (StrictDataclassError, ValueError, TypeError, OverflowError) as error:
@@ -134,9 +166,9 @@ def _read_config(folder: Path, model_class: type[PreTrainedModel]) -> Any:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    if (folder / WEIGHTS).exists():
+    if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
-    if not (folder / INDEX).exists():
+    if not (folder / INDEX).is_file():
         raise ValueError(f"{folder} has no {WEIGHTS}; other formats are not read")
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
@@ -194,22 +226,3 @@ def check_finite(tensors: dict[str, Tensor], where: Path) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{where}: {name} holds NaN or infinite values")
-
-
-def check_settings(values: dict[str, Any], kinds: dict[str, type], limit: int, where: str | Path) -> None:
-    """Raises ValueError where a setting is not of its kind, or asks for more than `limit` of anything.
-
-    Args:
-        values: by name; None is always allowed.
-        kinds: bool, int or float by name.
-        limit: of integers.
-    """
-    tests: dict[type, tuple[Callable[[Any], bool], str]] = {
-        bool: (lambda v: isinstance(v, bool), "true or false"),
-        int: (lambda v: type(v) is int and 0 <= v <= limit, f"a whole number from 0 to {limit}"),
-        float: (lambda v: type(v) in (int, float) and math.isfinite(v), "a finite number"),
-    }
-    for name, value in values.items():
-        test, text = tests[kinds[name]]
-        if value is not None and not test(value):
-            raise ValueError(f"{where}: field {name!r} must be {text}, got {value!r}")

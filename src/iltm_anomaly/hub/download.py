@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-# What a pipeline consists of. Nothing else is downloaded: no pickle, no code.
-PIPELINE_FILES = ["*.json", "*.safetensors", "*/*.json", "*/*.safetensors", "README.md"]
+from iltm_anomaly.hub.checks import PIPELINE_FILES
 
 
 def local_folder(
@@ -27,13 +26,16 @@ def local_folder(
         raise ValueError(f"no pipeline folder at {name_or_path}, and it cannot be a Hub id, which is owner/name")
     from huggingface_hub import snapshot_download
 
-    return Path(
-        snapshot_download(
+    try:
+        snapshot = snapshot_download(
             str(name_or_path),
             revision=revision,
             token=token,
             cache_dir=cache_dir,
             local_files_only=local_files_only,
-            allow_patterns=PIPELINE_FILES,
+            allow_patterns=list(PIPELINE_FILES),
         )
-    )
+    except OSError as error:
+        error.add_note(f"(There is no folder {name_or_path} here, so it was looked for on the Hub.)")
+        raise
+    return Path(snapshot)

@@ -3,6 +3,7 @@
 Imported when `transformers.pipelines` is, see `_registration`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
@@ -47,7 +48,8 @@ class ILTMModel(PreTrainedModel):
 class AnomalyDetectionPipeline(Pipeline):
     """Images (paths, addresses, PIL images, arrays) to dictionaries: score, label, anomaly_map, mask, healed_image.
 
-    Call parameters: those of `ILTMAnomalyPipeline`, such as `num_samples`.
+    Takes one image, a list, a column of a data set, or a data set or generator (images, or rows with a column `image`), whose
+    results come one by one. Call parameters: `batch_size`, and those of `ILTMAnomalyPipeline`, such as `num_samples`.
     """
 
     _load_processor: Any = False
@@ -55,25 +57,49 @@ class AnomalyDetectionPipeline(Pipeline):
     _load_feature_extractor: Any = False
     _load_tokenizer: Any = False
 
+    def __init__(self, model: ILTMModel, **kwargs: Any):
+        # batches need one, though its work is done by the model
+        super().__init__(model, **kwargs | {"image_processor": model.detector.image_processor})
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Writes what `ILTMAnomalyPipeline.save_pretrained` does."""
+        detector: Any = self.model.detector
+        detector.save_pretrained(save_directory)
+
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        from datasets import Dataset, IterableDataset
+
+        # transformers takes these for one image each
+        if isinstance(inputs, Sequence) and not isinstance(inputs, str):
+            inputs = list(inputs)
+        elif isinstance(inputs, Dataset | IterableDataset):
+            inputs = (row for row in inputs)
+        return super().__call__(inputs, *args, **kwargs)
+
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
         return {}, kwargs, {}
 
     def preprocess(self, input_: Any, **parameters: Any) -> dict[str, Any]:
-        is_address = isinstance(input_, str) and input_.startswith(("http://", "https://"))
-        return {"image": load_image(input_) if is_address else input_}
+        image = input_["image"] if isinstance(input_, dict) else input_
+        is_address = isinstance(image, str) and image.startswith(("http://", "https://"))
+        return {"images": [load_image(image) if is_address else image]}
 
     def _forward(self, input_tensors: dict[str, Any], **parameters: Any) -> Any:
         detector: Any = self.model.detector
-        return {"output": detector(input_tensors["image"], **parameters)}
+        images = [image for item in input_tensors["images"] for image in (item if isinstance(item, list) else [item])]
+        output = detector(images, batch_size=len(images), **parameters)
+        columns = (output.scores.tolist(), output.anomaly_maps, output.masks, output.healed_images)
+        return {"found": list(zip(*columns, strict=True))}  # a list, of which transformers gives each image its own
 
     def postprocess(self, model_outputs: Any, **parameters: Any) -> dict[str, Any]:
-        output = model_outputs["output"]
+        found = model_outputs["found"]
+        score, anomaly_map, mask, healed_image = found[0] if isinstance(found, list) else found
         return {
-            "score": float(output.scores[0]),
-            "label": "abnormal" if output.masks[0].any() else "normal",
-            "anomaly_map": output.anomaly_maps[0],
-            "mask": output.masks[0],
-            "healed_image": output.healed_images[0],
+            "score": score,
+            "label": "abnormal" if mask.any() else "normal",
+            "anomaly_map": anomaly_map,
+            "mask": mask,
+            "healed_image": healed_image,
         }
 
 

@@ -1,37 +1,18 @@
 """`iltm-anomaly push`: a pipeline folder or a Space folder to the Hub, as one commit of a known list of files."""
 
-import logging
+import json
 import re
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import yaml
 
-from iltm_anomaly.hub.checks import read_json
-
-logger = logging.getLogger(__name__)
+from iltm_anomaly.hub.checks import PIPELINE_FILES, belongs, read_json
 
 # Nothing but these ever goes up: no data, no checkpoints, no logs.
-MODEL_FILES = (
-    "model_index.json",
-    "config.json",
-    "calibration.json",
-    "calibration.safetensors",
-    "training_report.json",
-    "README.md",
-    "picture.png",
-    ".eval_results/*.yaml",
-    "vqvae/config.json",
-    "vqvae/model*.safetensors",
-    "vqvae/model.safetensors.index.json",
-    "prior/config.json",
-    "prior/model*.safetensors",
-    "prior/model.safetensors.index.json",
-    "image_processor/preprocessor_config.json",
-)
+MODEL_FILES = (*PIPELINE_FILES, "picture.png", ".eval_results/*.yaml")
 SPACE_FILES = ("README.md", "*.py", "requirements.txt", "packages.txt", "examples/*.png")
 SECRETS = {
     "a Hugging Face token": r"\bhf_[A-Za-z0-9]{20,}",
@@ -40,6 +21,7 @@ SECRETS = {
     "an API key": r"\bsk-[A-Za-z0-9_-]{20,}",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
 }
+AGAIN = "The repository is as it was. Run the same command again: weights that have arrived are not sent twice"
 
 
 class UploadError(RuntimeError):
@@ -90,11 +72,14 @@ def plan_upload(
         picture: PNG for the card, in place of a plot of the results.
 
     Raises:
-        ValueError: if the folder is neither or is not complete, the name is no repository's, or a file holds a secret.
+        ValueError: if the folder is neither or is not complete, the name is no repository's, a file is a link, or one holds a
+            secret.
     """
     from huggingface_hub.utils import validate_repo_id
 
     validate_repo_id(repo_id)
+    if "/" not in repo_id:
+        raise ValueError(f"{repo_id!r} is no name of a repository: give owner/name")
     folder, sdk = Path(folder), space_sdk(Path(folder))
     if (folder / "model_index.json").is_file():
         from iltm_anomaly.hub.checks import check_folder
@@ -109,13 +94,17 @@ def plan_upload(
             f"{folder} is neither a pipeline folder (no model_index.json) nor a Space (no README.md with `sdk:` in its metadata)"
         )
     patterns = MODEL_FILES if plan.repo_type == "model" else SPACE_FILES
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_symlink() or not _belongs(name, patterns):
-            plan.left_out.append(name)
-        else:
-            plan.files[name] = path
+        if path.is_symlink() and (path.is_dir() or belongs(name, patterns)):
+            raise ValueError(f"{path} is a link, perhaps to what is nobody else's business: put a copy in its place")
+        if path.is_file():
+            if belongs(name, patterns):
+                plan.files[name] = path
+            else:
+                plan.left_out.append(name)
     if plan.repo_type == "model":
+        plan.files["training_report.json"] = _public_report(folder / "training_report.json")
         plan.files |= _card_files(folder, repo_id, results or [], picture)
     elif results or picture:
         raise ValueError("results and a picture belong to the card of a pipeline; a Space has its own README.md")
@@ -139,9 +128,26 @@ def _card_files(folder: Path, repo_id: str, results: list[Path], picture: Path |
     return render_card(repo_id.split("/")[-1], load_results(results), report, repo_id, image)
 
 
-def _belongs(name: str, patterns: tuple[str, ...]) -> bool:
-    # fnmatch's * crosses folders; a pattern must not
-    return any(name.count("/") == pattern.count("/") and fnmatchcase(name, pattern) for pattern in patterns)
+def _public_report(path: Path) -> bytes:
+    """The training report without the folders of this machine, whose names may tell of people and customers."""
+    from iltm_anomaly.hub.cards import public_name
+
+    report = read_json(path)
+    data = report.get("data")
+    source = str(data.get("source") or "") if isinstance(data, dict) else ""
+
+    def strip(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: strip(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [strip(item) for item in value]
+        if not isinstance(value, str):
+            return value
+        if source:
+            value = value.replace(source, public_name(source))  # it may hold spaces
+        return re.sub(r"[^\s'\"=]*/[^\s'\"=]*", lambda found: public_name(found[0]), value)
+
+    return (json.dumps(strip(report), indent=2) + "\n").encode()
 
 
 def space_sdk(folder: Path) -> str | None:
@@ -189,6 +195,7 @@ def upload(
         UploadError: if the Hub cannot be reached, refuses, or the connection breaks.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi(token=token, library_name="iltm-anomaly")
     where: dict[str, Any] = {"repo_id": plan.repo_id, "repo_type": plan.repo_type}
@@ -201,21 +208,21 @@ def upload(
             operations += [CommitOperationDelete(name) for name in _stale_files(api, where, revision, plan)]
         message = commit_message or f"Upload {plan.repo_type} with iltm-anomaly"
         commit = api.create_commit(**where, operations=operations, commit_message=message, revision=revision)
+    except HfHubHTTPError as error:
+        refused = error.response.status_code in (401, 403)
+        owner = plan.repo_id.split("/")[0]
+        remedy = f"Log in with a token that may write to {owner}: `hf auth login`" if refused else AGAIN
+        raise UploadError(f"the Hub refused the upload to {plan.repo_id}: {error}\n{remedy}") from error
     except (OSError, RuntimeError, httpx2.HTTPError) as error:
-        cause = error.__cause__ or error
-        raise UploadError(
-            f"the upload to {plan.repo_id} did not finish: {error}"
-            + (f" ({cause})" if cause is not error else "")
-            + ". "
-            "The repository is as it was. Run the same command again: weights that have arrived are not sent twice"
-        ) from error
+        cause = f" ({error.__cause__})" if error.__cause__ and str(error.__cause__) not in str(error) else ""
+        raise UploadError(f"the upload to {plan.repo_id} did not finish: {error}{cause}\n{AGAIN}") from error
     return commit.commit_url
 
 
 def _stale_files(api: Any, where: dict[str, Any], revision: str | None, plan: UploadPlan) -> list[str]:
     # left behind, shards of other weights would make the repository ambiguous
     present = api.list_repo_files(**where, revision=revision)
-    return [name for name in present if _belongs(name, MODEL_FILES) and name not in plan.files and name != "README.md"]
+    return [name for name in present if belongs(name, MODEL_FILES) and name not in plan.files and name != "README.md"]
 
 
 def results_of(path: str | Path) -> list[Path]:

@@ -67,6 +67,10 @@ class PerformerPriorConfig(PreTrainedConfig):
             raise ValueError(f"masking must be one of {MASKING_MODES}, got {self.masking!r}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        if not 0 < self.layer_norm_eps < math.inf:
+            raise ValueError(
+                f"layer_norm_eps must be positive, got {self.layer_norm_eps}: it keeps flat inputs finite"
+            )
 
     @property
     def max_position_embeddings(self) -> int:

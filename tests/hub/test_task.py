@@ -1,0 +1,69 @@
+"""`transformers.pipeline("anomaly-detection")`: every form of input, in batches or not, gives what our own pipeline gives."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset, Features, Image
+from PIL.Image import fromarray
+from tiny_models import tiny_pipeline
+from transformers import pipeline
+from transformers.pipelines.pt_utils import KeyDataset
+
+from iltm_anomaly import ILTMAnomalyPipeline
+
+RANDOM = np.random.default_rng(0)
+IMAGES = [fromarray(RANDOM.integers(0, 256, (40 + i, 36, 3), dtype=np.uint8)) for i in range(3)]
+DATASET = Dataset.from_dict({"image": IMAGES}, features=Features({"image": Image()}))
+INPUTS = {
+    "list": lambda: IMAGES,
+    "arrays": lambda: [np.asarray(image) for image in IMAGES],
+    "column": lambda: DATASET["image"],
+    "data set": lambda: DATASET,
+    "stream": lambda: DATASET.to_iterable_dataset(),
+    "key of a data set": lambda: KeyDataset(DATASET, "image"),
+    "generator": lambda: (image for image in IMAGES),
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("task") / "model"
+    tiny_pipeline(score_threshold=100.0).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(model):
+    return ILTMAnomalyPipeline.from_pretrained(model)(IMAGES)
+
+
+@pytest.fixture(scope="module")
+def detect(model):
+    return pipeline("anomaly-detection", model=str(model))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("form", INPUTS)
+def test_every_form_of_input(detect, expected, form, batch_size):
+    found = list(detect(INPUTS[form](), batch_size=batch_size))
+    assert [item["score"] for item in found] == expected.scores.tolist()
+    for index, item in enumerate(found):
+        np.testing.assert_array_equal(item["anomaly_map"], expected.anomaly_maps[index])
+        np.testing.assert_array_equal(item["mask"], expected.masks[index])
+        assert item["label"] == ("abnormal" if expected.masks[index].any() else "normal")
+        assert item["healed_image"].tobytes() == expected.healed_images[index].tobytes()
+
+
+def test_one_image_and_call_parameters(detect, model):
+    ours = ILTMAnomalyPipeline.from_pretrained(model)
+    assert detect(IMAGES[0])["score"] == float(ours(IMAGES[0]).scores[0])
+    assert detect(IMAGES[0], num_samples=5)["score"] == float(ours(IMAGES[0], num_samples=5).scores[0])
+
+
+def test_it_saves_what_it_was_loaded_from(detect, model, tmp_path):
+    detect.save_pretrained(tmp_path / "copy")
+    again = pipeline("anomaly-detection", model=str(tmp_path / "copy"))
+    assert again(IMAGES[0])["score"] == detect(IMAGES[0])["score"]
+    names = [{p.relative_to(f).as_posix() for p in f.rglob("*")} for f in (model, tmp_path / "copy")]
+    assert names[0] == names[1]
