@@ -61,6 +61,7 @@ def run(report: Report) -> None:
     case = f"heal {len(positions)} of {length} tokens, {samples} samples"
     heals = {OURS: lambda: heal(prior, codes, keep, samples, [torch.Generator().manual_seed(0)])}
     timings = interleaved(heals, 3, warm_up=report.quick)
+    report.profile(case, heals[OURS])
     # read once: what precedes the first unlikely token; never read: what follows the last one
     tokens = positions[0] + samples * (positions[-1] - positions[0])
     report.add_times(case, timings, {OURS: flops.performer(prior.config, int(tokens))})

@@ -62,8 +62,9 @@ def matmul_rate(runs: int = 5) -> float:
     return best
 
 
-def added_peak(function: Callable[[], Any]) -> float:
-    """MB by which the peak resident set during the call exceeds the resident set before it (Linux)."""
+def first_call(function: Callable[[], Any]) -> dict[str, float]:
+    """MB by which the peak resident set during the call exceeds the resident set before it (Linux), and CPU seconds of the call,
+    those included that the system takes to hand out memory which the process does not have yet."""
 
     def status(key: str) -> int:
         line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
@@ -71,15 +72,19 @@ def added_peak(function: Callable[[], Any]) -> float:
 
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak: imports and set-up have one of their own
     before = status("VmRSS")
-    function()
-    return (status("VmHWM") - before) / 1024
+    seconds = timed(function)
+    return {"peak_mb": (status("VmHWM") - before) / 1024, "first_s": seconds}
 
 
-def peak_in_fresh_process(bench: str, contender: str, size: int) -> float:
-    """`added_peak` of `<bench module>.memory(contender, size)` in a process of its own."""
+def in_fresh_process(bench: str, contender: str, size: int) -> dict[str, float]:
+    """`first_call` of `<bench module>.memory(contender, size)` in a process of its own."""
     command = [sys.executable, str(Path(__file__).with_name("run.py")), "--child", bench, contender, str(size)]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return json.loads(output.splitlines()[-1])
+
+
+def peak_in_fresh_process(bench: str, contender: str, size: int) -> float:
+    return in_fresh_process(bench, contender, size)["peak_mb"]
 
 
 def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -95,6 +100,7 @@ class Report:
         quick: smaller sizes and fewer runs, for a look; its figures are no results.
         rate: measured matmul FLOP/s of this machine, one thread.
         missing: contenders that are not installed, and why.
+        profiles: where our time goes, a row per case.
         times: a row per case and contender.
         checks: outputs that were compared, a row each.
         targets: what was to be shown, a row each.
@@ -107,6 +113,7 @@ class Report:
     times: list[dict[str, Any]] = field(default_factory=list)
     checks: list[dict[str, Any]] = field(default_factory=list)
     targets: list[dict[str, Any]] = field(default_factory=list)
+    profiles: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def add_times(
@@ -126,6 +133,14 @@ class Report:
         row = next(row for row in self.times if row["case"] == case and row["contender"] == contender)
         row["peak_mb"] = peak_mb
         print(f"{case}: {contender} {peak_mb:.1f} MB", flush=True)
+
+    def profile(self, case: str, function: Callable[[], Any], count: int = 8) -> None:
+        """Records the operators in which a call of ours spends its time, as shares of what all of them take by themselves."""
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as trace:
+            function()
+        seconds = {event.key: event.self_cpu_time_total for event in trace.key_averages()}
+        largest = sorted(seconds, key=seconds.__getitem__, reverse=True)[:count]
+        self.profiles.append({"case": case, "shares": {key: seconds[key] / sum(seconds.values()) for key in largest}})
 
     def check(self, case: str, compared: str, value: float, tolerance: float) -> bool:
         """Records how far two outputs are apart; a ratio counts only if this returns True."""

@@ -53,7 +53,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.child:
         bench, contender, size = options.child
-        print(json.dumps(harness.added_peak(importlib.import_module(BENCHES[bench]).memory(contender, int(size)))))
+        print(json.dumps(harness.first_call(importlib.import_module(BENCHES[bench]).memory(contender, int(size)))))
         return
     results = json.loads(options.output.read_text()) if options.output.exists() and not options.quick else {}
     for bench in options.only:

@@ -47,6 +47,14 @@ def _times(report: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _profiles(report: dict[str, Any]) -> list[str]:
+    lines = []
+    for row in report.get("profiles", []):
+        shares = ", ".join(f"{key.removeprefix('aten::')} {share:.0%}" for key, share in row["shares"].items())
+        lines.append(f"- {row['case']}: {shares}")
+    return ["", "Where our time goes (operators' own time under torch.profiler):", "", *lines] if lines else []
+
+
 def _checks(report: dict[str, Any]) -> list[str]:
     lines = ["| case | compared | difference | tolerance |", "|---|---|---|---|"]
     for row in report["checks"]:
@@ -67,7 +75,7 @@ def markdown(results: dict[str, Any]) -> str:
     lines += _targets(results)
     for bench, report in sorted(results.items()):
         lines += ["", f"## {report['title']}", "", _environment(bench, report), "", *_times(report), ""]
-        lines += ["Outputs compared:", "", *_checks(report), "", *report["notes"]]
+        lines += ["Outputs compared:", "", *_checks(report), *_profiles(report), "", *report["notes"]]
     return "\n".join(lines).rstrip() + "\n"
 
 

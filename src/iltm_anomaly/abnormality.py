@@ -24,7 +24,7 @@ from iltm_anomaly.vqvae import VQVAEModel
 STRIP_ELEMENTS = 1 << 21
 # Code maps that go through the decoder together: one of them fills a CPU's cache.
 TRUNK_BATCH = {"cpu": 1, "cuda": 16}
-NEGLIGIBLE = -80.0  # exponent of a term that counts for nothing beside exp(0); below -87 CPUs are ten times slower
+LOG2_E = math.log2(math.e)  # exponentials are powers of two: `exp2` is four times as fast on CPUs as `exp`
 CONV = {2: F.conv2d, 3: F.conv3d}
 
 
@@ -48,9 +48,9 @@ def negative_log_density(
             the peak, 0.4 / h, makes pixels of different spread incomparable.
     """
     h = bandwidth(reconstructions, bandwidth_floor)
-    exponent = (reconstructions - image).square_().mul_(-0.5 / h.square())
+    exponent = (reconstructions - image).square_().mul_(-0.5 * LOG2_E / h.square())
     largest = exponent.amax(0)  # log-sum-exp: far from all reconstructions every single term is zero in float32
-    log_density = largest + exponent.sub_(largest).clamp_(min=NEGLIGIBLE).exp_().mean(0).log_()
+    log_density = (largest + exponent.sub_(largest).exp2_().mean(0).log2_()) / LOG2_E
     return -log_density if relative else -(log_density - torch.log(h * math.sqrt(2 * math.pi)))
 
 

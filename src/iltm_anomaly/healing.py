@@ -43,7 +43,8 @@ def heal(
     healed = codes.unsqueeze(1).repeat(1, num_samples, 1)
     images = (~keep).any(1).nonzero().squeeze(1)
     if len(images) and num_samples:
-        _Resampling(prior, codes, ~keep, num_samples, generators, images).run(healed)
+        with torch.inference_mode():
+            _Resampling(prior, codes, ~keep, num_samples, generators, images).run(healed)
     return healed
 
 

@@ -59,6 +59,19 @@ def naive(query, key, value, projection, keep=None):
     return weights @ value / weights.sum(-1, keepdim=True)
 
 
+def features(query, key, projection):
+    """phi_q, phi_k (..., M) of queries and keys (..., D)."""
+    query, key = (x * x.shape[-1] ** -0.25 for x in (query, key))
+    exponents = query @ projection.t(), key @ projection.t() - key.square().sum(-1, keepdim=True) / 2
+    return query_features(exponents[0] * math.log2(math.e), -1), key_features(exponents[1] * math.log2(math.e))
+
+
+def step_by_step(query, key, value, projection, state):
+    """`step` over all tokens, (B, H, n, D) x3 -> (B, H, n, D)."""
+    tokens = torch.stack([query, key, value], 1).unbind(3)  # (B, 3, H, D) each
+    return torch.stack([step(token, projection, state) for token in tokens], 2)
+
+
 def gradients(function, query, key, value, *others):
     leaves = [x.detach().clone().requires_grad_() for x in (query, key, value)]
     out = function(*leaves, *others)
@@ -104,9 +117,7 @@ def test_gradcheck_in_float64(monkeypatch, masked):
 
 def test_equals_performer_pytorch_given_the_same_features():
     query, key, value, projection, _ = inputs(257)
-    theirs = causal_linear_attention_noncuda(
-        query_features(query, projection), key_features(key, projection), value, eps=0
-    )
+    theirs = causal_linear_attention_noncuda(*features(query, key, projection), value, eps=0)
     torch.testing.assert_close(causal_attention(query, key, value, projection), theirs, rtol=1e-4, atol=1e-5)
 
 
@@ -116,9 +127,10 @@ def test_features_approximate_the_softmax_kernel():
     query, key = torch.randn(2, 500, 8, generator=generator) * 0.5
     projection = draw_projection(4096, 8, generator)
     exponent = query * 8**-0.25 @ projection.t()
-    scaled = query_features(query, projection) * exponent.amax(-1, keepdim=True).exp()
+    phi_query, phi_key = features(query, key, projection)
+    scaled = phi_query * exponent.amax(-1, keepdim=True).exp()
     scaled = scaled * torch.exp(-(query * 8**-0.25).square().sum(-1, keepdim=True) / 2)
-    estimate = (scaled * (key_features(key, projection) - KEY_EPSILON)).mean(-1)
+    estimate = (scaled * (phi_key - KEY_EPSILON)).mean(-1)
     exact = torch.exp((query * key).sum(-1) / math.sqrt(8))
     assert (estimate / exact).mean().item() == pytest.approx(1, abs=0.02)
     assert torch.corrcoef(torch.stack([estimate, exact]))[0, 1] > 0.9
@@ -210,7 +222,7 @@ def test_steps_equal_the_parallel_form(segments):
     query, key, value, projection, _ = inputs(60)
     state = new_state(3, 2, projection)
     whole, last = prefill(query, key, value, projection, state)
-    out = torch.stack([step(query[:, :, i], key[:, :, i], value[:, :, i], projection, state) for i in range(60)], 2)
+    out = step_by_step(query, key, value, projection, state)
     torch.testing.assert_close(out, whole, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(state, last, rtol=1e-4, atol=1e-5)
 
@@ -218,11 +230,9 @@ def test_steps_equal_the_parallel_form(segments):
 def test_state_is_the_sum_of_key_features_with_values():
     query, key, value, projection, keep = inputs(50, masked=True)
     _, state = prefill(query, key, value, projection, new_state(3, 2, projection), keep)
-    features = key_features(key, projection) * keep[:, None, :, None]
-    torch.testing.assert_close(
-        state[:, :, :-1], torch.einsum("bhnm,bhnd->bhdm", features, value), rtol=1e-4, atol=1e-4
-    )
-    torch.testing.assert_close(state[:, :, -1], features.sum(2), rtol=1e-4, atol=1e-4)
+    phi_key = features(query, key, projection)[1] * keep[:, None, :, None]
+    torch.testing.assert_close(state[:, :, :-1], torch.einsum("bhnm,bhnd->bhdm", phi_key, value), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(state[:, :, -1], phi_key.sum(2), rtol=1e-4, atol=1e-4)
 
 
 # numbers and memory
@@ -242,10 +252,10 @@ def test_autocast_and_half_precision_inputs_are_summed_in_float32():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = causal_attention(query, key, value, projection)
         state = new_state(3, 2, projection.float())
-        steps = [step(query[:, :, i], key[:, :, i], value[:, :, i], projection, state) for i in range(200)]
+        steps = step_by_step(query, key, value, projection, state)
     assert out.dtype == torch.bfloat16 and state.dtype == torch.float32
     assert torch.equal(out, exact.bfloat16())
-    torch.testing.assert_close(torch.stack(steps, 2).float(), exact, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(steps.float(), exact, rtol=1e-2, atol=1e-2)
 
 
 def test_backward_keeps_no_features_and_no_running_sums():
