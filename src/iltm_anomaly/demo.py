@@ -7,7 +7,7 @@ from iltm_anomaly.data.phantom import write_phantoms
 from iltm_anomaly.data.synthetic import generate_dataset, write_mvtec_tree
 from iltm_anomaly.detection import detect
 from iltm_anomaly.evaluation import evaluate_run, format_table
-from iltm_anomaly.hub.cards import CONTAMINATION
+from iltm_anomaly.hub.data_sources import CONTAMINATION
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.training.task import TrainArguments, train
 

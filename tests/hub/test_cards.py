@@ -13,7 +13,8 @@ from huggingface_hub import ModelCard
 from huggingface_hub._eval_results import parse_eval_result_entries
 from PIL import Image
 
-from iltm_anomaly.hub.cards import COLUMNS, DATA_SOURCES, DEMO, data_source, load_results, render_card, summarise
+from iltm_anomaly.hub.cards import COLUMNS, load_results, render_card, summarise
+from iltm_anomaly.hub.data_sources import DATA_SOURCES, DEMO, data_source
 from iltm_anomaly.training.recipe import load_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -101,6 +102,7 @@ def test_without_results_nothing_is_claimed():
     text = files["README.md"].decode()
     assert files.keys() == {"README.md"} and "Not measured" in text and "128 pixels" in text
     assert ModelCard(text).data.eval_results is None
+    assert "some of which may be defective" in text
     assert "bolts" in text and "somebody" not in text  # nothing of the path but its last part
 
 
@@ -116,7 +118,8 @@ def test_results_that_do_not_belong_together_are_refused(tmp_path):
 
 def test_every_known_data_set_states_its_terms():
     assert data_source("../shared/data/mvtec") is data_source("mvtec/bottle") is DATA_SOURCES["mvtec"]
-    assert data_source("demo_0/data/part") is DEMO
+    assert data_source("demo_0/data/part") is data_source("demo_0/data/part", "demo") is DEMO
+    assert data_source("demo_0/data/part", "cpu").terms == "not stated"  # somebody's own folder of that name
     for source in DATA_SOURCES.values():
         assert source.terms and source.text and (source.citation or source is DEMO)
     for path in (REPOSITORY / "model_cards").glob("*/README.md"):

@@ -10,6 +10,7 @@ import httpx2
 import yaml
 
 from iltm_anomaly.hub.checks import PIPELINE_FILES, belongs, read_json
+from iltm_anomaly.hub.data_sources import public_name
 
 # Nothing but these ever goes up: no data, no checkpoints, no logs.
 MODEL_FILES = (*PIPELINE_FILES, "picture.png", ".eval_results/*.yaml")
@@ -130,8 +131,6 @@ def _card_files(folder: Path, repo_id: str, results: list[Path], picture: Path |
 
 def _public_report(path: Path) -> bytes:
     """The training report without the folders of this machine, whose names may tell of people and customers."""
-    from iltm_anomaly.hub.cards import public_name
-
     report = read_json(path)
     data = report.get("data")
     source = str(data.get("source") or "") if isinstance(data, dict) else ""
