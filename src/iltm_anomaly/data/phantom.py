@@ -41,10 +41,10 @@ UPTAKE = {
     "bladder": (15.0, 0.5),
 }
 SITES = ("lung", "liver", "node", "bone", "soft")
-MOST_LESIONS = 6  # of a lesion-bearing subject, who has one at least
-RADII = (12.0, 36.0)  # mm, of a ball of a lesion's volume: from a large node to a bulky mass
+MOST_LESIONS = 8  # of a lesion-bearing subject, who has one at least
+RADII = (14.0, 42.0)  # mm, of a ball of a lesion's volume: from a large node to a bulky mass
 CONTRASTS = (3.0, 8.0)  # uptake of a lesion over that around it
-FIELD_OF_VIEW = (512.0, 320.0, 1056.0)  # mm: right, front, head
+FIELD_OF_VIEW = (512.0, 320.0, 1120.0)  # mm: right, front, head
 FWHM = 6.0  # mm, resolution of a clinical scanner
 NOISE = 0.12  # standard deviation at SUV 1 in a voxel of 8 mm
 _TRAIN_GOOD, _TRAIN_LESION, _TEST_GOOD, _TEST_LESION, _ORDER = range(5)
@@ -251,8 +251,8 @@ def write_phantoms(
 ) -> Path:
     """Writes a data set whose training volumes are contaminated, in the layout that `load_volumes` reads.
 
-    Lesion-bearing volumes have 1 to `MOST_LESIONS` lesions. `lesions.json` tells place, size and contrast of each. Nothing in training
-    reads it, nor the folder that a training volume is in.
+    Lesion-bearing volumes have 1 to `MOST_LESIONS` lesions. `lesions.json` tells place, size and contrast of each. Nothing in
+    training reads it, nor the folder that a training volume is in.
 
     Args:
         folder: made if need be; must be empty.

@@ -19,6 +19,16 @@ COLUMNS = {
     "defect tokens masked": "masked_share_defect_tokens",
     "normal tokens masked": "masked_share_normal_tokens",
 }
+VOLUME_COLUMNS = {
+    "AUPR": "aupr",
+    "AUPRO": "aupro",
+    "best Dice": "best_dice",
+    "voxel AUROC": "pixel_auroc",
+    "lesions found at 2 false positives": "lesion_sensitivity_at_2_fp",
+    "tokens masked": "masked_fraction",
+    "lesion tokens masked": "masked_share_defect_tokens",
+    "normal tokens masked": "masked_share_normal_tokens",
+}
 METRICS = ("pixel AUROC", "AUPRO", "image AUROC")
 
 
@@ -143,10 +153,11 @@ def summarise(documents: list[dict[str, Any]], round_index: int, key: str) -> tu
 
 def rounds_table(documents: list[dict[str, Any]]) -> str:
     """One row a round, mean and standard deviation over documents in per cent, as Markdown."""
-    lines = ["| round | " + " | ".join(COLUMNS) + " |", "| --- " * (len(COLUMNS) + 1) + "|"]
+    columns = VOLUME_COLUMNS if "lesions" in documents[0]["results"][0] else COLUMNS
+    lines = ["| round | " + " | ".join(columns) + " |", "| --- " * (len(columns) + 1) + "|"]
     for index, result in enumerate(documents[0]["results"]):
         cells = [str(result["round"])]
-        for key in COLUMNS.values():
+        for key in columns.values():
             value = summarise(documents, index, key)
             cells.append("-" if value is None else f"{value[0]:.1f}" + (f" ± {value[1]:.1f}" if value[2] > 1 else ""))
         lines.append("| " + " | ".join(cells) + " |")
