@@ -95,6 +95,29 @@ def test_the_box_around_the_subject_is_looked_at_and_goes_back():
     assert prepare(np.zeros((8, 8, 8)))["original_sizes"][0].box is None  # nothing to find
 
 
+def test_working_voxels_may_be_longer_along_one_axis(scan):
+    prepare = processor(spacing=(4, 3, 10), size={"depth": 24, "height": 24, "width": 16})
+    batch = prepare(scan)
+    occupied = (batch["pixel_values"][0, 0] > 0).nonzero()
+    assert (occupied.amax(0) - occupied.amin(0) + 1).tolist() == [20, 23, 8]  # 80 x 69 x 85 mm
+    restored = prepare.restore_map(batch["pixel_values"][0, 0], batch["original_sizes"][0])
+    np.testing.assert_allclose(restored, read_volume(scan).values / 20, atol=0.12)
+
+
+def test_a_tilted_volume_is_turned_to_the_nearest_axes(tmp_path):
+    values = np.random.default_rng(0).uniform(1, 9, (9, 10, 11)).astype(np.float32)
+    turn, tilt = np.radians(25), np.eye(4)
+    tilt[1:3, 1:3] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
+    nib.save(nib.Nifti1Image(values, tilt @ AFFINE), tmp_path / "tilted.nii")
+    volume = read_volume(tmp_path / "tilted.nii")
+    np.testing.assert_allclose(volume.grid.ras_spacing, (4, 3, 5), rtol=1e-5)
+    expected = nib.as_closest_canonical(nib.load(tmp_path / "tilted.nii")).get_fdata()
+    np.testing.assert_array_equal(volume.grid.to_ras(volume.values), expected)
+    prepare = ILTMImageProcessor.for_volumes([volume], intensity_range=(0, 10))
+    back = prepare.restore_map(prepare(volume)["pixel_values"][0, 0], volume.grid)
+    np.testing.assert_allclose(back, values / 10, atol=1e-6)
+
+
 def test_clipping_and_power():
     values = np.array([-5.0, 0, 5, 20, 64]).repeat(25).reshape(5, 5, 5).astype(np.float32)
     size = {"depth": 5, "height": 5, "width": 5}
