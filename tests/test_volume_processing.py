@@ -73,6 +73,51 @@ def test_a_volume_too_long_for_the_grid_is_resampled_until_it_fits():
     assert prepare.restore_map(batch["pixel_values"][0, 0], batch["original_sizes"][0]).shape == (40, 10, 16)
 
 
+def test_the_box_around_the_subject_is_looked_at_and_goes_back():
+    """Air and a speck in it are left out: a smaller grid, a map that is 0 there and unchanged inside."""
+    values = np.zeros((30, 20, 24), np.float32)
+    body = np.random.default_rng(0).uniform(0.5, 1, (13, 9, 17)).astype(np.float32)
+    values[4:17, 8:17, 3:20] = body
+    values[27, 2, 2] = 0.9
+    axes = np.array([[0, -2.0, 0, 30], [0, 0, 2.0, -40], [-2.0, 0, 0, 50], [0, 0, 0, 1]])
+    scan = nib.Nifti1Image(values, axes)
+    prepare = ILTMImageProcessor.for_volumes([scan], intensity_range=(0, 1), foreground=0.2, size_divisor=4)
+    assert prepare.size == {"depth": 12, "height": 20, "width": 16}  # right, front, head: the array's axes 1, 2, 0
+    batch = prepare(scan)
+    grid = batch["original_sizes"][0]
+    assert grid.box == ((3, 12), (3, 20), (13, 26)) and grid.shape == values.shape
+    assert batch["pixel_values"].count_nonzero() == body.size
+    back = prepare.restore_map(batch["pixel_values"][0, 0], grid)
+    np.testing.assert_allclose(back[4:17, 8:17, 3:20], body, atol=1e-6)
+    assert back.shape == values.shape and np.count_nonzero(back) == body.size
+    mask = values > 0.95
+    np.testing.assert_array_equal(prepare.to_model_grid(mask, grid) > 0.5, batch["pixel_values"][0, 0].numpy() > 0.95)
+    assert prepare(np.zeros((8, 8, 8)))["original_sizes"][0].box is None  # nothing to find
+
+
+def test_working_voxels_may_be_longer_along_one_axis(scan):
+    prepare = processor(spacing=(4, 3, 10), size={"depth": 24, "height": 24, "width": 16})
+    batch = prepare(scan)
+    occupied = (batch["pixel_values"][0, 0] > 0).nonzero()
+    assert (occupied.amax(0) - occupied.amin(0) + 1).tolist() == [20, 23, 8]  # 80 x 69 x 85 mm
+    restored = prepare.restore_map(batch["pixel_values"][0, 0], batch["original_sizes"][0])
+    np.testing.assert_allclose(restored, read_volume(scan).values / 20, atol=0.12)
+
+
+def test_a_tilted_volume_is_turned_to_the_nearest_axes(tmp_path):
+    values = np.random.default_rng(0).uniform(1, 9, (9, 10, 11)).astype(np.float32)
+    turn, tilt = np.radians(25), np.eye(4)
+    tilt[1:3, 1:3] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
+    nib.save(nib.Nifti1Image(values, tilt @ AFFINE), tmp_path / "tilted.nii")
+    volume = read_volume(tmp_path / "tilted.nii")
+    np.testing.assert_allclose(volume.grid.ras_spacing, (4, 3, 5), rtol=1e-5)
+    expected = nib.as_closest_canonical(nib.load(tmp_path / "tilted.nii")).get_fdata()
+    np.testing.assert_array_equal(volume.grid.to_ras(volume.values), expected)
+    prepare = ILTMImageProcessor.for_volumes([volume], intensity_range=(0, 10))
+    back = prepare.restore_map(prepare(volume)["pixel_values"][0, 0], volume.grid)
+    np.testing.assert_allclose(back, values / 10, atol=1e-6)
+
+
 def test_clipping_and_power():
     values = np.array([-5.0, 0, 5, 20, 64]).repeat(25).reshape(5, 5, 5).astype(np.float32)
     size = {"depth": 5, "height": 5, "width": 5}
@@ -148,6 +193,7 @@ def test_values_without_a_range_must_lie_in_the_unit_interval():
         ({"num_channels": 3}, "one channel"),
         ({"size": {"depth": 8, "height": 8}}, "size must be"),
         ({"size": 64}, "are for volumes"),
+        ({"size": 64, "spacing": None, "intensity_range": None, "foreground": 0.2}, "are for volumes"),
     ],
 )
 def test_bad_settings_are_refused(settings, reason):

@@ -16,7 +16,7 @@ from iltm_anomaly.cli import main
 AFFINE = np.array([[-2.0, 0, 0, 20], [0, 0, 2.0, -20], [0, -3.0, 0, 30], [0, 0, 0, 1]])
 RECIPE = """
 name: smallest
-volume: {spacing: 3, intensity_range: [0, 10]}
+volume: {spacing: 3, intensity_range: [0, 10], foreground: 0.05}
 num_channels: 1
 gradient_checkpointing: true
 stage1: {epochs: 2, batch_size: 4}
@@ -73,7 +73,9 @@ def test_training_leaves_a_pipeline_for_volumes(root):
 def test_evaluate_reports_metrics_of_volumes(root, tmp_path, capsys):
     assert main(["evaluate", str(root / "run"), "--data", str(root / "data"), "--output", str(tmp_path)]) == 0
     assert "best Dice" in capsys.readouterr().out
-    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    document = json.loads((tmp_path / "results.json").read_text())
+    results = document["results"]
+    assert 5 < document["reconstruction_psnr"] < 60
     assert [result["round"] for result in results] == [0, 1]
     for result in results:
         for key in ("pixel_auroc", "aupro", "aupr", "best_dice", "lesion_sensitivity_at_2_fp"):
@@ -99,6 +101,11 @@ def test_detect_writes_maps_on_the_grid_of_the_input(root, tmp_path, capsys):
     assert values.get_fdata().max() == pytest.approx(float(row["score"]), rel=1e-4)
     assert mask.get_fdata().sum() == int(row["abnormal_pixels"])
     assert Image.open(tmp_path / "out" / row["overlay"]).size[0] > 100
+    without = Image.open(tmp_path / "out" / row["overlay"])
+    for path in (good, root / "data" / "ground_truth" / "lesion" / "0_mask.nii.gz"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    assert main(["detect", str(root / "run"), str(tmp_path / "0.nii.gz"), "--output", str(tmp_path / "out2")]) == 0
+    assert Image.open(tmp_path / "out2" / "overlays" / "00000_0.png").tobytes() != without.tobytes()  # an outline
     with pytest.raises(ValueError, match="holds no volume"):
         from iltm_anomaly.detection import list_inputs
 
@@ -177,7 +184,7 @@ def test_checkpointing_changes_nothing_but_memory():
             torch.testing.assert_close(plain[name], checkpointed[name])
 
 
-@pytest.mark.parametrize("name", ["phantom", "pet", "tiny-volumes"])
+@pytest.mark.parametrize("name", ["phantom", "pet", "pet-crop", "mri-crop", "tiny-volumes"])
 def test_presets_for_volumes_build(name):
     from iltm_anomaly.data.augmentation import AugmentationConfig
     from iltm_anomaly.prior import PerformerPriorConfig

@@ -62,7 +62,7 @@ def demo(output: Path, seed: int = 0) -> dict:
 
 
 def demo_volumes(
-    output: Path, seed: int = 0, preset: str = "phantom", num_train: int = 60, spacing: float = 8.0
+    output: Path, seed: int = 0, preset: str = "phantom", num_train: int = 100, spacing: float = 8.0
 ) -> dict:
     """The same with whole-body PET: phantoms, 30 % of the training ones with lesions.
 
@@ -72,13 +72,13 @@ def demo_volumes(
     Args:
         output, seed: as in `demo`.
         preset: recipe.
-        num_train: training volumes; a sixth as many good ones are tested on, and a third as many with lesions.
+        num_train: training volumes; a tenth as many good ones are tested on, and a fifth as many with lesions.
         spacing: size of a voxel in mm.
     """
     print(f"1. generating whole-body FDG-PET phantoms, {CONTAMINATION:.0%} with lesions: {output / 'data'}")
     clear_demo(output)
     data = write_phantoms(
-        output / "data", num_train, max(1, num_train // 6), max(1, num_train // 3), CONTAMINATION, spacing, seed
+        output / "data", num_train, max(1, num_train // 10), max(1, num_train // 5), CONTAMINATION, spacing, seed
     )
 
     print("2. training: 3-D VQ-VAE, then a prior per round, each masking what the one before finds unlikely")

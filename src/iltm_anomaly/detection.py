@@ -10,7 +10,16 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from iltm_anomaly.data.images import ImageReadError, find_images, read_image
-from iltm_anomaly.data.volumes import Volume, find_volumes, read_volume, volume_stem, write_volume
+from iltm_anomaly.data.volumes import (
+    Volume,
+    find_mask_beside,
+    find_volumes,
+    is_dicom_file,
+    read_mask,
+    read_volume,
+    volume_stem,
+    write_volume,
+)
 from iltm_anomaly.gallery import draw_projections, overlay
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 
@@ -29,7 +38,7 @@ def list_inputs(inputs: list[str | Path], volumes: bool = False) -> list[Path]:
     for item in map(Path, inputs):
         if item.is_dir():
             found = (find_volumes if volumes else find_images)(item, recursive=True)
-            if not found and volumes and any(path.suffix.lower() == ".dcm" for path in item.iterdir()):
+            if not found and volumes and any(path.is_file() and is_dicom_file(path) for path in item.iterdir()):
                 found = [item]
             if not found:
                 raise ValueError(f"{item} holds no {'volume' if volumes else 'image'}")
@@ -64,7 +73,8 @@ def detect(
     show_progress: bool = True,
 ) -> list[dict]:
     """Scores files and writes `results.csv`, one row a file as soon as it is scored, and one overlay (PNG) and map (.npy,
-    float32) per image. Of a volume: map and mask as NIfTI on the input's own grid, and its projections as overlay.
+    float32) per image. Of a volume: map and mask as NIfTI on the input's own grid, and its projections as overlay, with the
+    outline of the ground truth if that lies beside the file (`data.volumes.find_mask_beside`).
 
     Returns:
         The rows. A file that could not be read has an error and no score.
@@ -144,9 +154,24 @@ def _write_volumes(
     write_volume(values, output / row["map"], volume)
     write_volume(mask, output / row["mask"], volume)
     grid = volume.grid
+    truth = _truth_beside(path, volume)
     picture = draw_projections(
-        grid.to_ras(volume.values), grid.to_ras(values), threshold or float(values.max()), grid.ras_spacing
+        grid.to_ras(volume.values),
+        grid.to_ras(values),
+        threshold or float(values.max()),
+        grid.ras_spacing,
+        None if truth is None else grid.to_ras(truth),
     )
     (output / "overlays").mkdir(exist_ok=True)
     picture.save(output / row["overlay"])
     return row
+
+
+def _truth_beside(path: Path, volume: Volume) -> np.ndarray | None:
+    """Ground truth (D, H, W) bool that lies beside a volume's file, such as `P1_lesion.nii.gz`; only to be drawn."""
+    mask = find_mask_beside(path) if path.is_file() else None
+    try:
+        return None if mask is None else read_mask(mask, volume.grid)
+    except ValueError as error:
+        logger.warning("ground truth not drawn: %s", error)
+        return None

@@ -16,7 +16,7 @@ from iltm_anomaly import masking
 from iltm_anomaly.data.contamination import ContaminationRecord, apply_record
 from iltm_anomaly.data.mvtec import load_mvtec
 from iltm_anomaly.data.volumes import load_volumes, read_mask, read_volume
-from iltm_anomaly.gallery import GalleryRow, draw_gallery, projection, window_of
+from iltm_anomaly.gallery import GalleryRow, draw_gallery, project, projection, window_of
 from iltm_anomaly.metrics import evaluate_maps, lesion_detection
 from iltm_anomaly.pipeline import ILTMAnomalyOutput, ILTMAnomalyPipeline
 from iltm_anomaly.prior import PerformerPriorModel
@@ -125,6 +125,21 @@ def volume_masks(dataset: Dataset) -> list[np.ndarray]:
     return [read_mask(row["mask"], read_volume(row["image"]).grid) for row in dataset]
 
 
+@torch.no_grad()
+def reconstruction_psnr(pipeline: ILTMAnomalyPipeline, dataset: Dataset) -> float:
+    """Mean over volumes of the peak signal-to-noise ratio in dB of what the VQ-VAE makes of them, on the model's grid and scale
+    (peak 1), without padding."""
+    processor, values = pipeline.image_processor, []
+    for path in dataset["image"]:
+        batch = processor.preprocess(path)
+        pixels, grid = batch["pixel_values"], batch["original_sizes"][0]
+        reconstruction = pipeline.vqvae.decode(pipeline.encode(pixels)).float().clamp(0, 1).cpu()
+        inside = torch.from_numpy(processor.to_model_grid(np.ones(grid.shape), grid) > 0)
+        error = (reconstruction - pixels)[0, 0][inside].square().mean()
+        values.append(float(-10 * torch.log10(error)))
+    return float(np.mean(values))
+
+
 def evaluate_run(
     model: str | Path,
     data: str | Path,
@@ -201,6 +216,8 @@ def evaluate_run(
     document = {
         "results": results,
         "test_images": len(test),
+        # of volumes without lesions where there are any: a lesion need not be reconstructed
+        "reconstruction_psnr": reconstruction_psnr(pipeline, _good_of(test)) if volumes else None,
         "model": str(model),
         "data": str(data),
         "recipe": (report.get("recipe") or {}).get("name"),
@@ -210,6 +227,11 @@ def evaluate_run(
     }
     write_json(output / "results.json", document)
     return document
+
+
+def _good_of(test: Dataset) -> Dataset:
+    good = [number for number, label in enumerate(test["label"]) if label == 0]
+    return test.select(good) if good else test
 
 
 def gallery_rows(dataset: Dataset, output: ILTMAnomalyOutput, count: int = 10) -> list[GalleryRow]:
@@ -253,8 +275,8 @@ def _volume_row(row: dict[str, Any], output: ILTMAnomalyOutput, index: int) -> G
         label=[row["defect"] or "unknown", f"score {output.scores[index]:.2f}"],
         image=projection(square(volume.values), window),
         healed=projection(square(output.healed_images[index]), window),
-        anomaly_map=np.rot90(square(output.anomaly_maps[index]).max(1)),
-        truth=np.rot90(square(read_mask(row["mask"], grid)).max(1)),
+        anomaly_map=project(square(output.anomaly_maps[index])),
+        truth=project(square(read_mask(row["mask"], grid))),
     )
 
 

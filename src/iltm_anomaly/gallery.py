@@ -35,10 +35,17 @@ def window_of(values: np.ndarray) -> tuple[float, float]:
     return low, max(float(np.quantile(values, 0.995)), low + 1e-6)
 
 
+def project(values: np.ndarray, axis: int = 1) -> np.ndarray:
+    """Maximum of a volume in RAS order along an axis, head up: from the front (axis 1), the patient's right on the viewer's left
+    as radiologists look at it, or from the patient's right (axis 0), the front on the viewer's right."""
+    seen = np.rot90(values.max(axis))
+    return seen[:, ::-1] if axis == 1 else seen
+
+
 def projection(values: np.ndarray, window: tuple[float, float], axis: int = 1) -> Image.Image:
-    """Maximum-intensity projection of a volume in RAS order, head up: from the front (axis 1) or from the side (axis 0)."""
+    """`project` as a grey picture."""
     low, high = window
-    shown = np.clip((np.rot90(values.max(axis)) - low) / (high - low), 0, 1)
+    shown = np.clip((project(values, axis) - low) / (high - low), 0, 1)
     return Image.fromarray((255 * shown).round().astype(np.uint8))
 
 
@@ -60,8 +67,8 @@ def draw_projections(
     cells = []
     for axis in (1, 0):
         plain = projection(values, window, axis)
-        outline = None if truth is None else np.rot90(truth.max(axis))
-        pictures = [plain.convert("RGB"), overlay(plain, np.rot90(anomaly_map.max(axis)), threshold, outline)]
+        outline = None if truth is None else project(truth, axis)
+        pictures = [plain.convert("RGB"), overlay(plain, project(anomaly_map, axis), threshold, outline)]
         across = spacing[0] if axis == 1 else spacing[1]
         step = min(spacing) / max(1.0, 320 * min(spacing) / (plain.height * spacing[2]))  # small volumes are enlarged
         size = (max(1, round(plain.width * across / step)), max(1, round(plain.height * spacing[2] / step)))

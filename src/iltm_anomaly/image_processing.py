@@ -12,7 +12,7 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import ImagesKwargs
 
 from .data.images import BACKGROUND, ImageReadError, check_unit_range, read_image, to_rgb, upright
-from .data.volumes import Volume, VolumeGrid, read_volume, resize
+from .data.volumes import Volume, VolumeGrid, cropped_to_foreground, read_volume, resize
 
 __all__ = ["ILTMImageProcessor", "ImageReadError", "read_image"]
 
@@ -42,6 +42,7 @@ class ILTMImageProcessorKwargs(ImagesKwargs, total=False):
     spacing: list[float] | None
     intensity_range: list[float] | None
     intensity_power: float
+    foreground: float | None
 
 
 class ILTMImageProcessor(BaseImageProcessor):
@@ -54,7 +55,8 @@ class ILTMImageProcessor(BaseImageProcessor):
     A `size` with a depth makes it a processor of volumes. A volume is turned to RAS (its first axis to the right, the second to
     the front, the third to the head), resampled to `spacing` and centred in a grid of `size` voxels, surrounded by zeros; along
     an axis where it is too long for that it is resampled more coarsely, until it fits. Without `spacing` it is stretched
-    to `size`. `restore_map` goes all the way back to the file's own grid.
+    to `size`. `restore_map` goes all the way back to the file's own grid. With `foreground` only the box around the subject is
+    looked at: scanners record much air; maps are 0 outside the box.
 
     Args:
         size: `{"height": H, "width": W}`, or one number for a square; `{"depth": D, "height": H, "width": W}` for volumes.
@@ -68,6 +70,8 @@ class ILTMImageProcessor(BaseImageProcessor):
         intensity_range: (low, high), the values that become 0 and 1, what lies beyond is clipped: (0, 15) for SUV. Without it
             voxels must lie in [0, 1]. It is the same for all volumes: a hot lesion must not darken the rest of its own.
         intensity_power: exponent applied after that; 0.5 evens out the noise of counts, which grows with their root.
+        foreground: value, in units of the file, above which a voxel belongs to the subject; see `cropped_to_foreground`. None
+            looks at everything.
 
     Example:
         >>> processor = ILTMImageProcessor(size={"height": 128, "width": 128})
@@ -88,13 +92,14 @@ class ILTMImageProcessor(BaseImageProcessor):
         spacing: float | Sequence[float] | None = None,
         intensity_range: Sequence[float] | None = None,
         intensity_power: float = 1.0,
+        foreground: float | None = None,
         **kwargs,
     ):
         unknown = sorted(set(kwargs) - _SERVICE_KEYS)
         if unknown:
             raise ValueError(
                 f"unknown setting(s) {', '.join(unknown)}; ILTMImageProcessor takes size, resample, rescale_factor, "
-                "num_channels, size_divisor, spacing, intensity_range, intensity_power"
+                "num_channels, size_divisor, spacing, intensity_range, intensity_power, foreground"
             )
         super().__init__(**kwargs)
         self.size = _check_size(256 if size is None else size)
@@ -108,6 +113,7 @@ class ILTMImageProcessor(BaseImageProcessor):
         self.spacing = _check_spacing(spacing)
         self.intensity_range = None if intensity_range is None else [float(value) for value in intensity_range]
         self.intensity_power = float(intensity_power)
+        self.foreground = None if foreground is None else float(foreground)
         if not 0 < self.rescale_factor < np.inf:
             raise ValueError(f"rescale_factor must be positive, got {rescale_factor}")
         if self.num_channels not in (1, 3):
@@ -120,8 +126,12 @@ class ILTMImageProcessor(BaseImageProcessor):
             raise ValueError(f"intensity_range must be (low, high) with low < high, got {intensity_range}")
         if not 0 < self.intensity_power < np.inf:
             raise ValueError(f"intensity_power must be positive, got {intensity_power}")
-        if not self.is_volumetric and (self.spacing or self.intensity_range or self.intensity_power != 1):
-            raise ValueError("spacing, intensity_range and intensity_power are for volumes: give size a depth")
+        if not self.is_volumetric and (
+            self.spacing or self.intensity_range or self.intensity_power != 1 or self.foreground is not None
+        ):
+            raise ValueError(
+                "spacing, intensity_range, intensity_power and foreground are for volumes: give size a depth"
+            )
         if not isinstance(size_divisor, int) or size_divisor < 1:
             raise ValueError(f"size_divisor must be at least 1 and a whole number, got {size_divisor!r}")
 
@@ -133,6 +143,7 @@ class ILTMImageProcessor(BaseImageProcessor):
         spacing: float | Sequence[float] | None = None,
         intensity_range: Sequence[float] | None = None,
         intensity_power: float = 1.0,
+        foreground: float | None = None,
         size_divisor: int = 8,
     ) -> "ILTMImageProcessor":
         """A processor for training volumes; what is not given follows from them.
@@ -142,7 +153,7 @@ class ILTMImageProcessor(BaseImageProcessor):
             size: voxels along the RAS axes; by default the smallest grid that holds every volume at `spacing`.
             spacing: by default the median over volumes.
             intensity_range: by default from the 0.1 to the 99.9 percentile of the voxels of all volumes together.
-            intensity_power, size_divisor: as in the class.
+            intensity_power, foreground, size_divisor: as in the class.
 
         Raises:
             ValueError: as `preprocess`, or if there is no volume.
@@ -151,7 +162,7 @@ class ILTMImageProcessor(BaseImageProcessor):
         if size is None or spacing is None or intensity_range is None:
             for number, item in enumerate(_flatten_volumes(volumes)):
                 volume = _as_volume(item, f"volume {number} (counted from 0)")
-                grids.append(volume.grid)
+                grids.append(volume.grid if foreground is None else cropped_to_foreground(volume, foreground))
                 samples.append(volume.values.ravel()[:: max(1, volume.values.size // MAX_WINDOW_VOXELS)])
             if not grids:
                 raise ValueError("no volumes given: the list is empty")
@@ -160,7 +171,7 @@ class ILTMImageProcessor(BaseImageProcessor):
         steps = _check_spacing(spacing)
         assert steps is not None
         if size is None:
-            extents = np.max([np.multiply(grid.ras_shape, grid.ras_spacing) for grid in grids], axis=0)
+            extents = np.max([grid.ras_extent for grid in grids], axis=0)
             voxels = np.ceil(extents / steps - 1e-3)
             size = [int(-(-count // size_divisor) * size_divisor) for count in voxels]
         if intensity_range is None:
@@ -171,6 +182,7 @@ class ILTMImageProcessor(BaseImageProcessor):
             spacing=steps,
             intensity_range=intensity_range,
             intensity_power=intensity_power,
+            foreground=foreground,
             size_divisor=size_divisor,
         )
 
@@ -305,7 +317,7 @@ class ILTMImageProcessor(BaseImageProcessor):
         if self.spacing is None:
             shape = self.spatial_size
         else:
-            wanted = np.multiply(grid.ras_shape, grid.ras_spacing) / self.spacing
+            wanted = grid.ras_extent / self.spacing
             shape = tuple(
                 min(side, max(1, round(count))) for side, count in zip(self.spatial_size, wanted.tolist(), strict=True)
             )
@@ -316,13 +328,15 @@ class ILTMImageProcessor(BaseImageProcessor):
         """An array on a volume's own grid (D, H, W), brought to the model's: turned, resampled and padded with zeros. Float32."""
         shape, place = self._placement(grid)
         padded = np.zeros(self.padded_size, dtype=np.float32)
-        padded[place] = resize(grid.to_ras(values).astype(np.float32), shape)
+        padded[place] = resize(grid.to_ras(values)[grid.ras_box].astype(np.float32), shape)
         return padded
 
     def _prepare_volume(self, item: Any, name: str) -> tuple[np.ndarray, VolumeGrid]:
         # One volume of any form -> (1, D, H, W) float32 in [0, 1] on the padded grid, and its own grid.
         volume = _as_volume(item, name)
-        values = volume.values
+        grid, values = volume.grid, volume.values
+        if self.foreground is not None:
+            grid = cropped_to_foreground(volume, self.foreground)
         if self.intensity_range is not None:
             low, high = self.intensity_range
             values = np.clip((values - np.float32(low)) / np.float32(high - low), 0, 1)
@@ -333,11 +347,14 @@ class ILTMImageProcessor(BaseImageProcessor):
                 raise ValueError(f"{error}, or give the processor an intensity_range") from None
         # before resampling, so that padding and the space between voxels are on the scale that the model sees
         values = values**self.intensity_power if self.intensity_power != 1 else values
-        return self.to_model_grid(values, volume.grid)[None], volume.grid
+        return self.to_model_grid(values, grid)[None], grid
 
     def _restore_volume(self, values: np.ndarray, grid: VolumeGrid) -> np.ndarray:
         _, place = self._placement(grid)
-        return np.ascontiguousarray(grid.from_ras(resize(values[place], grid.ras_shape)), dtype=np.float32)
+        whole = np.zeros(grid.ras_shape, dtype=np.float32)
+        box = grid.ras_box
+        whole[box] = resize(values[place], [part.stop - part.start for part in box])
+        return np.ascontiguousarray(grid.from_ras(whole))
 
     # Images
 

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from iltm_anomaly.data.phantom import generate_phantom, write_phantoms
+from iltm_anomaly.data.phantom import RADII, generate_phantom, write_phantoms
 from iltm_anomaly.data.volumes import load_volumes, read_mask, read_volume
 
 
@@ -32,7 +32,7 @@ def test_lesions_are_where_the_record_says_and_hotter_than_around(pair):
     for lesion in bearing.lesions:
         voxel = tuple(np.round((affine @ [*lesion.centre, 1])[:3]).astype(int))
         assert bearing.volume.values[voxel] > 1.3 * healthy.volume.values[voxel]
-        assert lesion.contrast >= 2.9 and 9 <= lesion.radius <= 26
+        assert lesion.contrast >= 2.9 and RADII[0] <= lesion.radius <= RADII[1]
 
 
 def test_uptake_is_that_of_a_body(pair):

@@ -105,6 +105,13 @@ BAD = {
 }
 
 
+def test_an_uncompressed_file_may_be_truncated_too(tmp_path):
+    path = save(tmp_path / "bad.nii")
+    path.write_bytes(path.read_bytes()[:-60])
+    with pytest.raises(VolumeReadError, match="truncated"):
+        read_volume(path)
+
+
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_file_is_named_with_its_reason(tmp_path, kind):
     damage, reason = BAD[kind]

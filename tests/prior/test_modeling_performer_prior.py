@@ -485,6 +485,7 @@ def test_defaults_are_the_papers():
         ({"grid_shape": ()}, "grid_shape"),
         ({"grid_shape": (4, 0)}, "grid_shape"),
         ({"masking": "soft"}, "masking must be one of"),
+        ({"ordering": "spiral"}, "ordering must be one of"),
         ({"dropout": 1.0}, "dropout"),
         ({"hidden_size": "wide"}, "hidden_size"),
     ],

@@ -41,7 +41,10 @@ UPTAKE = {
     "bladder": (15.0, 0.5),
 }
 SITES = ("lung", "liver", "node", "bone", "soft")
-FIELD_OF_VIEW = (512.0, 320.0, 1056.0)  # mm: right, front, head
+MOST_LESIONS = 8  # of a lesion-bearing subject, who has one at least
+RADII = (14.0, 42.0)  # mm, of a ball of a lesion's volume: from a large node to a bulky mass
+CONTRASTS = (3.0, 8.0)  # uptake of a lesion over that around it
+FIELD_OF_VIEW = (512.0, 320.0, 1120.0)  # mm: right, front, head
 FWHM = 6.0  # mm, resolution of a clinical scanner
 NOISE = 0.12  # standard deviation at SUV 1 in a voxel of 8 mm
 _TRAIN_GOOD, _TRAIN_LESION, _TEST_GOOD, _TEST_LESION, _ORDER = range(5)
@@ -211,8 +214,8 @@ def _add_lesions(body: _Body, count: int, generator: np.random.Generator) -> tup
         places = np.argwhere(free)
         voxel = places[int(generator.integers(len(places)))]
         centre = (body.grid.matrix @ [*(voxel + generator.uniform(-0.5, 0.5, 3)), 1.0])[:3]
-        radius = float(np.exp(generator.uniform(np.log(9), np.log(26))))
-        contrast = float(np.exp(generator.uniform(np.log(3), np.log(8))))
+        radius = float(np.exp(generator.uniform(*np.log(RADII))))
+        contrast = float(np.exp(generator.uniform(*np.log(CONTRASTS))))
         share = _lump(body, centre, radius, generator)
         around = float(body.activity[tuple(voxel)])
         suv = contrast * max(around, 0.5)
@@ -248,8 +251,8 @@ def write_phantoms(
 ) -> Path:
     """Writes a data set whose training volumes are contaminated, in the layout that `load_volumes` reads.
 
-    Lesion-bearing volumes have one to four lesions. `lesions.json` tells place, size and contrast of each. Nothing in training
-    reads it, nor the folder that a training volume is in.
+    Lesion-bearing volumes have 1 to `MOST_LESIONS` lesions. `lesions.json` tells place, size and contrast of each. Nothing in
+    training reads it, nor the folder that a training volume is in.
 
     Args:
         folder: made if need be; must be empty.
@@ -293,5 +296,5 @@ def write_phantoms(
 def _phantoms(count: int, seed: int, stream: int, with_lesions: bool, spacing: float) -> Iterator[Phantom]:
     for number in range(count):
         own = sample_seed(seed, stream, number)
-        lesions = int(np.random.default_rng(sample_seed(own, 9)).integers(1, 5)) if with_lesions else 0
-        yield generate_phantom(own, lesions, spacing)
+        lesions = int(np.random.default_rng(sample_seed(own, 9)).integers(1, MOST_LESIONS + 1))
+        yield generate_phantom(own, lesions if with_lesions else 0, spacing)

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,10 +48,12 @@ class VolumeGrid:
     Args:
         shape: voxels along each axis of the array.
         affine: 4 rows of 4 numbers, voxel indices to millimetres (right, anterior, superior).
+        box: first voxel and the one after the last along each RAS axis, of the part that is looked at; None for all of it.
     """
 
     shape: tuple[int, int, int]
     affine: tuple[tuple[float, ...], ...]
+    box: tuple[tuple[int, int], ...] | None = None
 
     @classmethod
     def of(cls, shape: Sequence[int], affine: np.ndarray | None = None) -> VolumeGrid:
@@ -79,6 +81,16 @@ class VolumeGrid:
         """Millimetres between voxels to the right, front and head."""
         lengths = np.linalg.norm(self.matrix[:3, :3], axis=0)
         return tuple(float(lengths[i]) for i in self._ras_axes)  # type: ignore[return-value]
+
+    @property
+    def ras_box(self) -> tuple[slice, ...]:
+        """`box`, or the whole volume, to index an array in RAS order with."""
+        return tuple(slice(*ends) for ends in self.box or [(0, side) for side in self.ras_shape])
+
+    @property
+    def ras_extent(self) -> np.ndarray:
+        """(3,) millimetres of the box to the right, front and head."""
+        return np.array([part.stop - part.start for part in self.ras_box]) * self.ras_spacing
 
     @property
     def _ras_axes(self) -> list[int]:
@@ -210,6 +222,12 @@ def _finite(values: np.ndarray, what: str) -> np.ndarray:
     return values
 
 
+def is_dicom_file(path: str | os.PathLike) -> bool:
+    """Whether a file says that it is DICOM; its name need not."""
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
 def _read_dicom_series(folder: Path) -> Volume:
     """One DICOM series, with its rescale slope and intercept applied."""
     try:
@@ -218,16 +236,20 @@ def _read_dicom_series(folder: Path) -> Volume:
         raise VolumeReadError(
             f"cannot read {folder}: reading DICOM series needs SimpleITK; pip install 'iltm-anomaly[dicom]'"
         ) from None
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)  # what matters of it is an error below
     series = SimpleITK.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
         found = "no DICOM series" if not series else f"{len(series)} DICOM series"
         raise VolumeReadError(f"cannot read {folder}: it holds {found}; give a folder with the slices of one")
     reader = SimpleITK.ImageSeriesReader()
-    reader.SetFileNames(SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0]))
+    reader.MetaDataDictionaryArrayUpdateOn()
+    files = SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
+    reader.SetFileNames(files)
     try:
         image = reader.Execute()
     except RuntimeError as error:
         raise VolumeReadError(f"cannot read the DICOM series in {folder}: {error}") from error
+    _check_slices(reader, len(files), folder)
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
     affine[:3, 3] = image.GetOrigin()
@@ -235,6 +257,44 @@ def _read_dicom_series(folder: Path) -> Volume:
     values = SimpleITK.GetArrayFromImage(image).transpose()  # (z, y, x) -> (x, y, z)
     volume = _from_image(nib.Nifti1Image(values.astype(np.float32), affine), str(folder))
     return Volume(volume.values, volume.grid, folder)
+
+
+SLICE_TAGS = {"0028|0030": ("pixel spacing", 2), "0020|0032": ("position", 3), "0020|0037": ("orientation", 6)}
+
+
+def _check_slices(reader: Any, count: int, folder: Path) -> None:
+    """What ITK reads without complaint: slices without a place, missing or twice, a slope of 0, counts that are no SUV."""
+
+    def numbers(number: int, tag: str) -> list[float]:
+        text = reader.GetMetaData(number, tag) if reader.HasMetaDataKey(number, tag) else ""
+        return [float(value) for value in text.split("\\")] if text.strip() else []
+
+    name = f"cannot read the DICOM series in {folder}:"
+    for number in range(count):
+        if numbers(number, "0028|1053") == [0.0]:
+            raise VolumeReadError(
+                f"{name} slice {number} has a rescale slope (0028,1053) of 0, so what its voxels mean is unknown; set it to 1 if "
+                "they are right as stored"
+            )
+        for tag, (what, length) in (
+            SLICE_TAGS.items() if count > 1 else ()
+        ):  # else the frames of one file, placed within it
+            found = numbers(number, tag)
+            if len(found) != length or (what == "pixel spacing" and not min(found) > 0):
+                raise VolumeReadError(
+                    f"{name} slice {number} has no usable {what} ({tag.replace('|', ',')}), but {found}; export the series again"
+                )
+    if count > 1:
+        turn = numbers(0, "0020|0037")
+        places = np.array([numbers(number, "0020|0032") for number in range(count)])
+        steps = np.diff(np.sort(places @ np.cross(turn[:3], turn[3:])))
+        if not steps.min() > 0.5 * np.median(steps) or steps.max() > 1.5 * np.median(steps):
+            raise VolumeReadError(
+                f"{name} its {count} slices lie {steps.min():g} to {steps.max():g} mm apart, so some are missing or damaged, or "
+                "it has several frames; give one slice for every place"
+            )
+    if reader.HasMetaDataKey(0, "0054|1001") and reader.GetMetaData(0, "0054|1001").strip() == "BQML":
+        logger.warning("%s: its values are Bq/ml, not SUV; a recipe with a range of SUV does not suit them", folder)
 
 
 def write_volume(values: np.ndarray, path: str | os.PathLike, like: Volume) -> Path:
@@ -260,6 +320,20 @@ def write_volume(values: np.ndarray, path: str | os.PathLike, like: Volume) -> P
         image.header.set_xyzt_units("mm")
     nib.save(image, target)
     return target
+
+
+def cropped_to_foreground(volume: Volume, threshold: float) -> VolumeGrid:
+    """The volume's grid with the box around its subject: the largest connected region (26 neighbours) above `threshold`; all
+    of the volume if nothing is above."""
+    from scipy import ndimage
+
+    grid = volume.grid
+    labels, count = ndimage.label(grid.to_ras(volume.values) > threshold, structure=np.ones((3, 3, 3)))
+    if not count:
+        return grid
+    largest = int(np.bincount(labels.ravel())[1:].argmax())
+    region = ndimage.find_objects(labels)[largest]
+    return replace(grid, box=tuple((part.start, part.stop) for part in region))
 
 
 def resize_axis(values: np.ndarray, axis: int, length: int) -> np.ndarray:

@@ -20,7 +20,16 @@ COLUMNS = {
     "defect tokens masked": "masked_share_defect_tokens",
     "normal tokens masked": "masked_share_normal_tokens",
 }
-VOLUME_COLUMNS = {"AUPR": "aupr", "best Dice": "best_dice", "lesions found at 2 FP": "lesion_sensitivity_at_2_fp"}
+VOLUME_COLUMNS = {
+    "AUPR": "aupr",
+    "AUPRO": "aupro",
+    "best Dice": "best_dice",
+    "voxel AUROC": "pixel_auroc",
+    "lesions found at 2 false positives": "lesion_sensitivity_at_2_fp",
+    "tokens masked": "masked_fraction",
+    "lesion tokens masked": "masked_share_defect_tokens",
+    "normal tokens masked": "masked_share_normal_tokens",
+}
 METRICS = ("pixel AUROC", "AUPRO", "image AUROC")
 
 
@@ -57,7 +66,7 @@ def summarise(documents: list[dict[str, Any]], round_index: int, key: str) -> tu
 
 def rounds_table(documents: list[dict[str, Any]]) -> str:
     """One row a round, mean and standard deviation over documents in per cent, as Markdown."""
-    columns = COLUMNS | (VOLUME_COLUMNS if _of_volumes(documents, {}) else {})
+    columns = VOLUME_COLUMNS if _of_volumes(documents, {}) else COLUMNS
     lines = ["| round | " + " | ".join(columns) + " |", "| --- " * (len(columns) + 1) + "|"]
     for index, result in enumerate(documents[0]["results"]):
         cells = [str(result["round"])]
