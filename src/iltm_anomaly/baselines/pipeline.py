@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from iltm_anomaly import __version__, masking
 from iltm_anomaly.baselines import BASELINES, VQVAE_TRANSFORMER
 from iltm_anomaly.baselines.modeling import IMAGES_AT_ONCE, BaselineModel
-from iltm_anomaly.hub.checks import check_finite, check_folder, check_settings, read_json
+from iltm_anomaly.hub.checks import check_finite, check_folder, read_json
 from iltm_anomaly.hub.download import local_folder
 from iltm_anomaly.image_processing import ILTMImageProcessor
 from iltm_anomaly.pipeline import _as_list
@@ -28,9 +28,17 @@ class BaselineSettings:
     """
     Args:
         score_threshold: from here on a pixel is called abnormal; None before calibration.
+
+    Raises:
+        ValueError: if it is neither None nor a finite number.
     """
 
     score_threshold: float | None = None
+
+    def __post_init__(self):
+        value: Any = self.score_threshold
+        if value is not None and not (type(value) in (int, float) and math.isfinite(value)):
+            raise ValueError(f"score_threshold must be a finite number, got {value!r}")
 
 
 @dataclass
@@ -179,7 +187,6 @@ class BaselinePipeline:
             raise ValueError(
                 f"{folder / 'calibration.json'} must hold score_threshold alone, got {sorted(calibration)}"
             )
-        check_settings(calibration, {"score_threshold": float}, 0, folder / "calibration.json")
         model = model_class.from_pretrained(
             folder / "model", local_files_only=True, use_safetensors=True, dtype=torch.float32
         )
