@@ -13,7 +13,6 @@ from iltm_anomaly.baselines import BASELINES, BaselinePipeline, train_baseline
 from iltm_anomaly.data.synthetic import render_image
 
 SIDE = 64
-DEFECT = (slice(20, 36), slice(28, 44))  # where the strong defects of `pair_of_images` are
 NEEDS = {"nsa": "cv2"}
 
 
@@ -36,7 +35,7 @@ def test_images() -> tuple[list[np.ndarray], list[np.ndarray]]:
     generator = np.random.default_rng(0)
     defective = [image.copy() for image in good]
     for image in defective:
-        image[DEFECT] = generator.integers(0, 2, (16, 16, 3)) * 255
+        image[20:36, 28:44] = generator.integers(0, 2, (16, 16, 3)) * 255
     return good, defective
 
 

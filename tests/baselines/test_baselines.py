@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from conftest import DEFECT
 
 from iltm_anomaly import ILTMImageProcessor
 from iltm_anomaly.baselines import BASELINES, VQVAE_TRANSFORMER, BaselinePipeline, train_baseline
@@ -27,9 +26,8 @@ for folder in sys.argv[2:]:
 def evaluate(pipeline, test_images) -> tuple[dict, np.ndarray, np.ndarray]:
     good, defective = test_images
     out = pipeline([*good, *defective])
-    masks = [np.zeros((64, 64), dtype=bool) for _ in range(len(good) + len(defective))]
-    for mask in masks[len(good) :]:
-        mask[DEFECT] = True
+    masks = [np.zeros((64, 64), dtype=bool) for _ in good]
+    masks += [(bad != image).any(-1) for image, bad in zip(good, defective, strict=True)]
     metrics = evaluate_maps(out.anomaly_maps, masks, image_scores=out.scores.numpy())
     return metrics, out.scores.numpy()[: len(good)], out.scores.numpy()[len(good) :]
 
