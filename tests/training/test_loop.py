@@ -451,6 +451,40 @@ def test_a_stage_of_steps_ends_within_an_epoch(accelerator, settings):
     assert (seen, begun, summary["steps"]) == (list(range(7)), [0, 1, 2, 3], 7)
 
 
+def test_a_trained_model_computes_what_a_loaded_one_does(settings, tmp_path):
+    """Masks are judged by either: by the first in the process that trained it, by the second in one that resumed."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    model = tiny_prior()
+    codes = some_codes(model, 4)
+    settings.checkpoint_path = None
+    fit(accelerator, model, StageRecipe(2, batch_size=2), 4, lambda i, step: {"input_ids": codes[i]}, settings)
+    model.save_pretrained(tmp_path / "prior")
+    loaded = type(model).from_pretrained(tmp_path / "prior").eval()
+    assert torch.equal(model.log_likelihood(codes), loaded.log_likelihood(codes))
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_a_last_step_that_breaks_the_weights_is_seen(accelerator, settings):
+    settings.checkpoint_path = None
+    model = Line()
+
+    def before_step(step, epoch):
+        if step == 3:
+            model.weight.register_hook(lambda gradient: gradient * math.nan)
+
+    with pytest.raises(NonFiniteLossError, match="weights are not finite at step 4"):
+        fit(
+            accelerator,
+            model,
+            StageRecipe(2, batch_size=2, max_grad_norm=0),
+            4,
+            lambda indices, step: {"x": torch.ones(len(indices), 2)},
+            settings,
+            Hooks(before_step=before_step),
+        )
+
+
 def test_an_error_while_loading_ends_the_run(accelerator, settings):
     def broken(indices, step):
         if step == 3:

@@ -241,9 +241,17 @@ def fit(
             checkpoint.save_if_due(step + 1, meter.seconds, summary)
             if is_last:
                 break
+    if not _is_finite(model):  # the loss of the last step was read before it moved the weights
+        raise NonFiniteLossError(_diverged("weights are not finite", summary["steps"], settings))
+    # Takes the autocast off the model: what it computes from now on is what it computes when it is loaded again.
+    accelerator.unwrap_model(trained, keep_fp32_wrapper=False)
     model.eval()
     accelerator.free_memory()
     return summary
+
+
+def _is_finite(model: torch.nn.Module) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
 
 
 def _make_optimizer(model: torch.nn.Module, stage: StageRecipe) -> torch.optim.Optimizer:
@@ -418,7 +426,7 @@ class _Checkpointer:
         self.saved_at = time.monotonic()
         if self.accelerator.is_main_process:
             # The loss is only read now and then: without this look the last good checkpoint could be overwritten meanwhile.
-            if not all(bool(tensor.isfinite().all()) for tensor in self.model.state_dict().values()):
+            if not _is_finite(self.model):
                 raise NonFiniteLossError(_diverged("weights are not finite", step, self.settings))
             scaler = self.accelerator.scaler
             state = {

@@ -234,6 +234,14 @@ class TrainingRun:
         grid = model.grid_shape(pixels.shape[2:])
         settings = self._loop_settings("vqvae", STREAM_STAGE1, tokens_per_sample=math.prod(grid))
         settings.steps_before = 0
+        start = self.recipe.codebook_start
+        if start is not None and start >= self.steps_done:
+            logger.warning(
+                "stage 1 has %d steps, fewer than codebook_start: the codebook starts half-way. Train it longer, or lower "
+                "codebook_start",
+                self.steps_done,
+            )
+            start = self.steps_done // 2
 
         def make_inputs(indices: Tensor, step: int) -> dict[str, Tensor]:
             # seeded by step and image, not by process: the same batch whatever the number of processes
@@ -242,7 +250,6 @@ class TrainingRun:
             return {"pixel_values": batch.contiguous(memory_format=torch.channels_last) if batch.dim() == 4 else batch}
 
         def before_step(step: int, epoch: int) -> None:
-            start = self.recipe.codebook_start
             if start is not None and step <= start:
                 model.quantizer.bypass = step < start
                 if step == start:
