@@ -240,6 +240,15 @@ def test_checkpoint_of_another_stage_is_left_alone(accelerator, settings):
     assert steps == [0, 1, 2, 3]
 
 
+def test_checkpoint_of_another_teacher_is_not_continued(accelerator, settings, caplog):
+    stage, data = StageRecipe(2, batch_size=2), torch.rand(4, 2)
+    settings.follows = "one teacher"
+    fit(accelerator, Line(), stage, 4, lambda indices, _: {"x": data[indices]}, settings)
+    settings.follows, steps = "another teacher", []
+    fit(accelerator, Line(), stage, 4, lambda indices, step: (steps.append(step), {"x": data[indices]})[1], settings)
+    assert steps == [0, 1, 2, 3] and "rests on another run of the stage before it" in caplog.text
+
+
 def test_damaged_checkpoint_is_reported(accelerator, settings, caplog):
     stage, data = StageRecipe(2, batch_size=2), torch.rand(4, 2)
     model = Line()

@@ -17,7 +17,7 @@ def accelerator():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-@pytest.mark.parametrize("codebook_start, updates", [(None, 8), (0, 8), (3, 5)])
+@pytest.mark.parametrize("codebook_start, updates", [(None, 8), (0, 8), (3, 5), (60, 4)])
 def test_nothing_is_quantised_before_the_codebook_starts(accelerator, tmp_path, codebook_start, updates):
     recipe = Recipe.from_dict(
         {

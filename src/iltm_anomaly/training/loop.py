@@ -47,6 +47,8 @@ class LoopSettings:
     Args:
         name: of the stage, as in logs and checkpoints: "vqvae", "prior round 2".
         seed: of the run.
+        follows: what the stage rests on, such as the checksum of its teacher: a checkpoint that rests on something else is not
+            continued.
         checkpoint_path: file of the run's newest checkpoint; None writes none.
         checkpoint_seconds: time between checkpoints.
         log: of the run.
@@ -72,6 +74,7 @@ class LoopSettings:
     steps_before: int = 0
     about: dict[str, Any] = field(default_factory=dict)
     budget_seconds: float | None = None
+    follows: str = ""
 
     def scheduled_step(self, step: int, total: int, seconds: float) -> int:
         """The step of the learning rate's schedule: the real one, or a later one where more of the time than of the steps is
@@ -407,6 +410,12 @@ class _Checkpointer:
             if problems and speaks:
                 logger.warning("%s: no checkpoint of it is left, starting it from its first step", name)
             return 0, 0.0, {}
+        if state.get("follows", self.settings.follows) != self.settings.follows:
+            if speaks:
+                logger.warning(
+                    "%s: %s rests on another run of the stage before it, starting from the first step", name, path
+                )
+            return 0, 0.0, {}
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None and state.get("scaler") is not None:
@@ -431,6 +440,7 @@ class _Checkpointer:
             scaler = self.accelerator.scaler
             state = {
                 "stage": self.settings.name,
+                "follows": self.settings.follows,
                 "step": step,
                 "seconds": seconds,
                 "summary": summary,

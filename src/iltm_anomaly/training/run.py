@@ -233,7 +233,7 @@ class TrainingRun:
             model = model.to(memory_format=torch.channels_last)
         grid = model.grid_shape(pixels.shape[2:])
         settings = self._loop_settings("vqvae", STREAM_STAGE1, tokens_per_sample=math.prod(grid))
-        settings.steps_before = 0
+        settings.steps_before, settings.follows = 0, pixels.digest
         start = self.recipe.codebook_start
         if start is not None and start >= self.steps_done:
             logger.warning(
@@ -428,6 +428,7 @@ class TrainingRun:
             f"prior round {number}", STREAM_STAGE2, tokens_per_sample=math.prod(grid), about=about
         )
         settings.steps_before += number * _total_steps(stage, len(codes))
+        settings.follows = follows
         generator = torch.Generator()
         shown, shown_keep = codes, keep  # what the steps of an epoch draw from
 
