@@ -245,7 +245,7 @@ def fit(
             if is_last:
                 break
     if not _is_finite(model):  # the loss of the last step was read before it moved the weights
-        raise NonFiniteLossError(_diverged("weights are not finite", summary["steps"], settings))
+        raise NonFiniteLossError(_diverged("weights are not finite", int(summary["steps"]), settings))
     # Takes the autocast off the model: what it computes from now on is what it computes when it is loaded again.
     accelerator.unwrap_model(trained, keep_fp32_wrapper=False)
     model.eval()
