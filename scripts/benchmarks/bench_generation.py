@@ -14,6 +14,7 @@ import peers
 import torch
 from harness import MONAI, OURS, PERFORMER, Report, interleaved, ratio, summary, timed
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from iltm_anomaly.healing import sample_codes
 from iltm_anomaly.prior import PerformerPriorModel
@@ -63,7 +64,7 @@ def interpolated(label: str, batch: int, positions: np.ndarray, prefixes: tuple[
 def step_difference(prior: PerformerPriorModel, codes: Tensor) -> float:
     """Largest difference between log-probabilities of `step`, code by code, and of performer-pytorch in parallel."""
     model = peers.performer_lm(prior)
-    inputs = torch.nn.functional.pad(codes[:, :-1], (1, 0), value=prior.config.bos_token_id)
+    inputs = F.pad(codes[:, :-1], (1, 0), value=prior.config.bos_token_id)
     with peers.same_features():
         theirs = model(inputs)[..., : prior.config.vocab_size].log_softmax(-1)
     state = prior.init_state(len(codes))
@@ -88,17 +89,18 @@ def check_outputs(report: Report, prior: PerformerPriorModel, length: int) -> di
 
 
 def linear_layers(prior: PerformerPriorModel, batch: int, count: int) -> Callable[[], None]:
-    """The linear layers of `count` steps and nothing else: every weight is read once per step, whoever computes it."""
+    """The linear layers of `count` steps and nothing else, as our steps have them: every weight is read once per step."""
+    weights = [layer.step_weights() for layer in prior.layers]
     heads = prior.config.num_attention_heads * prior.config.head_dim
     hidden, attended = torch.randn(batch, prior.config.hidden_size), torch.randn(batch, heads)
 
     @torch.inference_mode()
     def call() -> None:
         for _ in range(count):
-            for layer in prior.layers:
-                layer.attention.qkv(hidden)
-                layer.attention.out(attended)
-                layer.mlp[3](layer.mlp[0](hidden))
+            for qkv, out, widen, widen_bias, narrow, narrow_bias in weights:
+                F.linear(hidden, qkv)
+                F.linear(attended, out)
+                F.linear(F.linear(hidden, widen, widen_bias), narrow, narrow_bias)
             prior.head(hidden)
 
     return call
