@@ -124,13 +124,20 @@ def test_a_cut_upload_is_retried_and_sends_nothing_twice(hub, work):
 
 
 def test_a_push_that_is_not_allowed_says_what_to_do(hub, work):
-    script = "from iltm_anomaly.cli import main; main(['push', 'runs/mine', 'org/theirs'])"
-    for token, status in (("hf_stranger", "403"), ("hf_unknown", "401")):
-        environment = os.environ | {"HF_TOKEN": token}
-        command = [sys.executable, "-c", script]
-        done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=300)
-        assert status in done.stderr and "may write to org: `hf auth login`" in done.stderr, done.stderr
-        assert done.stderr.count("repos/create") == 1 and "again" not in done.stderr
+    code = """
+import json
+from iltm_anomaly.hub.upload import UploadError, plan_upload, upload
+said = []
+for token in ("hf_stranger", "hf_unknown"):
+    try:
+        upload(plan_upload("runs/mine/model", "org/theirs"), token=token)
+    except UploadError as error:
+        said.append(str(error))
+print(json.dumps(said))
+"""
+    for status, said in zip(("403", "401"), json.loads(run_python(code, work)), strict=True):
+        assert status in said and "may write to org: `hf auth login`" in said
+        assert said.count("repos/create") == 1 and "again" not in said
     assert not hub.repositories
 
 
