@@ -144,6 +144,7 @@ class ILTMImageProcessor(BaseImageProcessor):
         intensity_range: Sequence[float] | None = None,
         intensity_power: float = 1.0,
         foreground: float | None = None,
+        stretch: bool = False,
         size_divisor: int = 8,
     ) -> "ILTMImageProcessor":
         """A processor for training volumes; what is not given follows from them.
@@ -154,6 +155,8 @@ class ILTMImageProcessor(BaseImageProcessor):
             spacing: by default the median over volumes.
             intensity_range: by default from the 0.1 to the 99.9 percentile of the voxels of all volumes together.
             intensity_power, foreground, size_divisor: as in the class.
+            stretch: every volume, or its box, fills the grid, so that people of any height and girth lie alike; the grid is as
+                large as the median one at `spacing`, which the processor then has none of.
 
         Raises:
             ValueError: as `preprocess`, or if there is no volume.
@@ -171,7 +174,7 @@ class ILTMImageProcessor(BaseImageProcessor):
         steps = _check_spacing(spacing)
         assert steps is not None
         if size is None:
-            extents = np.max([grid.ras_extent for grid in grids], axis=0)
+            extents = (np.median if stretch else np.max)([grid.ras_extent for grid in grids], axis=0)
             voxels = np.ceil(extents / steps - 1e-3)
             size = [int(-(-count // size_divisor) * size_divisor) for count in voxels]
         if intensity_range is None:
@@ -179,7 +182,7 @@ class ILTMImageProcessor(BaseImageProcessor):
             intensity_range = (float(low), float(max(high, low + 1e-6)))
         return cls(
             size=dict(zip(VOLUME_AXES, size, strict=True)),
-            spacing=steps,
+            spacing=None if stretch else steps,
             intensity_range=intensity_range,
             intensity_power=intensity_power,
             foreground=foreground,
