@@ -114,6 +114,8 @@ class ILTMImageProcessor(BaseImageProcessor):
         self.intensity_range = None if intensity_range is None else [float(value) for value in intensity_range]
         self.intensity_power = float(intensity_power)
         self.foreground = None if foreground is None else float(foreground)
+        if self.foreground is not None and not np.isfinite(self.foreground):
+            raise ValueError(f"foreground must be a finite number, got {foreground}")
         if not 0 < self.rescale_factor < np.inf:
             raise ValueError(f"rescale_factor must be positive, got {rescale_factor}")
         if self.num_channels not in (1, 3):
