@@ -95,6 +95,21 @@ def test_the_box_around_the_subject_is_looked_at_and_goes_back():
     assert prepare(np.zeros((8, 8, 8)))["original_sizes"][0].box is None  # nothing to find
 
 
+def test_stretched_volumes_fill_a_grid_of_median_size():
+    generator = np.random.default_rng(0)
+    volumes = [generator.uniform(0.5, 1, sides).astype(np.float32) for sides in ((12, 9, 30), (16, 8, 40), (18, 12, 35))]
+    prepare = ILTMImageProcessor.for_volumes(volumes, spacing=2, intensity_range=(0, 1), stretch=True, size_divisor=2)
+    assert prepare.size == {"depth": 8, "height": 6, "width": 18} and prepare.spacing is None
+    for values in volumes:
+        batch = prepare(values)
+        assert (batch["pixel_values"] >= 0.5).all()  # no margin
+        assert prepare.restore_map(batch["pixel_values"][0, 0], values.shape).shape == values.shape
+    ramp = np.linspace(0, 1, 40, dtype=np.float32) * np.ones((16, 8, 1), np.float32)
+    np.testing.assert_allclose(
+        prepare.restore_map(prepare(ramp)["pixel_values"][0, 0], ramp.shape)[:, :, 3:-3], ramp[:, :, 3:-3], atol=0.01
+    )
+
+
 def test_working_voxels_may_be_longer_along_one_axis(scan):
     prepare = processor(spacing=(4, 3, 10), size={"depth": 24, "height": 24, "width": 16})
     batch = prepare(scan)
