@@ -97,7 +97,9 @@ def test_the_box_around_the_subject_is_looked_at_and_goes_back():
 
 def test_stretched_volumes_fill_a_grid_of_median_size():
     generator = np.random.default_rng(0)
-    volumes = [generator.uniform(0.5, 1, sides).astype(np.float32) for sides in ((12, 9, 30), (16, 8, 40), (18, 12, 35))]
+    volumes = [
+        generator.uniform(0.5, 1, sides).astype(np.float32) for sides in ((12, 9, 30), (16, 8, 40), (18, 12, 35))
+    ]
     prepare = ILTMImageProcessor.for_volumes(volumes, spacing=2, intensity_range=(0, 1), stretch=True, size_divisor=2)
     assert prepare.size == {"depth": 8, "height": 6, "width": 18} and prepare.spacing is None
     for values in volumes:
