@@ -523,7 +523,7 @@ class Reads(TorchDispatchMode):
 @pytest.mark.parametrize("kind", ["vqvae", "prior"])
 def test_a_step_never_waits_for_the_device(accelerator, settings, kind):
     settings.checkpoint_path, settings.loading_threads = None, 1  # the loading thread may wait, it is ahead
-    model, data = stage_of(kind, dead_code_threshold=0.0) if kind == "vqvae" else stage_of(kind)
+    model, data = stage_of(kind)
     seen = {}
     with Reads() as reads:
         hooks = Hooks(before_step=lambda step, _: seen.update({step: len(reads.seen)}))

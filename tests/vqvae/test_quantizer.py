@@ -157,3 +157,16 @@ def test_autocast_leaves_it_in_float32():
 )
 def test_perplexity(counts, expected):
     assert perplexity(torch.tensor(counts, dtype=torch.float32)).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_draws_are_spread_evenly_and_differ_from_update_to_update():
+    module = quantizer()
+    data = torch.arange(50.0).unsqueeze(1)
+    drawn = []
+    for number in range(200):
+        module.updates.fill_(number)
+        drawn.append(module._draw(data, 100).flatten().long())
+    counts = torch.cat(drawn).bincount(minlength=50)
+    # 20,000 draws over 50: chi-square with 49 degrees of freedom is below 85.4 in 99.9 % of cases
+    assert ((counts - 400.0).square() / 400).sum() < 85.4
+    assert all((a == b).float().mean() < 0.15 for a, b in itertools.pairwise(drawn))

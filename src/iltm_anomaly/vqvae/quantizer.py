@@ -18,6 +18,14 @@ def _sum_over_processes(counts: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
     return counts, sums
 
 
+def _hashed(numbers: Tensor) -> Tensor:
+    """Scattered evenly over 32 bits, the same on every device: two rounds of xorshift and multiplication."""
+    hashed = numbers & 0xFFFFFFFF
+    for _ in range(2):
+        hashed = ((hashed ^ (hashed >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
+    return hashed ^ (hashed >> 16)
+
+
 class EMAQuantizer(nn.Module):
     """Nearest code by squared distance; codes are moving averages of the encoder outputs assigned to them.
 
@@ -100,10 +108,10 @@ class EMAQuantizer(nn.Module):
         return counts
 
     def _draw(self, vectors: Tensor, count: int) -> Tensor:
-        # Seeded by the update number: the same in a resumed run. The first process draws for all.
-        generator = torch.Generator().manual_seed(int(self.updates))
-        index = torch.randint(len(vectors), (count,), generator=generator)
-        drawn = vectors[index.to(vectors.device)]
+        # A function of the update's number: the same in a resumed run, and no device waits to tell the host that number. The
+        # first process draws for all.
+        numbers = self.updates * count + torch.arange(count, device=vectors.device)
+        drawn = vectors[_hashed(numbers) % len(vectors)]
         if dist.is_available() and dist.is_initialized():
             dist.broadcast(drawn, 0)
         return drawn
