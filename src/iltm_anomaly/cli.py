@@ -2,11 +2,14 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from iltm_anomaly import __version__
+
+IS_MAIN_PROCESS = os.environ.get("RANK", "0") == "0"  # of those that a launcher started, if one did
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +60,8 @@ def run_train(arguments: argparse.Namespace) -> None:
 
     values = {k: v for k, v in vars(arguments).items() if k in TrainArguments.__dataclass_fields__}
     folder = train(TrainArguments(**values))
-    print(f"pipeline saved in {folder}")
+    if IS_MAIN_PROCESS:
+        print(f"pipeline saved in {folder}")
 
 
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -273,7 +277,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     from huggingface_hub.errors import StrictDataclassError  # after parsing: --help does not wait for it
 
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    level = logging.INFO if IS_MAIN_PROCESS else logging.ERROR  # what one of many processes has to say is said once
+    logging.basicConfig(level=level, format="%(levelname)s %(message)s", stream=sys.stderr)
     quiet_libraries()
     try:
         COMMANDS[arguments.command][2](arguments)

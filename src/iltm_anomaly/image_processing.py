@@ -254,6 +254,11 @@ class ILTMImageProcessor(BaseImageProcessor):
             }
         )
 
+    def to_uint8(self, image) -> np.ndarray:
+        """One image (or volume) as caches of training images hold it: its pixel values times 255, (C, *spatial) uint8."""
+        pixel_values = self.preprocess(image)["pixel_values"][0]
+        return (pixel_values * 255).round().to(torch.uint8).numpy()
+
     def restore_map(self, anomaly_map, original_size: Sequence[int] | VolumeGrid) -> np.ndarray:
         """Brings a map of the model's size back to the input's own size.
 

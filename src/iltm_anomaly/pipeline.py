@@ -239,7 +239,7 @@ class ILTMAnomalyPipeline:
             ImageReadError: if an image cannot be read.
             ValueError: if `images` is empty or something that is no image.
         """
-        images = _as_list(images, self.vqvae.config.spatial_dims)
+        images = as_list(images, self.vqvae.config.spatial_dims)
         if not images:
             raise ValueError("no images given")
         if self.image_processor.is_volumetric:
@@ -260,7 +260,7 @@ class ILTMAnomalyPipeline:
         starts = tqdm(range(0, len(images), batch_size), desc="scoring", unit="batch", disable=not show_progress)
         for start in starts:
             batch = self.image_processor.preprocess(images[start : start + batch_size])
-            scored = self._score_batch(batch["pixel_values"], settings, seed or 0)
+            scored = self.score_batch(batch["pixel_values"], settings, seed or 0)
             for values, healed, size in zip(scored[0], scored[1], batch["original_sizes"], strict=True):
                 maps.append(self.image_processor.restore_map(values, size))
                 healed_images.append(self.image_processor.restore_image(healed, size))
@@ -276,7 +276,7 @@ class ILTMAnomalyPipeline:
             resampled_tokens=torch.cat(resampled),
         )
 
-    def _score_batch(
+    def score_batch(
         self, pixel_values: Tensor, settings: InferenceSettings, seed: int
     ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
         """(B, C, *spatial) in [0, 1] -> maps (*spatial), healed images (C, *spatial), log-likelihoods and resampled tokens
@@ -350,7 +350,7 @@ class ILTMAnomalyPipeline:
         settings, batches = self.settings, pixel_values.split(images_at_once(pixel_values))
         scores = []
         for batch in tqdm(batches, desc="calibrating", unit="batch", disable=not show_progress):
-            scores += [float(m.max()) for m in self._score_batch(batch, settings, 0)[0]]
+            scores += [float(m.max()) for m in self.score_batch(batch, settings, 0)[0]]
         settings.score_threshold = math.exp(masking.outlier_limit(torch.tensor(scores).clamp(min=1e-6).log()))
         return settings.score_threshold
 
@@ -388,20 +388,11 @@ class ILTMAnomalyPipeline:
         """Writes model_index.json, one sub-folder per part, calibration.json and training_report.json."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, component in self.components.items():
-            component.save_pretrained(folder / name)
         if self.noise is not None:
             save_file({"noise": self.noise.cpu().contiguous()}, folder / NOISE_FILE)
         # what makes `transformers.pipeline` take the folder
         (folder / "config.json").write_text(json.dumps({"model_type": TASK_MODEL_TYPE}, indent=2) + "\n")
-        index: dict[str, Any] = {"_class_name": type(self).__name__, "_version": __version__}
-        index |= {name: ["iltm_anomaly", cls.__name__] for name, cls in COMPONENTS.items()}
-        for name, value in (
-            ("model_index", index),
-            ("calibration", asdict(self.settings)),
-            ("training_report", self.training_report),
-        ):
-            (folder / f"{name}.json").write_text(json.dumps(value, indent=2) + "\n")
+        save_parts(self, folder)
 
     @classmethod
     def from_pretrained(
@@ -481,7 +472,22 @@ def as_reconstructed(settings: InferenceSettings) -> float:
     return 0.0 if settings.relative_density else math.log(math.sqrt(2 * math.pi) * settings.bandwidth_floor)
 
 
-def _as_list(images: Any, spatial_dims: int = 2) -> list[Any]:
+def save_parts(pipeline: Any, folder: Path) -> None:
+    """Writes what every pipeline folder has: a sub-folder per part, model_index.json, calibration.json, training_report.json."""
+    index: dict[str, Any] = {"_class_name": type(pipeline).__name__, "_version": __version__}
+    for name, part in pipeline.components.items():
+        part.save_pretrained(folder / name)
+        index[name] = ["iltm_anomaly", type(part).__name__]
+    documents = {
+        "model_index": index,
+        "calibration": asdict(pipeline.settings),
+        "training_report": pipeline.training_report,
+    }
+    for name, value in documents.items():
+        (folder / f"{name}.json").write_text(json.dumps(value, indent=2) + "\n")
+
+
+def as_list(images: Any, spatial_dims: int = 2) -> list[Any]:
     """One image or volume of any form, or any iterable of them, as a list."""
     if isinstance(images, np.ndarray | Tensor):
         if spatial_dims == 3 and images.ndim == 5 and images.shape[1] == 1:

@@ -6,32 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from hostile import Bomb, edit, spoil
 
 from iltm_anomaly.baselines import BaselinePipeline
 
 CONFIG, WEIGHTS = "model/config.json", "model/model.safetensors"
 PROCESSOR = "image_processor/preprocessor_config.json"
-
-
-def edit(path: Path, **changes) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def spoil(path: Path, name: str, change) -> None:
-    tensors = load_file(path)
-    tensors[name] = change(tensors[name])
-    save_file(tensors, path, metadata={"format": "pt"})
-
-
-class Bomb:
-    """A pickle that leaves a trace when it is read."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 def pickle(folder: Path) -> None:

@@ -24,7 +24,9 @@ def run_folder(tmp_path_factory, training_images):
     folder = tmp_path_factory.mktemp("iltm") / "run"
     images = [image.permute(1, 2, 0).numpy() for image in training_images]
     AcceleratorState._reset_state(reset_partial_state=True)
-    TrainingRun(recipe, folder, 0, Accelerator(cpu=True), show_progress=False).train(images, {"source": "generated"})
+    TrainingRun(recipe, folder, 0, Accelerator(cpu=True), show_progress=False).train(
+        images, lambda: {"source": "generated"}
+    )
     AcceleratorState._reset_state(reset_partial_state=True)
     return folder
 

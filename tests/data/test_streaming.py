@@ -1,10 +1,37 @@
 """Images that are read one by one."""
 
+import logging
+from io import BytesIO
+
 import numpy as np
 import pytest
+from accelerate.state import AcceleratorState
 from PIL import Image
 
+from iltm_anomaly.data.images import readable_images
 from iltm_anomaly.data.streaming import stream_images
+from iltm_anomaly.training import task
+from iltm_anomaly.training.run import TrainingRun
+
+
+class Loaded(Exception):
+    """Ends a run once it has its images."""
+
+
+@pytest.fixture
+def only_load(monkeypatch):
+    """Shapes of what runs have loaded; they end there, as if they had been killed."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    loaded, load = [], TrainingRun._load
+
+    def load_and_stop(run, *arguments):
+        pixels, _ = load(run, *arguments)
+        run.folder.record(run.recipe, run.seed, len(pixels), pixels.digest, dict)
+        loaded.append(pixels.shape)
+        raise Loaded
+
+    monkeypatch.setattr(TrainingRun, "_load", load_and_stop)
+    return loaded
 
 
 @pytest.fixture
@@ -19,13 +46,12 @@ def folder(tmp_path):
     return tmp_path / "data"
 
 
-def values(images):
-    return [int(np.asarray(image)[0, 0, 0]) for image in images]
+def values(sources):
+    return [int(np.asarray(image)[0, 0, 0]) for image in readable_images(sources)]
 
 
-def test_in_order_again_and_again(folder):
-    images = stream_images(str(folder))
-    assert values(images) == values(images) == [0, 1, 2, 3, 4, 5]
+def test_in_order(folder):
+    assert values(stream_images(str(folder))) == [0, 1, 2, 3, 4, 5]
     assert values(stream_images(str(folder), limit=2)) == [0, 1]
 
 
@@ -40,22 +66,7 @@ def test_what_cannot_be_streamed(tmp_path, folder):
         list(stream_images(str(tmp_path / "other")))
 
 
-def test_a_run_on_a_stream_reads_it_once(folder, tmp_path, monkeypatch):
-    from iltm_anomaly.training import task
-    from iltm_anomaly.training.run import TrainingRun
-
-    loaded = []
-    load = TrainingRun._load
-
-    class Loaded(Exception):
-        pass
-
-    def only_load(run, *arguments):
-        loaded.append(load(run, *arguments).shape)
-        run.folder.record(run.recipe, run.seed, len(load(run, *arguments)), load(run, *arguments).digest, {})
-        raise Loaded
-
-    monkeypatch.setattr(TrainingRun, "_load", only_load)
+def test_a_run_on_a_stream_reads_it_once(folder, tmp_path, monkeypatch, only_load):
     arguments = task.TrainArguments(
         str(folder), tmp_path / "run", preset="tiny", streaming=True, train_size=5, cpu=True
     )
@@ -67,7 +78,68 @@ def test_a_run_on_a_stream_reads_it_once(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("iltm_anomaly.data.streaming.stream_images", lambda *_: iter(()))
     with pytest.raises(Loaded):
         task.train(arguments)
-    assert loaded == [(5, 3, 64, 64)] * 2
+    assert only_load == [(5, 3, 64, 64)] * 2
     arguments.contamination = 0.1
     with pytest.raises(ValueError, match="leave out --streaming"):
         task.train(arguments)
+
+
+def test_an_unreadable_image_of_a_stream_is_left_out(tmp_path, only_load, caplog):
+    from datasets import Dataset
+
+    file = BytesIO()
+    Image.new("RGB", (5, 4)).save(file, "PNG")
+    whole = file.getvalue()
+    sources = [
+        {"bytes": content, "path": name} for content, name in [(whole, "a.png"), (whole[:40], "b.png"), (whole, None)]
+    ]
+    (tmp_path / "data").mkdir()
+    Dataset.from_dict({"image": [*sources, {"bytes": b"no image", "path": None}]}).to_parquet(
+        tmp_path / "data" / "train.parquet"
+    )
+    with caplog.at_level(logging.WARNING), pytest.raises(Loaded):
+        task.train(
+            task.TrainArguments(str(tmp_path / "data"), tmp_path / "run", preset="tiny", streaming=True, cpu=True)
+        )
+    assert only_load == [(2, 3, 64, 64)]
+    assert "left out: cannot read image b.png: " in caplog.text
+    assert "left out: cannot read image in row 3 of the data set (counted from 0): not in an image format" in caplog.text
+
+
+def test_a_connection_that_breaks_is_no_error_of_the_disk(folder, tmp_path, monkeypatch, only_load):
+    def broken(*_):
+        yield from stream_images(str(folder), limit=2)
+        raise ConnectionError("the Hub has gone away")
+
+    monkeypatch.setattr("iltm_anomaly.data.streaming.stream_images", broken)
+    with pytest.raises(ConnectionError, match="the Hub has gone away"):
+        task.train(task.TrainArguments(str(folder), tmp_path / "run", preset="tiny", streaming=True, cpu=True))
+    assert not list((tmp_path / "run").glob("images*"))
+
+
+def test_a_resumed_run_decodes_no_file_again(tmp_path, monkeypatch, only_load):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for number in range(4):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
+    (folder / "4.png").write_bytes(b"")
+    arguments = task.TrainArguments(str(folder), tmp_path / "run", preset="tiny", cpu=True)
+    with pytest.raises(Loaded):
+        task.train(arguments)
+    read = []
+    monkeypatch.setattr("iltm_anomaly.data.mvtec.read_image", read.append)
+    arguments.resume = True
+    with pytest.raises(Loaded):
+        task.train(arguments)
+    assert only_load == [(4, 3, 64, 64)] * 2 and not read
+    monkeypatch.undo()
+    Image.new("RGB", (8, 8), (9, 0, 0)).save(folder / "1.png")
+    with pytest.raises(RuntimeError, match=r"1 differ, the first is number 1 \(.*1\.png\)"):
+        task.train(arguments)
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_read(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda *_: False)
+    monkeypatch.setattr(task.TrainingImages, "__iter__", None)
+    with pytest.raises(RuntimeError, match=rf"cannot write .*run: {tmp_path} is read-only"):
+        task.train(task.TrainArguments(str(folder), tmp_path / "run", preset="tiny", cpu=True))

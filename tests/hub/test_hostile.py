@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from hostile import Bomb, edit, spoil
+from safetensors.torch import save_file
 from tiny_models import tiny_pipeline
 
 from iltm_anomaly import ILTMAnomalyPipeline
@@ -27,32 +28,12 @@ def folder(pristine, tmp_path) -> Path:
     return tmp_path / "model"
 
 
-def edit(path: Path, **changes) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def spoil(path: Path, name: str, change) -> None:
-    tensors = load_file(path)
-    tensors[name] = change(tensors[name])
-    save_file(tensors, path, metadata={"format": "pt"})
-
-
 PRIOR = "prior/config.json"
 VQVAE = "vqvae/config.json"
 HEAD = "vqvae/model.safetensors"
 CALIBRATION = "calibration.json"
 NOISE = "calibration.safetensors"
 PROCESSOR = "image_processor/preprocessor_config.json"
-
-
-class Bomb:
-    """A pickle that leaves a trace when it is read."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 def pickle_only(folder: Path) -> None:

@@ -1,8 +1,7 @@
 """`BaselinePipeline`: images in, abnormality maps out, for any baseline; called, saved and loaded as `ILTMAnomalyPipeline` is."""
 
-import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from iltm_anomaly import __version__, masking
+from iltm_anomaly import masking
 from iltm_anomaly.baselines import BASELINES, VQVAE_TRANSFORMER
 from iltm_anomaly.baselines.modeling import IMAGES_AT_ONCE, BaselineModel
 from iltm_anomaly.hub.checks import check_finite, check_folder, read_json
 from iltm_anomaly.hub.download import local_folder
 from iltm_anomaly.image_processing import ILTMImageProcessor
-from iltm_anomaly.pipeline import _as_list
+from iltm_anomaly.pipeline import as_list, save_parts
 
 # Classes are looked up here, never imported by the name that a JSON file gives.
 METHODS = {baseline.class_name: baseline for baseline in (*BASELINES.values(), VQVAE_TRANSFORMER)}
@@ -116,7 +115,7 @@ class BaselinePipeline:
             ImageReadError: if an image cannot be read.
             ValueError: if `images` is empty or something that is no image.
         """
-        images = _as_list(images)
+        images = as_list(images)
         if not images:
             raise ValueError("no images given")
         scores, maps = [], []
@@ -150,16 +149,7 @@ class BaselinePipeline:
         """Writes model_index.json, one sub-folder per part, calibration.json and training_report.json."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, component in self.components.items():
-            component.save_pretrained(folder / name)
-        index: dict[str, Any] = {"_class_name": type(self).__name__, "_version": __version__}
-        index |= {name: ["iltm_anomaly", type(part).__name__] for name, part in self.components.items()}
-        for name, value in (
-            ("model_index", index),
-            ("calibration", asdict(self.settings)),
-            ("training_report", self.training_report),
-        ):
-            (folder / f"{name}.json").write_text(json.dumps(value, indent=2) + "\n")
+        save_parts(self, folder)
 
     @classmethod
     def from_pretrained(

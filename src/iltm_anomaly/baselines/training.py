@@ -14,21 +14,21 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from iltm_anomaly.baselines import BASELINES
-from iltm_anomaly.baselines.modeling import IMAGES_AT_ONCE, BaselineModel, BaselineRecipe, unit_range
+from iltm_anomaly.baselines.modeling import IMAGES_AT_ONCE, BaselineModel, BaselineRecipe
 from iltm_anomaly.baselines.pipeline import BaselinePipeline
 from iltm_anomaly.data.augmentation import sample_seed
 from iltm_anomaly.image_processing import ILTMImageProcessor
 from iltm_anomaly.provenance import provenance
 from iltm_anomaly.training.checkpoint import fill_folder, load_json, remove_checkpoint, write_json
 from iltm_anomaly.training.folder import RunFolderError, flat
-from iltm_anomaly.training.loop import LoopSettings, fit, loading_threads, steps_per_epoch
+from iltm_anomaly.training.loop import LoopSettings, fit, loading_threads, total_steps
+from iltm_anomaly.training.run import calibration_images
 from iltm_anomaly.training.tracking import RunLog
 
 logger = logging.getLogger(__name__)
 
 # First counters of every random stream, apart from those of ILTM's own stages.
-STREAM_WEIGHTS, STREAM_BATCHES, STREAM_STATISTICS, STREAM_CALIBRATION = range(20, 24)
-CALIBRATION_IMAGES = 96  # as many as ILTM's threshold rests on
+STREAM_WEIGHTS, STREAM_BATCHES, STREAM_STATISTICS = range(20, 23)
 
 
 def train_baseline(
@@ -99,7 +99,7 @@ def train_baseline(
     model.eval().fit_statistics(images, sample_seed(seed, STREAM_STATISTICS))
     report["statistics_seconds"] = round(time.monotonic() - started, 1)
     pipeline = BaselinePipeline(model, processor)
-    pipeline.calibrate(_calibration_images(images, seed), show_progress)
+    pipeline.calibrate(calibration_images(images, seed), show_progress)
     report["training_seconds"] = round(report["descent_seconds"] + report["statistics_seconds"], 1)
     pipeline.training_report = report | {"parameters": model.num_parameters()} | provenance()
     fill_folder(output / "model", pipeline.save_pretrained)
@@ -182,7 +182,7 @@ def _descend(
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     summary = fit(accelerator, network, stage, len(images), make_inputs, settings)
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    planned = stage.total_steps(steps_per_epoch(len(images), stage.batch_size))
+    planned = total_steps(stage, len(images))
     return {
         "steps": int(summary["steps"]),
         "planned_steps": planned,
@@ -200,9 +200,3 @@ def images_digest(images: Any) -> str:
     for start in range(0, len(images), IMAGES_AT_ONCE):
         digest.update(images[start : start + IMAGES_AT_ONCE].contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _calibration_images(images: Any, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(sample_seed(seed, STREAM_CALIBRATION))
-    chosen = torch.randperm(len(images), generator=generator)[:CALIBRATION_IMAGES]
-    return unit_range(images[chosen.sort().values])

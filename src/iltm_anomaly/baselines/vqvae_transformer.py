@@ -15,17 +15,16 @@ from torch import Tensor
 from iltm_anomaly import masking
 from iltm_anomaly.abnormality import smooth, upsample_tokens
 from iltm_anomaly.baselines import VQVAE_TRANSFORMER
-from iltm_anomaly.baselines.modeling import AnomalyModelOutput, BaselineConfig, BaselineModel, check_pixels, unit_range
+from iltm_anomaly.baselines.modeling import AnomalyModelOutput, BaselineConfig, BaselineModel, check_pixels
 from iltm_anomaly.baselines.pipeline import BaselinePipeline
 from iltm_anomaly.baselines.training import images_digest
-from iltm_anomaly.data.augmentation import sample_seed
 from iltm_anomaly.data.cache import PixelCache
 from iltm_anomaly.healing import heal
 from iltm_anomaly.hub.checks import claimed_sizes
 from iltm_anomaly.image_processing import ILTMImageProcessor
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline, InferenceSettings
 from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
-from iltm_anomaly.training.run import CALIBRATION_IMAGES, STREAM_CODES
+from iltm_anomaly.training.run import calibration_images
 from iltm_anomaly.vqvae import VQVAEConfig, VQVAEModel
 
 MAPS = ("kde", "residual")
@@ -113,7 +112,7 @@ class VQVAETransformerModel(BaselineModel):
         height, width = self.config.image_size
         size = {"height": height, "width": width}
         pipeline = self.as_iltm(ILTMImageProcessor(size=size, num_channels=self.config.in_channels))
-        return torch.stack(pipeline._score_batch(pixel_values, pipeline.settings, 0)[0])
+        return torch.stack(pipeline.score_batch(pixel_values, pipeline.settings, 0)[0])
 
     def _residual_maps(self, pixel_values: Tensor) -> Tensor:
         codes = self.vqvae.encode(pixel_values)
@@ -159,9 +158,7 @@ def from_run(run_folder: str | Path, map: str = "kde", device: str | torch.devic
     report = iltm.training_report
     iltm.prior = PerformerPriorModel.from_pretrained(round_0).eval().to(iltm.device)
     images = PixelCache(run_folder / "images.arrow")
-    generator = torch.Generator().manual_seed(sample_seed(report["seed"], STREAM_CODES))
-    chosen = torch.randperm(len(images), generator=generator)[:CALIBRATION_IMAGES]
-    pixel_values = unit_range(images[chosen.sort().values])  # those that ILTM itself was calibrated on
+    pixel_values = calibration_images(images, report["seed"])  # those that ILTM itself was calibrated on
     codes = iltm.encode(pixel_values)
     iltm.calibrate_surprise_limit(codes)
     iltm.calibrate_noise(pixel_values, codes)

@@ -16,7 +16,7 @@ from iltm_anomaly.benchmark.plan import METHODS, BenchmarkArguments, Group, Plan
 from iltm_anomaly.benchmark.runner import OWN_SCHEDULE, baseline_preset
 from iltm_anomaly.image_processing import ILTMImageProcessor
 from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
-from iltm_anomaly.training.loop import steps_per_epoch
+from iltm_anomaly.training.loop import total_steps
 from iltm_anomaly.training.recipe import Recipe, StageRecipe
 from iltm_anomaly.vqvae import VQVAEConfig, VQVAEModel
 
@@ -128,13 +128,6 @@ def check_baseline(method: str, recipe: Recipe, device: str) -> float:
         )
         pipeline(images[:1])
     return time.monotonic() - started
-
-
-def total_steps(stage: StageRecipe, num_images: int) -> int:
-    """Optimisation steps of a stage."""
-    per_epoch = steps_per_epoch(num_images, stage.batch_size)
-    count = getattr(stage, "total_steps", lambda epoch: stage.epochs * epoch)
-    return count(per_epoch)
 
 
 def describe_cost(plan: Plan, arguments: BenchmarkArguments, costs: dict[str, StepCost]) -> str:

@@ -276,11 +276,7 @@ class GroupRun:
         except CacheDamagedError:  # or not there
             pass
 
-        def prepare(image: Any) -> np.ndarray:
-            pixel_values = self.processor.preprocess(image)["pixel_values"][0]
-            return (pixel_values * 255).round().to(torch.uint8).numpy()
-
-        return build_cache(path, self.dataset["train"]["image"], prepare, source)
+        return build_cache(path, self.dataset["train"]["image"], self.processor.to_uint8, source)
 
     @cached_property
     def masks(self) -> list[np.ndarray]:

@@ -1,9 +1,10 @@
 """Decoded, resized images in one memory-mapped Arrow file: decoded once, shared by all processes, never all in memory."""
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ BATCH_BYTES = 16 << 20  # of a record batch while it is written
 
 class CacheDamagedError(RuntimeError):
     """A cache file is cut off or its content does not fit its checksums."""
+
+
+class CacheWriteError(RuntimeError):
+    """A cache file cannot be written: the disk is full, or the folder is read-only."""
 
 
 class PixelCache:
@@ -102,49 +107,76 @@ def build_cache(
 
     Raises:
         ValueError: if there is no image, or one has another shape.
-        OSError: if the disk is full or the folder cannot be written; nothing is left behind.
+        CacheWriteError: if the disk is full or the folder cannot be written; nothing is left behind. What reading an image
+            raises is passed on as it is.
     """
     partial = path.with_name(path.name + ".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writer: pa.RecordBatchFileWriter | None = None
-    names: list[str] = []
-    arrays: list[np.ndarray] = []
-
-    def flush(writer: pa.RecordBatchFileWriter) -> None:
-        pixels = pa.FixedSizeBinaryArray.from_buffers(
-            schema.field("pixels").type, len(arrays), [None, pa.py_buffer(np.stack(arrays).tobytes())]
-        )
-        writer.write_batch(pa.record_batch([pa.array(names), pa.array([_digest(a) for a in arrays]), pixels], schema))
-        names.clear()
-        arrays.clear()
-
+    writer = None
     try:
-        with open(partial, "wb") as file:
-            for image in images:
-                array = np.ascontiguousarray(prepare(image))
-                if writer is None:
-                    about = {"shape": array.shape, "dtype": array.dtype.str, "source": source}
-                    columns = [("name", pa.string()), ("sha256", pa.string()), ("pixels", pa.binary(array.nbytes))]
-                    schema = pa.schema(columns, metadata={"iltm": json.dumps(about)})
-                    writer = pa.ipc.new_file(file, schema)
-                    first = array
-                if (array.shape, array.dtype) != (first.shape, first.dtype):
-                    raise ValueError(f"{image_name(image)} has shape {array.shape}, the first image {first.shape}")
-                names.append(image_name(image))
-                arrays.append(array)
-                if len(arrays) * array.nbytes >= BATCH_BYTES:
-                    flush(writer)
-            if writer is None:
-                raise ValueError("no training image: the data set or stream is empty")
-            if arrays:
-                flush(writer)
-            writer.close()
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        for image in images:
+            array = np.ascontiguousarray(prepare(image))
+            with _writing(path):
+                if writer is None:  # not before there is something to write: images may turn out not to exist
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    writer = _Writer(partial, array, source)
+                writer.add(image_name(image), array)
+        if writer is None:
+            raise ValueError("no training image: the data set or stream is empty, or none of its images can be read")
+        with _writing(path):
+            writer.finish()
+            os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        if writer is not None:
+            with contextlib.suppress(OSError):  # a full disk, which has been raised already
+                writer.file.close()
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
     return PixelCache(path)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CacheWriteError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+class _Writer:
+    """Appends rows of the shape and type of the first to a new file; nothing of it is safe before `finish`."""
+
+    def __init__(self, path: Path, first: np.ndarray, source: str | None):
+        self.file = open(path, "wb")  # noqa: SIM115 - closed by `build_cache`, whatever happens
+        self.kind = (first.shape, first.dtype)
+        about = {"shape": first.shape, "dtype": first.dtype.str, "source": source}
+        columns = [("name", pa.string()), ("sha256", pa.string()), ("pixels", pa.binary(first.nbytes))]
+        self.schema = pa.schema(columns, metadata={"iltm": json.dumps(about)})
+        self.rows = pa.ipc.new_file(self.file, self.schema)
+        self.names: list[str] = []
+        self.arrays: list[np.ndarray] = []
+
+    def add(self, name: str, array: np.ndarray) -> None:
+        if (array.shape, array.dtype) != self.kind:
+            raise ValueError(f"{name or 'an image'} has shape {array.shape}, the first image {self.kind[0]}")
+        self.names.append(name)
+        self.arrays.append(array)
+        if len(self.arrays) * array.nbytes >= BATCH_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        pixels = pa.FixedSizeBinaryArray.from_buffers(
+            self.schema.field("pixels").type, len(self.arrays), [None, pa.py_buffer(np.stack(self.arrays).tobytes())]
+        )
+        digests = pa.array([_digest(array) for array in self.arrays])
+        self.rows.write_batch(pa.record_batch([pa.array(self.names), digests, pixels], self.schema))
+        self.names, self.arrays = [], []
+
+    def finish(self) -> None:
+        if self.arrays:
+            self._flush()
+        self.rows.close()
+        self.file.flush()
+        os.fsync(self.file.fileno())
 
 
 def image_name(image: Any) -> str:

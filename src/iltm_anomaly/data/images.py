@@ -4,9 +4,12 @@ Nothing here stretches an image by its own minimum and maximum: a bright defect 
 image, and two images would no longer be comparable.
 """
 
+import io
 import logging
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -27,24 +30,26 @@ class ImageReadError(ValueError):
     """An image file that cannot be used; the message names the file and the reason."""
 
 
-def open_image(path: str | os.PathLike) -> Image.Image:
+def open_image(path: str | os.PathLike, content: bytes | None = None) -> Image.Image:
     """Opens and fully decodes an image file, with its EXIF rotation applied, in its own colour mode.
 
     Args:
         path: image file in any format that Pillow reads. Of a file with several frames or pages the first is taken.
+        content: the file's bytes, where they have been read already; `path` then is its name in messages.
 
     Raises:
         ImageReadError: missing, empty, truncated or unknown file.
     """
     path = Path(path)
-    if path.is_dir():
-        raise ImageReadError(f"cannot read image {path}: it is a folder")
-    if not path.exists():
-        raise ImageReadError(f"cannot read image {path}: no such file")
-    if path.stat().st_size == 0:
+    if content is None:
+        if path.is_dir():
+            raise ImageReadError(f"cannot read image {path}: it is a folder")
+        if not path.exists():
+            raise ImageReadError(f"cannot read image {path}: no such file")
+    if (path.stat().st_size if content is None else len(content)) == 0:
         raise ImageReadError(f"cannot read image {path}: the file is empty (0 bytes)")
     try:
-        with Image.open(path) as image:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             frames = getattr(image, "n_frames", 1)
             if frames > 1 and image.format != "MPO":  # cameras put a preview beside the picture in MPO files
                 logger.warning("%s has %d frames or pages; only the first is used", path, frames)
@@ -93,11 +98,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def read_image(path: str | os.PathLike) -> Image.Image:
+def read_image(path: str | os.PathLike, content: bytes | None = None) -> Image.Image:
     """Reads an image file as 8-bit RGB: `open_image`, then `to_rgb`.
 
     Args:
-        path: image file.
+        path, content: as of `open_image`.
 
     Returns:
         PIL image in mode "RGB", EXIF rotation applied.
@@ -105,11 +110,41 @@ def read_image(path: str | os.PathLike) -> Image.Image:
     Raises:
         ImageReadError: the file cannot be read or converted; the message names it and says why.
     """
-    image = open_image(path)
+    image = open_image(path, content)
     try:
         return to_rgb(image)
     except ValueError as error:
         raise ImageReadError(f"cannot read image {Path(path)}: {error}") from error
+
+
+def read_source(source: dict[str, Any] | None, number: int) -> Image.Image:
+    """Reads an image of a data set as 8-bit RGB.
+
+    Args:
+        source: {"path", "bytes"}, as `datasets.Image(decode=False)` gives it: bytes, or None for those of the file.
+        number: of its row, counted from 0, to name one without a path.
+
+    Returns:
+        PIL image in mode "RGB" whose `filename` is the path, if there is one.
+
+    Raises:
+        ImageReadError: as `read_image`, or no image in this row.
+    """
+    path, content = (None, None) if source is None else (source["path"], source["bytes"])
+    if path is None and content is None:
+        raise ImageReadError(f"row {number} of the data set (counted from 0) holds no image")
+    image = read_image(path or f"in row {number} of the data set (counted from 0)", content)
+    image.filename = path or ""  # type: ignore[attr-defined]  # as Pillow sets it on what it opens
+    return image
+
+
+def readable_images(sources: Iterable[dict[str, Any] | None]) -> Iterator[Image.Image]:
+    """Images of a data set (`read_source`) one by one; one that cannot be read is named in a warning and left out."""
+    for number, source in enumerate(sources):
+        try:
+            yield read_source(source, number)
+        except ImageReadError as error:
+            logger.warning("left out: %s", error)
 
 
 def check_unit_range(values: np.ndarray, name: str) -> np.ndarray:

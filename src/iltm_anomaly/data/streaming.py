@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 
-def stream_images(name: str, category: str | None = None, limit: int | None = None) -> StreamedImages:
-    """The images of the training split of a data set, in its order.
+
+def stream_images(name: str, category: str | None = None, limit: int | None = None) -> Iterator[dict[str, Any] | None]:
+    """The image files of the training split of a data set, in its order, not decoded: {"path", "bytes"} or None of each.
 
     Args:
         name: Hub id, or a local folder that `datasets.load_dataset` reads (images, parquet, WebDataset, ...).
@@ -31,15 +33,13 @@ def stream_images(name: str, category: str | None = None, limit: int | None = No
         ) from error
     if split.column_names is not None and "image" not in split.column_names:
         raise ValueError(f"the training split of {name} has no column image; it has: {', '.join(split.column_names)}")
-    split = split.select_columns(["image"]).cast_column("image", datasets.Image())
-    return StreamedImages(split if limit is None else split.take(limit))
+    split = split.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+    return (_with_content(row["image"]) for row in (split if limit is None else split.take(limit)))
 
 
-class StreamedImages:
-    """Iterates over decoded images of a stream; can be iterated again, from its start."""
-
-    def __init__(self, split: Any):
-        self._split = split
-
-    def __iter__(self) -> Iterator[Any]:
-        return (row["image"] for row in self._split)
+def _with_content(source: dict[str, Any] | None) -> dict[str, Any] | None:
+    # of folders of images on the Hub a row has only the address: hf://..., or zip://...::hf://...
+    if source is None or source["bytes"] is not None or "://" not in (source["path"] or ""):
+        return source
+    with fsspec.open(source["path"], "rb") as file:
+        return source | {"bytes": file.read()}

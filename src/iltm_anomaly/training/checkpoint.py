@@ -46,6 +46,19 @@ def write_atomically(path: Path, *parts: bytes | memoryview, keep_as: Path | Non
         ) from error
 
 
+def check_writable(folder: Path) -> None:
+    """Whether a folder, which need not be there yet, can be written to: asked before long work rather than after.
+
+    Raises:
+        CheckpointError: if it cannot.
+    """
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise CheckpointError(f"cannot write {folder}: {nearest} is a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise CheckpointError(f"cannot write {folder}: {nearest} is read-only")
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

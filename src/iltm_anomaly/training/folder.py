@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
 from iltm_anomaly.provenance import provenance
@@ -34,6 +33,7 @@ from iltm_anomaly.training.checkpoint import (
     write_atomically,
     write_json,
 )
+from iltm_anomaly.training.processes import on_main
 from iltm_anomaly.training.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -58,11 +58,6 @@ class RunFolder:
     def __init__(self, path: Path, accelerator: Accelerator):
         self.path, self.accelerator = path, accelerator
 
-    def _on_main(self, function: Callable[[], Any]) -> Any:
-        """What `function` returns in the main process, in all of them."""
-        answer = [function() if self.accelerator.is_main_process else None]
-        return broadcast_object_list(answer)[0]
-
     # Whose folder it is
 
     def claim(self, recipe: Recipe, seed: int, resume: bool) -> str | None:
@@ -72,7 +67,7 @@ class RunFolder:
         Raises:
             RunFolderError: if it holds a run and `resume` is False, or another run.
         """
-        found = self._on_main(lambda: load_json(self._record) if self._record.exists() else None)
+        found = on_main(self.accelerator, lambda: load_json(self._record) if self._record.exists() else None)
         if found is None:
             if resume and self.accelerator.is_main_process:
                 logger.info("%s holds no run yet: starting one", self.path)
@@ -94,27 +89,31 @@ class RunFolder:
             )
         return found["images_sha256"]
 
-    def record(self, recipe: Recipe, seed: int, images: int, images_digest: str, data: dict[str, Any]) -> None:
-        """Writes what identifies the run, or adds this sitting to it."""
-        if self.accelerator.is_main_process:
+    def record(
+        self, recipe: Recipe, seed: int, images: int, images_digest: str, data_record: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Writes what identifies the run, or adds this sitting to it; returns where the images of the run come from."""
+
+        def write() -> dict[str, Any]:
             sitting = {
                 "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 "processes": self.accelerator.num_processes,
                 "precision": self.accelerator.mixed_precision,
                 **provenance(),
             }
-            known = load_json(self._record) if self._record.exists() else None
-            known = known or {
+            known = (load_json(self._record) if self._record.exists() else None) or {
                 "recipe": recipe.to_dict(),
                 "seed": seed,
                 "images": images,
                 "images_sha256": images_digest,
-                "data": data,
+                "data": data_record(),
             }
             known["sittings"] = [*known.get("sittings", []), sitting]
             write_atomically(self.path / "recipe.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=False).encode())
             write_json(self._record, known)
-        self.accelerator.wait_for_everyone()
+            return known["data"]
+
+        return on_main(self.accelerator, write)
 
     @property
     def _record(self) -> Path:
@@ -140,15 +139,16 @@ class RunFolder:
             checksums = {"weights_sha256": file_digest(target / WEIGHTS), "follows": follows}
             write_json(target / STAGE, summary | checksums)
 
-        if self.accelerator.is_main_process:
+        def save() -> str:
             fill_folder(self.path / name, fill)
-        self.accelerator.wait_for_everyone()
-        return load_json(self.path / name / STAGE)["weights_sha256"]
+            return load_json(self.path / name / STAGE)["weights_sha256"]
+
+        return on_main(self.accelerator, save)
 
     def load_stage(self, name: str, model_class: type[Model], follows: str) -> tuple[Model, dict[str, Any]] | None:
         """A finished stage and its summary; None if it is not finished, or set aside because it is damaged or outdated."""
         folder = self.path / name
-        if not self._on_main(lambda: self._is_whole(folder, follows)):
+        if not on_main(self.accelerator, lambda: self._is_whole(folder, follows)):
             return None
         model = model_class.from_pretrained(folder).eval().to(self.accelerator.device)
         summary = load_json(folder / STAGE)
@@ -158,9 +158,8 @@ class RunFolder:
 
     def update_stage(self, name: str, **values: Any) -> None:
         """Adds values to the summary of a finished stage."""
-        if self.accelerator.is_main_process:
-            write_json(self.path / name / STAGE, load_json(self.path / name / STAGE) | values)
-        self.accelerator.wait_for_everyone()
+        path = self.path / name / STAGE
+        on_main(self.accelerator, lambda: write_json(path, load_json(path) | values))
 
     def _is_whole(self, folder: Path, follows: str) -> bool:
         if not folder.exists():
@@ -187,14 +186,14 @@ class RunFolder:
     def cached(self, name: str, follows: str, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
         """The tensor in file `name`, computed and saved if it is not there, damaged, or rests on something else."""
         path = self.path / name
-        state, _ = load_checkpoint(path)
+        state, problems = load_checkpoint(path)
+        for problem in problems if self.accelerator.is_main_process else []:
+            logger.warning("%s: computing it again", problem)
         self.accelerator.wait_for_everyone()  # all have looked before one writes
         if state is not None and state["follows"] == follows:
             return state["value"]
         value = compute()
-        if self.accelerator.is_main_process:
-            save_checkpoint(path, {"follows": follows, "value": value})
-        self.accelerator.wait_for_everyone()
+        on_main(self.accelerator, lambda: save_checkpoint(path, {"follows": follows, "value": value}))
         return value
 
     def stage_tensor(self, name: str, key: str) -> torch.Tensor | None:

@@ -121,6 +121,11 @@ def steps_per_epoch(num_samples: int, batch_size: int) -> int:
     return max(1, num_samples // batch_size)
 
 
+def total_steps(stage: StageRecipe, num_samples: int) -> int:
+    """Optimisation steps of a stage."""
+    return stage.total_steps(steps_per_epoch(num_samples, stage.batch_size))
+
+
 def batch_indices(num_samples: int, batch_size: int, step: int, seed: int) -> Tensor:
     """Samples of the 0-based `step`, over all processes: the epoch's shuffle is drawn from seed and epoch."""
     epoch, position = divmod(step, steps_per_epoch(num_samples, batch_size))
@@ -183,7 +188,7 @@ def fit(
             f"{settings.name}: a time budget needs one process, got {accelerator.num_processes}: give steps instead"
         )
     per_epoch = steps_per_epoch(num_samples, stage.batch_size)
-    total = stage.total_steps(per_epoch)
+    total = total_steps(stage, num_samples)
     optimizer = _make_optimizer(model, stage)
     checkpoint = _Checkpointer(accelerator, model, optimizer, stage, settings)
     first, elapsed, summary = checkpoint.resume()

@@ -18,16 +18,17 @@ from transformers import PreTrainedModel
 
 from iltm_anomaly import masking
 from iltm_anomaly.data.augmentation import AugmentationConfig, augment, sample_seed
-from iltm_anomaly.data.cache import CacheDamagedError, PixelCache, build_cache, difference
+from iltm_anomaly.data.cache import CacheDamagedError, CacheWriteError, PixelCache, build_cache, difference
 from iltm_anomaly.image_processing import ILTMImageProcessor
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline, InferenceSettings, images_at_once
 from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
 from iltm_anomaly.prior.modeling_performer_prior import SCORING_BATCH
 from iltm_anomaly.provenance import provenance
-from iltm_anomaly.training.checkpoint import CheckpointError, fill_folder, remove_checkpoint
-from iltm_anomaly.training.folder import RunFolder, RunFolderError
-from iltm_anomaly.training.loop import Hooks, LoopSettings, fit, loading_threads, steps_per_epoch
-from iltm_anomaly.training.recipe import Recipe, StageRecipe
+from iltm_anomaly.training.checkpoint import CheckpointError, check_writable, fill_folder, remove_checkpoint
+from iltm_anomaly.training.folder import RunFolder, RunFolderError, flat
+from iltm_anomaly.training.loop import Hooks, LoopSettings, fit, loading_threads, steps_per_epoch, total_steps
+from iltm_anomaly.training.processes import on_main, over_processes
+from iltm_anomaly.training.recipe import Recipe
 from iltm_anomaly.training.tracking import RunLog, panel
 from iltm_anomaly.vqvae import VQVAEConfig, VQVAEModel
 
@@ -67,16 +68,20 @@ class TrainingRun:
         self.steps_done = 0  # of finished stages
 
     def train(
-        self, images: Iterable[Any], data_record: dict[str, Any], resume: bool = False, source: str | None = None
+        self,
+        images: Iterable[Any],
+        data_record: Callable[[], dict[str, Any]],
+        resume: bool = False,
+        source: Callable[[], str | None] | None = None,
     ) -> Path:
         """Trains on images (paths, PIL images or anything `ILTMImageProcessor` takes); labels are neither needed nor read.
 
         Args:
-            images: the training images; a stream will do, they are read once and in order.
-            data_record: where they come from, kept in the report.
+            images: the training images; a stream will do, they are read once, in order, by the main process.
+            data_record: () -> where they come from, kept in the report; asked once, by the main process, when a run begins.
             resume: continue what the folder holds.
-            source: changes when the images do, such as the fingerprint of a data set. With it a resumed run knows without
-                reading them that the images are those it has in its cache.
+            source: () -> what changes when the images do, such as the fingerprint of a data set, or None; asked by the main
+                process. With it a resumed run knows without reading them that the images are those it has in its cache.
 
         Returns:
             The pipeline folder.
@@ -85,6 +90,7 @@ class TrainingRun:
             RunFolderError: if the folder holds a run and `resume` is False, or one of another recipe, seed or data.
             CheckpointError: if the folder cannot be written.
             NonFiniteLossError: if the loss is not finite.
+            MainProcessError: in the other processes, if the main one failed.
         """
         _check_batches(self.recipe, self.accelerator)
         expected = self.folder.claim(self.recipe, self.seed, resume)
@@ -92,20 +98,22 @@ class TrainingRun:
         if expected is not None and model_folder.exists():
             logger.info("the run in %s is complete: nothing is left to do", self.output)
             return model_folder
-        processor = self._make_processor(images)
-        pixels = self._load(images, processor, source, expected)
-        self.folder.record(self.recipe, self.seed, len(pixels), pixels.digest, data_record)
+        check_writable(self.output)
+        pixels, processor = self._load(images, source, expected)
+        data = self.folder.record(self.recipe, self.seed, len(pixels), pixels.digest, data_record)
+        self._start_trackers()
         self.log = RunLog(self.output, self.accelerator.is_main_process, self.accelerator)
         vqvae, stage1 = self._train_vqvae(pixels)
         prior, rounds = self._train_rounds(vqvae, pixels, stage1["weights_sha256"])
         pipeline = ILTMAnomalyPipeline(vqvae, prior, processor, InferenceSettings(**self.recipe.inference))
         pipeline.to(self.accelerator.device)
-        if self.accelerator.is_main_process:
-            pipeline.calibrate(self._calibration_images(pixels), show_progress=self.show_progress)
-            report = {
+
+        def finish() -> None:
+            pipeline.calibrate(calibration_images(pixels, self.seed), show_progress=self.show_progress)
+            pipeline.training_report = {
                 "recipe": self.recipe.to_dict(),
                 "seed": self.seed,
-                "data": data_record,
+                "data": data,
                 "num_training_images": len(pixels),
                 "stage1": stage1,
                 "rounds": rounds,
@@ -113,11 +121,18 @@ class TrainingRun:
                 "training_seconds": round(stage1["seconds"] + sum(entry["seconds"] for entry in rounds), 1),
                 **provenance(),
             }
-            pipeline.training_report = report
             fill_folder(model_folder, pipeline.save_pretrained)
             remove_checkpoint(self.output / "checkpoint.bin")
-        self.accelerator.wait_for_everyone()
+
+        on_main(self.accelerator, finish)
         return model_folder
+
+    def _start_trackers(self) -> None:
+        values = flat(self.recipe.to_dict()) | {"seed": self.seed}
+        simple = {key: value for key, value in values.items() if isinstance(value, bool | int | float | str)}
+        self.accelerator.init_trackers(
+            "trackers", config=simple
+        )  # of `make_accelerator`; none, unless some were asked for
 
     # The images
 
@@ -128,25 +143,25 @@ class TrainingRun:
         return ILTMImageProcessor(size=self.recipe.image_size, num_channels=self.recipe.num_channels)
 
     def _load(
-        self, images: Iterable[Any], processor: ILTMImageProcessor, source: str | None, expected: str | None
-    ) -> PixelCache:
+        self, images: Iterable[Any], source: Callable[[], str | None] | None, expected: str | None
+    ) -> tuple[PixelCache, ILTMImageProcessor]:
         """Decodes every image once, into a file that all processes map into memory: (N, C, H, W) uint8."""
         path = self.output / "images.arrow"
-        if source is not None:
-            settings = json.dumps(processor.to_dict(), sort_keys=True, default=str)
-            source = hashlib.sha256(f"{source} {settings}".encode()).hexdigest()
 
-        def prepare(image: Any) -> np.ndarray:
-            pixel_values = processor.preprocess(image)["pixel_values"][0]
-            return (pixel_values * 255).round().to(torch.uint8).numpy()
-
-        if self.accelerator.is_main_process:
+        def fill() -> ILTMImageProcessor:
+            processor = self._make_processor(images)
+            known = None if source is None else source()
+            if known is not None:
+                settings = json.dumps(processor.to_dict(), sort_keys=True, default=str)
+                known = hashlib.sha256(f"{known} {settings}".encode()).hexdigest()
             try:
-                self._fill_cache(path, images, prepare, source, expected)
-            except OSError as error:
-                raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
-        self.accelerator.wait_for_everyone()
-        return PixelCache(path)
+                self._fill_cache(path, images, processor.to_uint8, known, expected)
+            except CacheWriteError as error:
+                raise CheckpointError(str(error)) from error
+            return processor
+
+        processor = on_main(self.accelerator, fill)
+        return PixelCache(path), processor
 
     def _fill_cache(
         self,
@@ -166,15 +181,20 @@ class TrainingRun:
             cache = None
         if cache is not None and expected is None and (source is None or cache.source != source):
             cache = None  # left over from a run that had not begun
-        bar = tqdm(images, desc="loading images", unit="image", disable=not self._shows_bars)
+
+        def shown() -> Iterable[
+            Any
+        ]:  # made when needed: a bar asks for the length, for which the images must be known
+            return tqdm(images, desc="loading images", unit="image", disable=not self._shows_bars)
+
         changes = None
         if cache is None:
-            cache = build_cache(path, bar, prepare, source)
+            cache = build_cache(path, shown(), prepare, source)
             if expected not in (None, cache.digest):
                 path.unlink()
                 changes = "other pixels"
         elif source is None or cache.source != source:  # moved to another machine, perhaps: the pixels decide
-            changes = difference(cache, bar, prepare)
+            changes = difference(cache, shown(), prepare)
         if changes is not None:
             raise RunFolderError(
                 f"cannot resume {self.output}: the training images are not those that it was started with ({changes}). "
@@ -184,18 +204,6 @@ class TrainingRun:
     @property
     def _shows_bars(self) -> bool:
         return self.show_progress and self.accelerator.is_main_process
-
-    def _over_processes(self, count: int, block: int, compute: Callable[[range], Tensor]) -> Tensor:
-        """`compute(rows)` for all `count` rows, shared out over the processes in whole blocks: the same bits for any number."""
-        share = -(-count // (block * self.accelerator.num_processes)) * block
-        first = min(self.accelerator.process_index * share, count)
-        rows = range(first, min(first + share, count))
-        part = compute(rows if len(rows) else range(1))
-        if self.accelerator.num_processes == 1:
-            return part
-        padded = part.new_zeros(share, *part.shape[1:])
-        padded[: len(rows)] = part[: len(rows)]
-        return self.accelerator.gather(padded.to(self.accelerator.device)).cpu()[:count]
 
     def _set_checkpointing(self, model: PreTrainedModel) -> None:
         if self.recipe.gradient_checkpointing:
@@ -222,7 +230,7 @@ class TrainingRun:
     def _train_vqvae(self, pixels: PixelCache) -> tuple[VQVAEModel, dict[str, Any]]:
         stage = self.recipe.stage1
         found = self.folder.load_stage("vqvae", VQVAEModel, pixels.digest)
-        self.steps_done = _total_steps(stage, len(pixels))
+        self.steps_done = total_steps(stage, len(pixels))
         if found is not None:
             return found
         torch.manual_seed(sample_seed(self.seed, STREAM_WEIGHTS, 0))
@@ -322,16 +330,17 @@ class TrainingRun:
                 codes.append(torch.cat(parts).flatten(1).to(torch.int32).cpu())
             return torch.stack(codes)
 
-        return self._over_processes(len(pixels), 1, encode)
+        return over_processes(self.accelerator, len(pixels), 1, encode)
 
     def _extract_codes(self, vqvae: VQVAEModel, pixels: PixelCache) -> Tensor:
-        """Codes of the augmented copies of every image, (N, copies, tokens) int16: extracted once, as the authors did, so that
+        """Codes of the augmented copies of every image, (N, copies, tokens): extracted once, as the authors did, so that
         the masks of a round can be computed once too."""
-        return self._encode_copies(vqvae, pixels, range(self._code_copies(len(pixels))), show=True).to(torch.int16)
+        kind = torch.int16 if vqvae.config.vocab_size <= 1 << 15 else torch.int32
+        return self._encode_copies(vqvae, pixels, range(self._code_copies(len(pixels))), show=True).to(kind)
 
     def _code_copies(self, images: int) -> int:
         stage = self.recipe.stage2
-        epochs = -(-_total_steps(stage, images) // steps_per_epoch(images, stage.batch_size))
+        epochs = -(-total_steps(stage, images) // steps_per_epoch(images, stage.batch_size))
         return self.recipe.rounds.code_copies or epochs
 
     @torch.no_grad()
@@ -343,7 +352,7 @@ class TrainingRun:
             part = sequences[rows.start : rows.stop].to(self.accelerator.device)
             return prior.log_likelihood(part.long()).cpu()
 
-        return self._over_processes(len(sequences), SCORING_BATCH, score).view(codes.shape)
+        return over_processes(self.accelerator, len(sequences), SCORING_BATCH, score).view(codes.shape)
 
     def _surprise(self, teacher: PerformerPriorModel, codes: Tensor, grid: tuple[int, ...]) -> Tensor:
         """What the recipe's rule judges, of codes (N, copies, tokens): (N x copies, *grid)."""
@@ -427,7 +436,7 @@ class TrainingRun:
         settings = self._loop_settings(
             f"prior round {number}", STREAM_STAGE2, tokens_per_sample=math.prod(grid), about=about
         )
-        settings.steps_before += number * _total_steps(stage, len(codes))
+        settings.steps_before += number * total_steps(stage, len(codes))
         settings.follows = follows
         generator = torch.Generator()
         shown, shown_keep = codes, keep  # what the steps of an epoch draw from
@@ -488,17 +497,15 @@ class TrainingRun:
             [_displayed(a), _displayed(b), _displayed(c.unsqueeze(0))]
             for a, b, c in zip(batch, vqvae.decode(codes), strength, strict=True)
         ]
-        steps = self.steps_done + (number + 1) * _total_steps(self.recipe.stage2, len(pixels))
+        steps = self.steps_done + (number + 1) * total_steps(self.recipe.stage2, len(pixels))
         self.log.picture(f"surprise_round_{number}", panel(rows), steps)
 
-    def _calibration_images(self, pixels: PixelCache) -> Tensor:
-        generator = torch.Generator().manual_seed(sample_seed(self.seed, STREAM_CODES))
-        chosen = torch.randperm(len(pixels), generator=generator)[:CALIBRATION_IMAGES]
-        return pixels[chosen.sort().values].float() / 255
 
-
-def _total_steps(stage: StageRecipe, images: int) -> int:
-    return stage.total_steps(steps_per_epoch(images, stage.batch_size))
+def calibration_images(images: PixelCache | Tensor, seed: int) -> Tensor:
+    """The training images that thresholds are set by, of any method: (M, C, *spatial) in [0, 1], drawn by the seed."""
+    generator = torch.Generator().manual_seed(sample_seed(seed, STREAM_CODES))
+    chosen = torch.randperm(len(images), generator=generator)[:CALIBRATION_IMAGES]
+    return images[chosen.sort().values].float() / 255
 
 
 def _round_name(number: int) -> str:

@@ -1,21 +1,27 @@
 """`iltm-anomaly train`: from a data set, a preset and a folder to a pipeline folder."""
 
+import hashlib
 import importlib.util
 import logging
-from collections.abc import Iterable
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iltm_anomaly.data.images import readable_images
 from iltm_anomaly.training.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
+MORE_ON_CPUS = "use torchrun --nproc_per_node N scripts/train.py --cpu ..."
 
 
 @dataclass
@@ -56,42 +62,103 @@ class TrainArguments:
     cpu: bool = False
 
 
-def load_training_images(arguments: TrainArguments) -> tuple[Iterable[Any], dict[str, Any], str | None]:
-    """The training images, read when they are iterated over; the record of where they come from that goes into the report; and
-    what tells them from other images without reading them."""
-    from iltm_anomaly.data.contamination import contaminate, contamination_record
-    from iltm_anomaly.data.folder import load_images
-    from iltm_anomaly.data.volumes import load_volumes
+class TrainingImages:
+    """The training images that a user asks for, as iterable: loaded when first needed, in the process that needs them.
 
-    record: dict[str, Any] = {"source": arguments.data, "category": arguments.category, "contamination": None}
-    if arguments.streaming:
-        from iltm_anomaly.data.streaming import stream_images
+    An image that cannot be read is named in a warning and left out.
 
-        if arguments.volumes:
+    Args:
+        arguments: of the user.
+
+    Raises:
+        ValueError: for options that exclude each other.
+    """
+
+    def __init__(self, arguments: TrainArguments):
+        if arguments.streaming and arguments.volumes:
             raise ValueError("--streaming reads images, not volumes: leave out one of the two")
-        if arguments.contamination is not None:
+        if arguments.streaming and arguments.contamination is not None:
             raise ValueError(
                 "--contamination draws from the whole data set, which a stream is not: leave out --streaming"
             )
-        images = stream_images(arguments.data, arguments.category, arguments.train_size)
-        # read once: a resumed run goes on with what it has in its cache
-        source = f"stream {arguments.data} {arguments.category} {arguments.train_size}"
-        return images, record | {"streamed": True}, source
-    load = load_volumes if arguments.volumes else load_images
-    dataset = load(arguments.data, arguments.category)
-    if arguments.contamination is not None or arguments.train_size is not None:
-        if "test" not in dataset:
-            raise ValueError(
-                f"{arguments.data} is a folder without test images: it is trained on as it is. --contamination and "
-                "--train-size need an MVTec AD layout (train/good, test/<defect>, ground_truth/<defect>)"
-            )
-        dataset = contaminate(dataset, arguments.contamination or 0.0, arguments.seed, arguments.train_size)
-        chosen = contamination_record(dataset)
-        assert chosen is not None  # contaminate has just attached it
-        record["contamination"] = chosen.to_dict()
-    # a column by itself: neither labels nor masks are even decoded
-    # the fingerprint covers size and time of change of image files, not of volumes
-    return dataset["train"]["image"], record, None if arguments.volumes else dataset["train"]._fingerprint
+        self.arguments = arguments
+
+    def source(self) -> str | None:
+        """What tells these images from others without decoding any; None if nothing does."""
+        chosen = self.arguments
+        if chosen.volumes:
+            return None  # of volumes the header counts too: they are read
+        if chosen.streaming:  # read once: a resumed run goes on with what it has in its cache
+            return f"stream {chosen.data} {chosen.category} {chosen.train_size}"
+        folder, output = Path(chosen.data).expanduser(), chosen.output.absolute()
+        if not folder.is_dir():
+            return self._split._fingerprint
+        if chosen.category is not None and (folder / chosen.category).is_dir():
+            folder /= chosen.category
+        drawn = (chosen.category, chosen.train_size, chosen.contamination, chosen.seed)
+        digest = hashlib.sha256(repr(drawn).encode())
+        for root, folders, files in os.walk(folder, followlinks=True):
+            folders[:] = sorted(name for name in folders if Path(root, name).absolute() != output)
+            for path in (Path(root, name) for name in sorted(files)):
+                if not path.name.startswith(".") and path.is_file():
+                    status = path.stat()
+                    digest.update(repr((str(path.relative_to(folder)), status.st_size, status.st_mtime_ns)).encode())
+        return digest.hexdigest()
+
+    def record(self) -> dict[str, Any]:
+        """Where they come from, and which were drawn."""
+        from iltm_anomaly.data.contamination import contamination_record
+
+        chosen = self.arguments
+        record: dict[str, Any] = {"source": chosen.data, "category": chosen.category, "contamination": None}
+        if chosen.streaming:
+            return record | {"streamed": True}
+        if self._draws:
+            drawn = contamination_record(self._split)
+            assert drawn is not None  # `contaminate` has just attached it
+            record["contamination"] = drawn.to_dict()
+        return record
+
+    def __len__(self) -> int:
+        if self.arguments.streaming:
+            raise TypeError("a stream has no length")
+        return len(self._split)
+
+    def __iter__(self) -> Iterator[Any]:
+        chosen = self.arguments
+        if chosen.volumes:
+            yield from self._split["image"]
+        elif chosen.streaming:
+            from iltm_anomaly.data.streaming import stream_images
+
+            yield from readable_images(stream_images(chosen.data, chosen.category, chosen.train_size))
+        else:
+            from datasets import Image
+
+            # a column by itself: neither labels nor masks are even decoded
+            column = self._split.select_columns(["image"]).cast_column("image", Image(decode=False))["image"]
+            yield from readable_images(column)
+
+    @property
+    def _draws(self) -> bool:
+        return self.arguments.contamination is not None or self.arguments.train_size is not None
+
+    @cached_property
+    def _split(self) -> "Dataset":
+        from iltm_anomaly.data.contamination import contaminate
+        from iltm_anomaly.data.folder import load_images
+        from iltm_anomaly.data.volumes import load_volumes
+
+        chosen = self.arguments
+        dataset = (load_volumes if chosen.volumes else load_images)(chosen.data, chosen.category)
+        if self._draws:
+            if "test" not in dataset:
+                raise ValueError(
+                    f"{chosen.data} is a folder without test images: it is trained on as it is. --contamination and "
+                    "--train-size need an MVTec AD layout (train/good, test/<defect>, ground_truth/<defect>)"
+                )
+            dataset = contaminate(dataset, chosen.contamination or 0.0, chosen.seed, chosen.train_size)
+        return dataset["train"]
 
 
 def make_accelerator(recipe: Recipe, output: Path, report_to: list[str], cpu: bool = False) -> "Accelerator":
@@ -151,8 +218,9 @@ def train(arguments: TrainArguments) -> Path:
         RunFolderError: if `output` holds another run.
         CheckpointError: if `output` cannot be written.
         NonFiniteLossError: if training diverges.
+        MainProcessError: in the other processes, if the main one failed.
     """
-    from iltm_anomaly.training.folder import flat
+    from iltm_anomaly.training.processes import describe
     from iltm_anomaly.training.run import TrainingRun
 
     recipe = load_recipe(arguments.preset or ("phantom" if arguments.volumes else "cpu"))
@@ -161,17 +229,17 @@ def train(arguments: TrainArguments) -> Path:
         raise ValueError(f"preset {arguments.preset} is for {kind}: {remedy}, or choose another preset")
     if arguments.rounds is not None:
         recipe.rounds = replace(recipe.rounds, rounds=arguments.rounds)
-    images, record, source = load_training_images(arguments)
+    images = TrainingImages(arguments)
     accelerator = make_accelerator(recipe, arguments.output, arguments.report_to, arguments.cpu)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    if arguments.report_to:
-        values = flat(recipe.to_dict()) | {"seed": arguments.seed}
-        simple = {key: value for key, value in values.items() if isinstance(value, bool | int | float | str)}
-        accelerator.init_trackers("trackers", config=simple)
+    if accelerator.is_main_process:
+        logger.info("training on %s", describe(accelerator))
+        alone = accelerator.num_processes == 1 and "WORLD_SIZE" not in os.environ
+        if alone and accelerator.device.type == "cpu" and "MASTER_ADDR" in os.environ:
+            logger.warning("accelerate starts one process on a CPU, whatever --num_processes: %s", MORE_ON_CPUS)
     run = TrainingRun(
         recipe, arguments.output, arguments.seed, accelerator, checkpoint_seconds=arguments.checkpoint_seconds
     )
-    folder = run.train(images, record, resume=arguments.resume, source=source)
+    folder = run.train(images, images.record, resume=arguments.resume, source=images.source)
     if arguments.report_to or accelerator.num_processes > 1:
         accelerator.end_training()
     return folder
