@@ -114,6 +114,17 @@ def test_bad_hub_data(hub, loaded):
         load_mvtec("org/parts")
 
 
+def test_unreadable_rows_are_left_out(hub, loaded, caplog):
+    rows = [{"path": None, "bytes": b"no image"}, image(3), None]
+    loaded["train"] = make_dataset(image=rows, mask=[None] * 3, defect=["good"] * 3)
+    loaded["test"] = make_dataset(image=[None, image()], mask=[None, mask()], defect=["cut", "scratch"])
+    dataset = load_mvtec("org/parts")
+    assert [np.asarray(one).max() for one in dataset["train"]["image"]] == [3]
+    assert dataset["test"]["defect"][:] == ["scratch"]
+    assert "left out: cannot read image in row 0 of the data set" in caplog.text
+    assert "left out: row 2 of the data set (counted from 0) holds no image" in caplog.text
+
+
 def test_unreachable_hub_names_both_readings(monkeypatch):
     def unreachable(name, **kwargs):
         raise ConnectionError("offline")

@@ -103,7 +103,9 @@ def test_an_unreadable_image_of_a_stream_is_left_out(tmp_path, only_load, caplog
         )
     assert only_load == [(2, 3, 64, 64)]
     assert "left out: cannot read image b.png: " in caplog.text
-    assert "left out: cannot read image in row 3 of the data set (counted from 0): not in an image format" in caplog.text
+    assert (
+        "left out: cannot read image in row 3 of the data set (counted from 0): not in an image format" in caplog.text
+    )
 
 
 def test_a_connection_that_breaks_is_no_error_of_the_disk(folder, tmp_path, monkeypatch, only_load):
