@@ -333,7 +333,11 @@ class _Loader:
 
 
 def loading_threads(accelerator: Accelerator) -> int:
-    """Threads that prepare data in each process: what the processes of this machine leave of its cores, 1 to 4."""
+    """Threads that prepare data in each process: 1 to 4 of what the processes of this machine leave of its cores, where an
+    accelerator trains. None where the CPU itself does: what a second thread computes is computed by more threads than there are
+    cores, and waiting for each other made a step of the prior take twice as long on two cores."""
+    if accelerator.device.type == "cpu":
+        return 0
     local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
     return max(1, min(4, (os.cpu_count() or 1) // max(1, local) - 1))
 
