@@ -62,9 +62,13 @@ class EMAQuantizer(nn.Module):
         codebook = self.codebook.float()  # a model cast to bfloat16 has cast its buffers too
         squares, transposed = codebook.square().sum(1), codebook.t()
         rows = max(1, DISTANCES.get(vectors.device.type, DISTANCES["cuda"]) // len(codebook))
-        # |z|^2 is the same for every code and does not change which is nearest
-        nearest = [(squares - 2 * part @ transposed).argmin(1) for part in vectors.split(rows)]
-        return nearest[0] if len(nearest) == 1 else torch.cat(nearest)
+        nearest = torch.empty(len(vectors), dtype=torch.long, device=vectors.device)
+        distances = vectors.new_empty(min(rows, len(vectors)), len(codebook))  # one, or the heap grows by one a part
+        for part, codes in zip(vectors.split(rows), nearest.split(rows), strict=True):
+            # |z|^2 is the same for every code and does not change which is nearest
+            torch.mm(part, transposed, out=distances[: len(part)]).mul_(-2).add_(squares)
+            torch.argmin(distances[: len(part)], 1, out=codes)
+        return nearest
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(T, D) -> quantised vectors (T, D), codes (T,), and how many fell to each code (K,).
