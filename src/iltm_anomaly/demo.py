@@ -12,12 +12,12 @@ from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.training.task import TrainArguments, train
 
 MARKER = ".iltm-anomaly-demo"
-CATEGORY = "part"
+CATEGORY = "fabric"
 SIZE = 96
 
 
 def demo(output: Path, seed: int = 0) -> dict:
-    """Generates images of a machined part, 30 % of the training ones with a hidden defect; trains, refits with suspicious tokens
+    """Generates images of a woven fabric, 30 % of the training ones with a hidden defect; trains, refits with suspicious tokens
     masked, scores held-out images after every round, and reloads the pipeline to score one image.
 
     Files, below `output`: `data` (MVTec AD layout), `run` (`run/model` is the pipeline), `results.json`, `gallery.png`.
@@ -25,11 +25,11 @@ def demo(output: Path, seed: int = 0) -> dict:
     Returns:
         The document in `results.json`.
     """
-    print(f"1. generating images of a part, {CONTAMINATION:.0%} of the training images defective: {output / 'data'}")
+    print(f"1. generating images of a fabric, {CONTAMINATION:.0%} of the training images defective: {output / 'data'}")
     clear_demo(output)
     # the generator mixes defects into training itself: nothing in `train` says which images they are
     dataset = generate_dataset(
-        kind=CATEGORY,
+        kind="texture",
         size=SIZE,
         num_train=160,
         num_test_good=30,
