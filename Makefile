@@ -50,7 +50,7 @@ style: $(READY)  ## format and repair what ruff can
 	$(BIN)/ruff format .
 
 bench: $(READY)  ## side-by-side benchmarks against other libraries, about 20 minutes on one core
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[bench]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m pip install --quiet --no-deps 'monai>=1.5' 'vector-quantize-pytorch>=1.32'  # its dependencies would bring another torch
 	$(BIN)/python scripts/benchmarks/run.py
 	$(BIN)/python scripts/benchmarks/bench_metrics.py
