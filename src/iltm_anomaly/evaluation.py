@@ -212,7 +212,11 @@ def evaluate_run(
                 "seconds_per_image": round(seconds / len(test), 4),
             }
         )
-    draw_gallery(gallery_rows(test, scored), pipeline.settings.score_threshold or 1.0, output / "gallery.png")
+    rows, threshold = gallery_rows(test, scored), pipeline.settings.score_threshold
+    highest = [float(row.anomaly_map.max()) for row in rows]
+    if threshold is None or threshold > max(highest):  # nothing would be seen of maps that all stay below it
+        threshold = float(np.median(highest))
+    draw_gallery(rows, threshold, output / "gallery.png")
     document = {
         "results": results,
         "test_images": len(test),
