@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hostile import edit
 from PIL import Image
 
 from iltm_anomaly.cli import build_parser, main
@@ -133,6 +135,29 @@ def test_evaluate_reports_every_round_and_draws_a_gallery(run, data, tmp_path, c
     assert np.asarray(Image.open(tmp_path / "gallery.png")).std() > 10
 
 
+@pytest.mark.parametrize("threshold, below", [(1e9, True), (1e-9, False)])
+def test_the_gallery_shows_maps_that_all_stay_below_the_threshold(run, data, tmp_path, monkeypatch, threshold, below):
+    shutil.copytree(run / "model", tmp_path / "model")
+    edit(tmp_path / "model" / "calibration.json", score_threshold=threshold)
+    drawn = {}
+    monkeypatch.setattr(
+        "iltm_anomaly.evaluation.draw_gallery", lambda rows, scale, _: drawn.update(rows=rows, scale=scale)
+    )
+    arguments = [
+        "evaluate",
+        str(tmp_path / "model"),
+        "--data",
+        str(data),
+        "--category",
+        "part",
+        "--output",
+        str(tmp_path),
+    ]
+    assert main(arguments) == 0
+    highest = [row.anomaly_map.max() for row in drawn["rows"]]
+    assert min(highest) <= drawn["scale"] <= max(highest) if below else drawn["scale"] == threshold
+
+
 def test_evaluate_of_the_last_round_alone_claims_nothing_of_its_masks(run, data, tmp_path):
     arguments = [
         "evaluate",
@@ -152,7 +177,6 @@ def test_evaluate_of_the_last_round_alone_claims_nothing_of_its_masks(run, data,
 
 
 def test_evaluate_refuses_data_that_has_changed(run, data, tmp_path, capsys):
-    import shutil
 
     changed = tmp_path / "data"
     shutil.copytree(data, changed)
@@ -197,7 +221,6 @@ def test_a_plain_folder_of_images_is_trained_on_as_it_is(data, recipe, tmp_path)
 
 
 def test_training_survives_an_unreadable_image(data, recipe, tmp_path, caplog):
-    import shutil
 
     folder = tmp_path / "images"
     shutil.copytree(data / "part" / "train" / "good", folder)
