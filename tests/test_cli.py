@@ -119,9 +119,13 @@ def test_resuming_another_run_is_refused(run, data, recipe, capsys):
     assert "seed" in capsys.readouterr().err
 
 
+def evaluate(model, data, output, *options):
+    arguments = ["evaluate", str(model), "--data", str(data), "--category", "part", "--output", str(output)]
+    return main([*arguments, *options])
+
+
 def test_evaluate_reports_every_round_and_draws_a_gallery(run, data, tmp_path, capsys):
-    arguments = ["evaluate", str(run), "--data", str(data), "--category", "part", "--output", str(tmp_path)]
-    assert main(arguments) == 0
+    assert evaluate(run, data, tmp_path) == 0
     table = capsys.readouterr().out
     assert "pixel AUROC" in table and "of defect tokens" in table
     document = json.loads((tmp_path / "results.json").read_text())
@@ -143,34 +147,13 @@ def test_the_gallery_shows_maps_that_all_stay_below_the_threshold(run, data, tmp
     monkeypatch.setattr(
         "iltm_anomaly.evaluation.draw_gallery", lambda rows, scale, _: drawn.update(rows=rows, scale=scale)
     )
-    arguments = [
-        "evaluate",
-        str(tmp_path / "model"),
-        "--data",
-        str(data),
-        "--category",
-        "part",
-        "--output",
-        str(tmp_path),
-    ]
-    assert main(arguments) == 0
+    assert evaluate(tmp_path / "model", data, tmp_path) == 0
     highest = [row.anomaly_map.max() for row in drawn["rows"]]
     assert min(highest) <= drawn["scale"] <= max(highest) if below else drawn["scale"] == threshold
 
 
 def test_evaluate_of_the_last_round_alone_claims_nothing_of_its_masks(run, data, tmp_path):
-    arguments = [
-        "evaluate",
-        str(run),
-        "--last-round",
-        "--data",
-        str(data),
-        "--category",
-        "part",
-        "--output",
-        str(tmp_path),
-    ]
-    assert main(arguments) == 0
+    assert evaluate(run, data, tmp_path, "--last-round") == 0
     (result,) = json.loads((tmp_path / "results.json").read_text())["results"]
     assert result["round"] == 1 and result["masked_fraction"] > 0
     assert result["masked_share_defect_tokens"] is None and result["masked_share_normal_tokens"] is None

@@ -47,7 +47,7 @@ def folder(tmp_path):
 
 
 def values(sources):
-    return [int(np.asarray(image)[0, 0, 0]) for image in readable_images(sources)]
+    return [int(np.asarray(image)[0, 0, 0]) for _, image in readable_images(sources)]
 
 
 def test_in_order(folder):

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .images import ImageReadError, read_source
+from .images import readable_images
 from .schema import GOOD, dataset_features, label_of, normalise_mask
 
 if TYPE_CHECKING:
@@ -112,27 +112,14 @@ def _defect_name(value: Any) -> str | None:
     return GOOD if value.lower() in _GOOD_NAMES else value
 
 
-def _readable_rows(split: Dataset) -> list[int]:
-    """Rows whose image can be read, as `read_rows` finds them for files; the others are named in warnings."""
-    from datasets import Image
-
-    rows = []
-    for row, source in enumerate(split.select_columns(["image"]).cast_column("image", Image(decode=False))["image"]):
-        try:
-            read_source(source, row)
-            rows.append(row)
-        except ImageReadError as error:
-            logger.warning("left out: %s", error)
-    return rows
-
-
 def _standardise(split: Dataset, name: str, require_masks: bool) -> Dataset:
     from datasets import Image
 
     if "image" not in split.column_names:
         raise ValueError(f"{name} has no column image; it has: {', '.join(split.column_names)}")
     features = dataset_features()
-    readable = _readable_rows(split)
+    sources = split.select_columns(["image"]).cast_column("image", Image(decode=False))["image"]
+    readable = [row for row, _ in readable_images(sources)]
     split = split if len(readable) == len(split) else split.select(readable)
     defects = _defects(split)
     masks: list[Any] = [None] * len(split)

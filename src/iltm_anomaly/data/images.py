@@ -138,11 +138,11 @@ def read_source(source: dict[str, Any] | None, number: int) -> Image.Image:
     return image
 
 
-def readable_images(sources: Iterable[dict[str, Any] | None]) -> Iterator[Image.Image]:
-    """Images of a data set (`read_source`) one by one; one that cannot be read is named in a warning and left out."""
+def readable_images(sources: Iterable[dict[str, Any] | None]) -> Iterator[tuple[int, Image.Image]]:
+    """Rows and images of a data set (`read_source`) one by one; one that cannot be read is named in a warning and left out."""
     for number, source in enumerate(sources):
         try:
-            yield read_source(source, number)
+            yield number, read_source(source, number)
         except ImageReadError as error:
             logger.warning("left out: %s", error)
 

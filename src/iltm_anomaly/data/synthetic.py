@@ -29,7 +29,7 @@ NOISE_STD = 0.012
 VISIBLE_CHANGE = 0.06
 """A pixel belongs to a defect where a channel differs by more than this (15 grey levels) from the image without it."""
 _RENDERERS = {"part": render_part, "texture": render_fabric}
-_TRAIN_GOOD, _TRAIN_DEFECTIVE, _TEST_GOOD, _TEST_DEFECTIVE, _ORDER, _REPEATED = range(6)
+_TRAIN_GOOD, _TRAIN_DEFECTIVE, _TEST_GOOD, _TEST_DEFECTIVE, _ORDER = range(5)
 
 
 def generate_dataset(
@@ -40,7 +40,6 @@ def generate_dataset(
     num_test_defective: int = 40,
     contamination: float = 0.1,
     seed: int = 0,
-    distinct_defects: int | None = None,
 ) -> DatasetDict:
     """Generates a data set whose training images are contaminated.
 
@@ -78,21 +77,19 @@ def generate_dataset(
     hidden = round(contamination * num_train)
     train = [
         *_rows(kind, size, num_train - hidden, seed, _TRAIN_GOOD, defective=False),
-        *_rows(kind, size, hidden, seed, _TRAIN_DEFECTIVE, True, distinct_defects),
+        *_rows(kind, size, hidden, seed, _TRAIN_DEFECTIVE, defective=True),
     ]
     order = np.random.default_rng(sample_seed(seed, _ORDER)).permutation(num_train)
     test = [
         *_rows(kind, size, num_test_good, seed, _TEST_GOOD, defective=False),
-        *_rows(kind, size, num_test_defective, seed, _TEST_DEFECTIVE, True, distinct_defects),
+        *_rows(kind, size, num_test_defective, seed, _TEST_DEFECTIVE, defective=True),
     ]
     return DatasetDict(
         {"train": build_dataset([train[index] for index in order], "train"), "test": build_dataset(test, "test")}
     )
 
 
-def render_image(
-    kind: str, size: int, defect: str, seed: int, defect_seed: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def render_image(kind: str, size: int, defect: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Renders one image.
 
     Args:
@@ -109,9 +106,8 @@ def render_image(
     good = scene.expose(surface)
     if defect == GOOD:
         return _to_bytes(good), np.zeros((size, size), dtype=bool)
-    drawn = seed if defect_seed is None else defect_seed
     for attempt in range(100):
-        structure, damage = draw_defect(kind, defect, np.random.default_rng(sample_seed(drawn, 1, attempt)))
+        structure, damage = draw_defect(kind, defect, np.random.default_rng(sample_seed(seed, 1, attempt)))
         surface, solid = _RENDERERS[kind](scene, structure)
         if damage is not None:
             damage(scene, surface, solid)
@@ -162,14 +158,10 @@ def write_mvtec_tree(dataset: DatasetDict, folder: str | os.PathLike, category: 
     return root
 
 
-def _rows(
-    kind: str, size: int, count: int, seed: int, stream: int, defective: bool, distinct: int | None = None
-) -> Iterator[dict[str, Any]]:
+def _rows(kind: str, size: int, count: int, seed: int, stream: int, defective: bool) -> Iterator[dict[str, Any]]:
     for number in range(count):
-        which = number if distinct is None else number % distinct
-        defect = DEFECT_TYPES[which % len(DEFECT_TYPES)] if defective else GOOD
-        defect_seed = None if distinct is None else sample_seed(seed, _REPEATED, which)
-        image, mask = render_image(kind, size, defect, sample_seed(seed, stream, number), defect_seed)
+        defect = DEFECT_TYPES[number % len(DEFECT_TYPES)] if defective else GOOD
+        image, mask = render_image(kind, size, defect, sample_seed(seed, stream, number))
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, format="PNG")
         yield {

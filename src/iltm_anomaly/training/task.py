@@ -131,13 +131,14 @@ class TrainingImages:
         elif chosen.streaming:
             from iltm_anomaly.data.streaming import stream_images
 
-            yield from readable_images(stream_images(chosen.data, chosen.category, chosen.train_size))
+            sources = stream_images(chosen.data, chosen.category, chosen.train_size)
+            yield from (image for _, image in readable_images(sources))
         else:
             from datasets import Image
 
             # a column by itself: neither labels nor masks are even decoded
             column = self._split.select_columns(["image"]).cast_column("image", Image(decode=False))["image"]
-            yield from readable_images(column)
+            yield from (image for _, image in readable_images(column))
 
     @property
     def _draws(self) -> bool:
