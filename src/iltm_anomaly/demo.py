@@ -12,30 +12,31 @@ from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.training.task import TrainArguments, train
 
 MARKER = ".iltm-anomaly-demo"
-CATEGORY = "fabric"
+CATEGORY = "part"
 SIZE = 96
 
 
 def demo(output: Path, seed: int = 0) -> dict:
-    """Generates images of a woven fabric, 30 % of the training ones with a hidden defect; trains, refits with suspicious tokens
-    masked, scores held-out images after every round, and reloads the pipeline to score one image.
+    """Generates images of a machined part, 30 % of the training ones with one of four faults that its machine repeats; trains, refits
+    with suspicious tokens masked, scores held-out images after every round, and reloads the pipeline to score one image.
 
     Files, below `output`: `data` (MVTec AD layout), `run` (`run/model` is the pipeline), `results.json`, `gallery.png`.
 
     Returns:
         The document in `results.json`.
     """
-    print(f"1. generating images of a fabric, {CONTAMINATION:.0%} of the training images defective: {output / 'data'}")
+    print(f"1. generating images of a part, {CONTAMINATION:.0%} of the training images with a fault that comes back: {output / 'data'}")
     clear_demo(output)
     # the generator mixes defects into training itself: nothing in `train` says which images they are
     dataset = generate_dataset(
-        kind="texture",
+        kind="part",
         size=SIZE,
         num_train=160,
         num_test_good=30,
         num_test_defective=40,
         contamination=CONTAMINATION,
         seed=seed,
+        recurring=True,
     )
     folder = write_mvtec_tree(dataset, output / "data", CATEGORY)
 
@@ -47,7 +48,7 @@ def demo(output: Path, seed: int = 0) -> dict:
     print(format_table(document["results"]))
 
     print("4. one line to load it again, one to score an image:")
-    image = next(row["image"] for row in dataset["test"] if row["defect"] == "missing")
+    image = next(row["image"] for row in dataset["test"] if row["defect"] == "no_label")
     path = output / "defective.png"
     image.save(path)
     model = output / "run" / "model"

@@ -338,8 +338,8 @@ class ILTMAnomalyPipeline:
     def calibrate(self, pixel_values: Tensor, show_progress: bool = False) -> float:
         """Sets `surprise_limit`, `noise` and `score_threshold` from training images (N, C, *spatial) alone; no label is read.
 
-        A score is an outlier if its logarithm is: `masking.outlier_limit` with a scale of 3, which holds as long as fewer than
-        half of the training images are contaminated.
+        A score is an outlier if its logarithm is (`masking.score_limit`), which holds as long as fewer than half of the training
+        images are contaminated.
 
         Returns:
             The score threshold.
@@ -351,7 +351,7 @@ class ILTMAnomalyPipeline:
         scores = []
         for batch in tqdm(batches, desc="calibrating", unit="batch", disable=not show_progress):
             scores += [float(m.max()) for m in self.score_batch(batch, settings, 0)[0]]
-        settings.score_threshold = math.exp(masking.outlier_limit(torch.tensor(scores).clamp(min=1e-6).log()))
+        settings.score_threshold = math.exp(masking.score_limit(torch.tensor(scores).clamp(min=1e-6).log()))
         return settings.score_threshold
 
     @torch.no_grad()

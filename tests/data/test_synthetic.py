@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from iltm_anomaly.data._defects import DEFECT_TYPES
+from iltm_anomaly.data._defects import DEFECT_TYPES, MACHINE_FAULTS
 from iltm_anomaly.data.mvtec import load_mvtec
 from iltm_anomaly.data.synthetic import KINDS, VISIBLE_CHANGE, generate_dataset, render_image, write_mvtec_tree
 
@@ -59,6 +59,22 @@ def test_good_images_vary_a_little(kind):
     images = np.stack([render_image(kind, 64, "good", seed)[0] for seed in range(6)]).astype(float) / 255
     assert 0.01 < images.std(axis=0).mean() < 0.12
     assert 0.15 < images.mean() < 0.75
+
+
+def test_faults_of_a_machine_come_back_in_training_and_test():
+    dataset = generate_dataset(
+        size=64, num_train=16, num_test_good=1, num_test_defective=8, contamination=0.5, seed=1, recurring=True
+    )
+    masks: dict[str, list[np.ndarray]] = {}
+    for row in [*dataset["train"], *dataset["test"]]:
+        if row["mask"] is not None:
+            masks.setdefault(row["defect"], []).append(np.asarray(row["mask"]) > 0)
+    assert {name: len(found) for name, found in masks.items()} == dict.fromkeys(MACHINE_FAULTS, 4)
+    for found in masks.values():
+        overlaps = [(found[0] & other).sum() / (found[0] | other).sum() for other in found[1:]]
+        assert min(overlaps) > 0.4, "in the same place, but for the position of the part"
+    with pytest.raises(ValueError, match="faults recur of kind 'part' alone"):
+        generate_dataset("texture", recurring=True)
 
 
 @pytest.mark.parametrize("size", [32, 65, 256])

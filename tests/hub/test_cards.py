@@ -118,8 +118,8 @@ def test_results_that_do_not_belong_together_are_refused(tmp_path):
 
 def test_every_known_data_set_states_its_terms():
     assert data_source("../shared/data/mvtec") is data_source("mvtec/bottle") is DATA_SOURCES["mvtec"]
-    assert data_source("demo_0/data/fabric") is data_source("demo_0/data/fabric", "demo") is DEMO
-    assert data_source("demo_0/data/fabric", "cpu").terms == "not stated"  # somebody's own folder of that name
+    assert data_source("demo_0/data/part") is data_source("demo_0/data/part", "demo") is DEMO
+    assert data_source("demo_0/data/part", "cpu").terms == "not stated"  # somebody's own folder of that name
     for source in DATA_SOURCES.values():
         assert source.terms and source.text and (source.citation or source is DEMO)
     for path in (REPOSITORY / "model_cards").glob("*/README.md"):

@@ -10,10 +10,19 @@ Damage = Callable[[Scene, Array, Array], None]
 """Changes a (size, size, 3) surface in place, given the scene and where the surface is solid."""
 
 DEFECT_TYPES = ("blob", "dent", "misplaced", "missing", "scratch")
+# What a machine that puts parts together gets wrong, always in the same way.
+MACHINE_FAULTS = {
+    "no_label": Structure(absent=frozenset({"label"})),
+    "no_screw": Structure(absent=frozenset({"screw0"})),
+    "label_askew": Structure(label_shift=(-6.0, 9.0), label_angle=0.12),
+    "chipped_corner": Structure(chip=(52.0, 30.0, 11.0, 7)),
+}
 
 
 def draw_defect(kind: str, defect: str, rng: np.random.Generator) -> tuple[Structure, Damage | None]:
     """Draws one defect: what is put together wrongly, or what happens to the surface afterwards."""
+    if kind == "part" and defect in MACHINE_FAULTS:
+        return MACHINE_FAULTS[defect], None
     reach = (PLATE[0] - 6, PLATE[1] - 6) if kind == "part" else (54.0, 54.0)
     place = (float(rng.uniform(-reach[0], reach[0])), float(rng.uniform(-reach[1], reach[1])))
     if defect == "scratch":

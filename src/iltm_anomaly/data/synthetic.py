@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from ._defects import DEFECT_TYPES, draw_defect
+from ._defects import DEFECT_TYPES, MACHINE_FAULTS, draw_defect
 from ._random import sample_seed
 from ._rendering import Scene, Structure, render_fabric, render_part
 from .schema import GOOD, build_dataset, mask_to_png
@@ -40,6 +40,7 @@ def generate_dataset(
     num_test_defective: int = 40,
     contamination: float = 0.1,
     seed: int = 0,
+    recurring: bool = False,
 ) -> DatasetDict:
     """Generates a data set whose training images are contaminated.
 
@@ -48,10 +49,12 @@ def generate_dataset(
         size: pixels along each side, at least 32.
         num_train: training images in all.
         num_test_good: good test images.
-        num_test_defective: defective test images, spread evenly over the five types.
+        num_test_defective: defective test images, spread evenly over the types.
         contamination: share of defective images among the training images, in [0, 1), rounded to whole images.
         seed: the same seed gives the same images; each image has its own stream, so more images leave the first ones
             as they are.
+        recurring: of kind "part", the four faults of a machine that puts it together, which come back in training and test, in
+            place of defects of which no two are alike.
 
     Returns:
         DatasetDict with the columns of `load_mvtec`. Training images are in random order; their label, defect and mask
@@ -74,15 +77,18 @@ def generate_dataset(
             f"num_train must be at least 1 and the others not negative, got num_train={num_train}, "
             f"num_test_good={num_test_good}, num_test_defective={num_test_defective}"
         )
+    if recurring and kind != "part":
+        raise ValueError(f"faults recur of kind 'part' alone, got {kind!r}")
+    defects = tuple(MACHINE_FAULTS) if recurring else DEFECT_TYPES
     hidden = round(contamination * num_train)
     train = [
-        *_rows(kind, size, num_train - hidden, seed, _TRAIN_GOOD, defective=False),
-        *_rows(kind, size, hidden, seed, _TRAIN_DEFECTIVE, defective=True),
+        *_rows(kind, size, num_train - hidden, seed, _TRAIN_GOOD),
+        *_rows(kind, size, hidden, seed, _TRAIN_DEFECTIVE, defects),
     ]
     order = np.random.default_rng(sample_seed(seed, _ORDER)).permutation(num_train)
     test = [
-        *_rows(kind, size, num_test_good, seed, _TEST_GOOD, defective=False),
-        *_rows(kind, size, num_test_defective, seed, _TEST_DEFECTIVE, defective=True),
+        *_rows(kind, size, num_test_good, seed, _TEST_GOOD),
+        *_rows(kind, size, num_test_defective, seed, _TEST_DEFECTIVE, defects),
     ]
     return DatasetDict(
         {"train": build_dataset([train[index] for index in order], "train"), "test": build_dataset(test, "test")}
@@ -95,7 +101,7 @@ def render_image(kind: str, size: int, defect: str, seed: int) -> tuple[np.ndarr
     Args:
         kind: "part" or "texture".
         size: pixels along each side.
-        defect: "good" or one of `DEFECT_TYPES`.
+        defect: "good", one of `DEFECT_TYPES`, or of kind "part" one of `MACHINE_FAULTS`.
         seed: of everything in it.
 
     Returns:
@@ -158,15 +164,17 @@ def write_mvtec_tree(dataset: DatasetDict, folder: str | os.PathLike, category: 
     return root
 
 
-def _rows(kind: str, size: int, count: int, seed: int, stream: int, defective: bool) -> Iterator[dict[str, Any]]:
+def _rows(
+    kind: str, size: int, count: int, seed: int, stream: int, defects: tuple[str, ...] = (GOOD,)
+) -> Iterator[dict[str, Any]]:
     for number in range(count):
-        defect = DEFECT_TYPES[number % len(DEFECT_TYPES)] if defective else GOOD
+        defect = defects[number % len(defects)]
         image, mask = render_image(kind, size, defect, sample_seed(seed, stream, number))
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, format="PNG")
         yield {
             "image": {"bytes": buffer.getvalue(), "path": None},
-            "mask": mask_to_png(mask) if defective else None,
+            "mask": None if defect == GOOD else mask_to_png(mask),
             "defect": defect,
         }
 
