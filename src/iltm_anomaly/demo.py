@@ -17,15 +17,17 @@ SIZE = 96
 
 
 def demo(output: Path, seed: int = 0) -> dict:
-    """Generates images of a machined part, 30 % of the training ones with one of four faults that its machine repeats; trains, refits
-    with suspicious tokens masked, scores held-out images after every round, and reloads the pipeline to score one image.
+    """Generates images of a machined part, 30 % of the training ones with one of six faults that its machine repeats; trains,
+    refits with suspicious tokens masked, scores held-out images after every round, and reloads the pipeline to score one image.
 
     Files, below `output`: `data` (MVTec AD layout), `run` (`run/model` is the pipeline), `results.json`, `gallery.png`.
 
     Returns:
         The document in `results.json`.
     """
-    print(f"1. generating images of a part, {CONTAMINATION:.0%} of the training images with a fault that comes back: {output / 'data'}")
+    print(
+        f"1. generating images of a part, {CONTAMINATION:.0%} for training with a fault that comes back: {output / 'data'}"
+    )
     clear_demo(output)
     # the generator mixes defects into training itself: nothing in `train` says which images they are
     dataset = generate_dataset(
