@@ -222,14 +222,14 @@ def test_map_is_lowest_where_the_image_is_as_reconstructed():
 
 def test_both_parts_must_find_a_pixel_abnormal():
     tokens, pixels = torch.tensor([4.0, 4.0, 0.0, 1.0]), torch.tensor([9.0, 0.0, 9.0, 1.0])
-    usual = 0.25  # added to the pixels, so that tokens count where pixels say nothing
-    torch.testing.assert_close(combine(tokens, pixels, 0.5), (tokens * (pixels + usual)).sqrt())
-    assert combine(tokens, pixels, 0.5)[1] > combine(tokens / 4, pixels, 0.5)[1] > 0 == combine(tokens, pixels, 0.5)[2]
+    torch.testing.assert_close(combine(tokens, pixels, 0.5), torch.tensor([6.0, 0.0, 0.0, 1.0]))
     torch.testing.assert_close(combine(tokens, pixels, 1.0), tokens)
     absolute = torch.tensor([-1.0, 2.0, 0.0, 1.0])  # a density above 1
     assert torch.equal(combine(tokens, absolute, 0.0), absolute)
-    # the unit of tokens changes the scale alone
-    torch.testing.assert_close(combine(4 * tokens, pixels, 0.5), 2 * combine(tokens, pixels, 0.5))
+    # with a floor tokens count where pixels say nothing
+    torch.testing.assert_close(combine(tokens, pixels, 0.5, 0.25), (tokens * (pixels + 0.25)).sqrt())
+    # the units of either change the scale alone
+    torch.testing.assert_close(combine(tokens, 4 * pixels, 0.5), 2 * combine(tokens, pixels, 0.5))
 
 
 # tokens to pixels

@@ -24,8 +24,6 @@ from iltm_anomaly.vqvae import VQVAEModel
 STRIP_ELEMENTS = 1 << 21
 # Code maps that go through the decoder together: one of them fills a CPU's cache.
 TRUNK_BATCH = {"cpu": 1, "cuda": 16}
-# Nats; the median over normal pixels of real and generated sets was 0.25 to 0.29, since the bandwidth follows their usual error.
-USUAL_SURPRISE = 0.25
 LOG2_E = math.log2(math.e)  # exponentials are powers of two: `exp2` is four times as fast on CPUs as `exp`
 CONV = {2: F.conv2d, 3: F.conv3d}
 
@@ -177,20 +175,20 @@ def smooth(values: Tensor, sigma: float) -> Tensor:
     return torch.from_numpy(filtered).to(values.device)
 
 
-def combine(tokens: Tensor, pixels: Tensor, likelihood_share: float) -> Tensor:
-    """Weighted geometric mean of two surprises of 0 or more, of one shape: abnormal is what is so to both.
-
-    A pixel that is exactly as reconstructed counts as `USUAL_SURPRISE`, not as 0: where nothing was healed, because the prior has
-    seen such a defect too often, the VQ-VAE draws the defect well, and a factor of 0 would hide what the prior still knows of it.
+def combine(tokens: Tensor, pixels: Tensor, likelihood_share: float, surprise_floor: float = 0.0) -> Tensor:
+    """Weighted geometric mean of two surprises of 0 or more, of one shape: abnormal is what is so to both, on a scale that needs
+    no weight between nats of different models.
 
     Args:
         tokens: -log likelihood of the codes.
-        pixels: -log density of the pixels, relative to their kernel's peak.
+        pixels: -log density of the pixels.
         likelihood_share: exponent of `tokens`, 1 minus that of `pixels`; at 0, the lineage's map, `pixels` may have any sign.
+        surprise_floor: added to `pixels`, in nats. A defect that the prior has seen too often is not healed, and the VQ-VAE draws it
+            well: a factor near 0 would hide what the tokens still tell of it.
     """
     if not likelihood_share:
         return pixels
-    return tokens.clamp(min=0) ** likelihood_share * (pixels.clamp(min=0) + USUAL_SURPRISE) ** (1 - likelihood_share)
+    return tokens.clamp(min=0) ** likelihood_share * (pixels.clamp(min=0) + surprise_floor) ** (1 - likelihood_share)
 
 
 def resampling_gate(resampled: Tensor, spatial: tuple[int, ...], sigma_tokens: float = 0.75) -> Tensor:

@@ -62,13 +62,6 @@ def outlier_limit(surprise: Tensor, scale: float = 3.0) -> float:
     return float(median + scale * NORMAL_MAD * np.median(np.abs(values - median)))
 
 
-def score_limit(scores: Tensor, scale: float = 3.0) -> float:
-    """Median + `scale` robust standard deviations of the half below it, for scores of images, of which up to half may be
-    defective: contamination only makes scores higher, so that the upper half says nothing about how good images spread."""
-    median, quartile = np.quantile(scores.cpu().numpy(), [0.5, 0.25])
-    return float(median + scale * NORMAL_MAD * (median - quartile))
-
-
 @dataclass(frozen=True)
 class RejectionRule:
     """One of the two rules above.

@@ -49,6 +49,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "num_contexts": (0, 10_000),
     "bandwidth_floor": (1e-6, 1),
     "likelihood_share": (0, 1),
+    "surprise_floor": (0, 100),
     "smoothing": (0, 100),
     "score_threshold": (-1e30, 1e30),
 }
@@ -67,7 +68,7 @@ class InferenceSettings:
         reconstruction_noise: add to the floor how far each pixel of a training image usually is from its reconstruction, so that
             edges which the decoder always blurs are not taken for defects.
         relative_density: see `abnormality.negative_log_density`.
-        likelihood_share: see `abnormality.combine`.
+        likelihood_share, surprise_floor: see `abnormality.combine`.
         num_contexts: healed samples under whose context every code is scored again for the map; 0 scores it in its own context,
             where what follows a defect is unlikely too.
         gate: keep the density term near healed tokens only, as the lineage does.
@@ -90,6 +91,7 @@ class InferenceSettings:
     reconstruction_noise: bool = True
     relative_density: bool = True
     likelihood_share: float = 0.2
+    surprise_floor: float = 0.0
     gate: bool = False
     smoothing: float = 0.5
     score_threshold: float | None = None
@@ -320,7 +322,8 @@ class ILTMAnomalyPipeline:
             # 5. one map
             sigma = settings.smoothing * self.vqvae.config.downsampling
             tokens = smooth(upsample_tokens(token_surprise, spatial), sigma)
-            maps.append(combine(tokens, smooth(values, sigma), settings.likelihood_share).cpu())
+            pixels = smooth(values, sigma)
+            maps.append(combine(tokens, pixels, settings.likelihood_share, settings.surprise_floor).cpu())
             healed_images.append(healed_image.cpu())
         return maps, healed_images, log_likelihood.cpu(), resampled.cpu()
 
@@ -338,8 +341,8 @@ class ILTMAnomalyPipeline:
     def calibrate(self, pixel_values: Tensor, show_progress: bool = False) -> float:
         """Sets `surprise_limit`, `noise` and `score_threshold` from training images (N, C, *spatial) alone; no label is read.
 
-        A score is an outlier if its logarithm is (`masking.score_limit`), which holds as long as fewer than half of the training
-        images are contaminated.
+        A score is an outlier if its logarithm is: `masking.outlier_limit` with a scale of 3, which holds as long as fewer than
+        half of the training images are contaminated.
 
         Returns:
             The score threshold.
@@ -351,7 +354,7 @@ class ILTMAnomalyPipeline:
         scores = []
         for batch in tqdm(batches, desc="calibrating", unit="batch", disable=not show_progress):
             scores += [float(m.max()) for m in self.score_batch(batch, settings, 0)[0]]
-        settings.score_threshold = math.exp(masking.score_limit(torch.tensor(scores).clamp(min=1e-6).log()))
+        settings.score_threshold = math.exp(masking.outlier_limit(torch.tensor(scores).clamp(min=1e-6).log()))
         return settings.score_threshold
 
     @torch.no_grad()

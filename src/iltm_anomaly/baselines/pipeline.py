@@ -141,7 +141,7 @@ class BaselinePipeline:
         batches = pixel_values.split(IMAGES_AT_ONCE)
         for batch in tqdm(batches, desc="calibrating", unit="batch", disable=not show_progress):
             maxima.append(self.model.anomaly_maps(batch.to(self.device))[1].amax((1, 2)).cpu())
-        limit = masking.score_limit(torch.cat(maxima).float().clamp(min=1e-6).log())
+        limit = masking.outlier_limit(torch.cat(maxima).float().clamp(min=1e-6).log())
         self.settings.score_threshold = math.exp(limit)
         return self.settings.score_threshold
 
