@@ -183,8 +183,8 @@ def combine(tokens: Tensor, pixels: Tensor, likelihood_share: float, surprise_fl
         tokens: -log likelihood of the codes.
         pixels: -log density of the pixels.
         likelihood_share: exponent of `tokens`, 1 minus that of `pixels`; at 0, the lineage's map, `pixels` may have any sign.
-        surprise_floor: added to `pixels`, in nats. A defect that the prior has seen too often is not healed, and the VQ-VAE draws it
-            well: a factor near 0 would hide what the tokens still tell of it.
+        surprise_floor: added to `pixels`, in nats. A defect that the prior has seen too often is not healed, and the VQ-VAE draws
+            it well: a factor near 0 would hide what the tokens still tell of it.
     """
     if not likelihood_share:
         return pixels
