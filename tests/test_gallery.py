@@ -36,4 +36,4 @@ def test_a_sheet_has_map_and_outline_with_square_voxels():
     red = (outlined[..., 0] > 100) & (outlined[..., 2] < 60)
     assert red.any() and isinstance(draw_projections(values, hot, 1.0, (1, 1, 1)), Image.Image)
     changed = (plain != outlined).any(-1)
-    assert changed.any() and (outlined[changed] == 255).all()  # the outline is white, and all that differs
+    assert changed.any() and (outlined[changed] == (255, 0, 255)).all()  # the outline is magenta, and all that differs
