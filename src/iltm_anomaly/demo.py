@@ -17,7 +17,7 @@ SIZE = 96
 
 
 def demo(output: Path, seed: int = 0) -> dict:
-    """Generates images of a machined part, 30 % of the training ones with one of six faults that its machine repeats; trains,
+    """Generates images of a machined part, 30 % of the training ones with one of four faults that its machine repeats; trains,
     refits with suspicious tokens masked, scores held-out images after every round, and reloads the pipeline to score one image.
 
     Files, below `output`: `data` (MVTec AD layout), `run` (`run/model` is the pipeline), `results.json`, `gallery.png`.

@@ -63,7 +63,7 @@ def test_good_images_vary_a_little(kind):
 
 def test_faults_of_a_machine_come_back_in_training_and_test():
     dataset = generate_dataset(
-        size=64, num_train=24, num_test_good=1, num_test_defective=12, contamination=0.5, seed=1, recurring=True
+        size=64, num_train=16, num_test_good=1, num_test_defective=8, contamination=0.5, seed=1, recurring=True
     )
     masks: dict[str, list[np.ndarray]] = {}
     for row in [*dataset["train"], *dataset["test"]]:

@@ -14,8 +14,6 @@ DEFECT_TYPES = ("blob", "dent", "misplaced", "missing", "scratch")
 MACHINE_FAULTS = {
     "no_label": Structure(absent=frozenset({"label"})),
     "no_screw": Structure(absent=frozenset({"screw0"})),
-    "no_bushing": Structure(absent=frozenset({"bushing"})),
-    "screw_askew": Structure(screw_shift=((0.0, 0.0), (0.0, 0.0), (0.0, 0.0), (-5.0, -4.0))),
     "label_askew": Structure(label_shift=(-6.0, 9.0), label_angle=0.12),
     "chipped_corner": Structure(chip=(52.0, 30.0, 11.0, 7)),
 }

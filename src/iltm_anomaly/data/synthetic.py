@@ -53,7 +53,7 @@ def generate_dataset(
         contamination: share of defective images among the training images, in [0, 1), rounded to whole images.
         seed: the same seed gives the same images; each image has its own stream, so more images leave the first ones
             as they are.
-        recurring: of kind "part", the six faults of a machine that puts it together, which come back in training and test, in
+        recurring: of kind "part", the four faults of a machine that puts it together, which come back in training and test, in
             place of defects of which no two are alike.
 
     Returns:
