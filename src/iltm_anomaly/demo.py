@@ -50,7 +50,7 @@ def demo(output: Path, seed: int = 0) -> dict:
     print(format_table(document["results"]))
 
     print("4. one line to load it again, one to score an image:")
-    image = next(row["image"] for row in dataset["test"] if row["defect"] == "no_label")
+    image = next(row["image"] for row in dataset["test"] if row["defect"] == "label_askew")
     path = output / "defective.png"
     image.save(path)
     model = output / "run" / "model"
