@@ -67,6 +67,8 @@ def process(rank, folder, kinds, checkpoint_seconds):
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     for kind in kinds:
         train(folder / kind, kind, checkpoint_seconds)
+    torch.distributed.barrier()  # a process that ends while the other still listens makes gloo abort it
+    torch.distributed.destroy_process_group()
 
 
 def on_two_processes(folder, kinds, checkpoint_seconds=float("inf")):
