@@ -1,7 +1,6 @@
 """Two processes train what one does; a run of two is continued by one."""
 
 import json
-import os
 import shutil
 import sys
 
@@ -11,6 +10,7 @@ import torch.multiprocessing
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from tiny_models import some_codes, tiny_prior, tiny_vqvae
+from two_processes import joined
 
 from iltm_anomaly.data.augmentation import AugmentationConfig, augment, sample_seed
 from iltm_anomaly.training.checkpoint import load_checkpoint, save_checkpoint
@@ -60,15 +60,9 @@ def train(folder, kind, checkpoint_seconds=float("inf")):
 
 
 def process(rank, folder, kinds, checkpoint_seconds):
-    store = folder / "store"
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "ACCELERATE_USE_CPU": "true"}
-    # a file brings the two together: no port that something else may hold
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    for kind in kinds:
-        train(folder / kind, kind, checkpoint_seconds)
-    torch.distributed.barrier()  # a process that ends while the other still listens makes gloo abort it
-    torch.distributed.destroy_process_group()
+    with joined(rank, folder / "store"):
+        for kind in kinds:
+            train(folder / kind, kind, checkpoint_seconds)
 
 
 def on_two_processes(folder, kinds, checkpoint_seconds=float("inf")):

@@ -1,19 +1,20 @@
 """What one process does for all of them."""
 
-import os
-
 import pytest
-import torch
 import torch.multiprocessing
 from accelerate import Accelerator
+from two_processes import joined
 
 from iltm_anomaly.training.processes import MainProcessError, on_main
 
 
-def ask(rank, folder):
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "ACCELERATE_USE_CPU": "true"}
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
+def process(rank, folder):
+    with joined(rank, folder / "store"):
+        ask(rank)
+    (folder / f"done_{rank}").touch()
+
+
+def ask(rank):
     accelerator = Accelerator(cpu=True)
     calls = []
     assert on_main(accelerator, lambda: calls.append(rank) or "answer") == "answer"
@@ -27,9 +28,6 @@ def ask(rank, folder):
     with pytest.raises(told[0], match=told[1]):
         on_main(accelerator, fail)
     assert on_main(accelerator, lambda: rank) == 0
-    (folder / f"done_{rank}").touch()
-    torch.distributed.barrier()  # a process that ends while the other still listens makes gloo abort it
-    torch.distributed.destroy_process_group()
 
 
 def fail():
@@ -37,7 +35,7 @@ def fail():
 
 
 def test_all_learn_what_the_main_process_found(tmp_path):
-    torch.multiprocessing.spawn(ask, (tmp_path,), nprocs=2)
+    torch.multiprocessing.spawn(process, (tmp_path,), nprocs=2)
     assert {path.name for path in tmp_path.glob("done_*")} == {"done_0", "done_1"}
 
 

@@ -1,8 +1,8 @@
 """One codebook over two processes."""
 
 import torch
-import torch.distributed as dist
 import torch.multiprocessing
+from two_processes import joined
 
 from iltm_anomaly.vqvae.quantizer import EMAQuantizer
 
@@ -25,15 +25,12 @@ def train(start, batches, dead_code_threshold, data_driven):
 
 
 def process(rank, folder):
-    # a file brings the two together: no port that something else may hold
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     data = steps_of_data(folder)
     start = data["start"] if rank == 0 else data["start"] + 0.0
     halves = [batch.chunk(2)[rank] for batch in data["batches"]]
-    torch.save(
-        {"plain": train(start, halves, 0.0, False), "revived": train(start, halves, 0.9, True)}, folder / f"{rank}.pt"
-    )
-    dist.destroy_process_group()
+    with joined(rank, folder / "store"):
+        states = {"plain": train(start, halves, 0.0, False), "revived": train(start, halves, 0.9, True)}
+    torch.save(states, folder / f"{rank}.pt")
 
 
 def test_two_processes_share_one_codebook(tmp_path):
