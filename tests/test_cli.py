@@ -191,6 +191,23 @@ def test_detect_skips_bad_files_and_names_them(run, data, tmp_path, capsys):
         assert name in by_name[name]["error"] and not by_name[name]["score"]
 
 
+def test_the_user_may_set_the_threshold(run, data, tmp_path, capsys):
+    path = sorted((data / "part" / "test" / "good").iterdir())[0]
+
+    def detected(threshold: str) -> tuple[int, dict]:
+        output = tmp_path / threshold
+        status = main(["detect", str(run), str(path), "--output", str(output), "--threshold", threshold])
+        return status, next(csv.DictReader((output / "results.csv").read_text().splitlines())) if not status else {}
+
+    status, row = detected("1e9")
+    assert status == 0 and row["threshold"] == "1e+09" and row["abnormal"] == "0"
+    below = float(row["score"]) / 2
+    status, row = detected(f"{below}")
+    assert status == 0 and row["abnormal"] == "1" and int(row["abnormal_pixels"]) > 0
+    assert detected("nan")[0] == 2
+    assert "score_threshold" in capsys.readouterr().err
+
+
 def test_detect_fails_on_a_single_bad_file(run, tmp_path, capsys):
     (tmp_path / "empty.png").touch()
     assert main(["detect", str(run), str(tmp_path / "empty.png"), "--output", str(tmp_path / "out")]) == 2

@@ -144,6 +144,19 @@ def test_clipping_and_power():
     np.testing.assert_allclose(prepare.restore_image(pixels[None])[:, 0, 0], [0, 0, 5, 20, 20], atol=1e-5)
 
 
+def test_percentiles_make_scans_of_different_units_alike(tmp_path):
+    values = np.random.default_rng(0).normal(100, 10, (8, 8, 8)).astype(np.float32)
+    prepare = ILTMImageProcessor.for_volumes([values, 7 * values + 30], intensity_percentiles=(1, 99))
+    assert prepare.intensity_range is None
+    one, other = prepare([values, 7 * values + 30])["pixel_values"]
+    np.testing.assert_allclose(one, other, atol=1e-4)
+    assert 0.01 <= float((one == 0).float().mean()) < 0.02 and 0.01 <= float((one == 1).float().mean()) < 0.02
+    flat = prepare(np.full((8, 8, 8), 3.0))["pixel_values"]
+    assert float(flat.abs().max()) == 0  # nothing to stretch
+    prepare.save_pretrained(tmp_path)
+    assert ILTMImageProcessor.from_pretrained(tmp_path).intensity_percentiles == [1.0, 99.0]
+
+
 def test_settings_follow_from_training_volumes(tmp_path):
     generator = np.random.default_rng(0)
     for name, sides, spacing in (("a", (10, 12, 14), 2.0), ("b", (20, 11, 9), 2.0), ("c", (6, 6, 6), 3.0)):
@@ -206,6 +219,8 @@ def test_values_without_a_range_must_lie_in_the_unit_interval():
         ({"spacing": [1, 2]}, "spacing"),
         ({"spacing": -1.0}, "spacing"),
         ({"intensity_range": (5, 5)}, "low < high"),
+        ({"intensity_range": None, "intensity_percentiles": (5, 101)}, "low < high <= 100"),
+        ({"intensity_percentiles": (1, 99)}, "give one of"),
         ({"intensity_power": 0}, "intensity_power"),
         ({"num_channels": 3}, "one channel"),
         ({"size": {"depth": 8, "height": 8}}, "size must be"),

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from iltm_anomaly import __version__
@@ -95,6 +96,12 @@ def add_detect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image files or folders of images")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="for results.csv, overlays and maps")
     parser.add_argument("--no-maps", action="store_true", help="write results.csv only")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="SCORE",
+        help="from here on abnormal (default: the model's, set by training)",
+    )
     parser.add_argument("--batch-size", type=int, default=8, metavar="N")
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
 
@@ -106,6 +113,8 @@ def run_detect(arguments: argparse.Namespace) -> None:
 
     folder, _ = resolve_model_folder(arguments.model)
     pipeline = ILTMAnomalyPipeline.from_pretrained(folder, device=arguments.device or default_device())
+    if arguments.threshold is not None:
+        pipeline.settings = replace(pipeline.settings, score_threshold=arguments.threshold)
     rows = detect(pipeline, arguments.inputs, arguments.output, arguments.batch_size, save_maps=not arguments.no_maps)
     failed = sum(bool(row["error"]) for row in rows)
     abnormal = sum(row["abnormal"] == 1 for row in rows)

@@ -67,7 +67,7 @@ def demo(output: Path, seed: int = 0) -> dict:
 def demo_volumes(
     output: Path, seed: int = 0, preset: str = "phantom", num_train: int = 100, spacing: float = 8.0
 ) -> dict:
-    """The same with whole-body PET: phantoms, 30 % of the training ones with lesions.
+    """The same with whole-body PET: phantoms, 30 % of the training ones with lesions that one disease has at the same sites.
 
     Files, below `output`: `data` (NIfTI in MVTec AD layout, with `lesions.json`), `run` (`run/model` is the pipeline),
     `results.json`, `gallery.png`, and in `detected` map and mask of one volume as NIfTI and its projections.
@@ -78,10 +78,19 @@ def demo_volumes(
         num_train: training volumes; a tenth as many good ones are tested on, and a fifth as many with lesions.
         spacing: size of a voxel in mm.
     """
-    print(f"1. generating whole-body FDG-PET phantoms, {CONTAMINATION:.0%} with lesions: {output / 'data'}")
+    print(
+        f"1. generating whole-body FDG-PET phantoms, {CONTAMINATION:.0%} with lesions of one disease: {output / 'data'}"
+    )
     clear_demo(output)
     data = write_phantoms(
-        output / "data", num_train, max(1, num_train // 10), max(1, num_train // 5), CONTAMINATION, spacing, seed
+        output / "data",
+        num_train,
+        num_test_good=max(1, num_train // 10),
+        num_test_lesion=max(1, num_train // 5),
+        contamination=CONTAMINATION,
+        spacing=spacing,
+        seed=seed,
+        recurring=True,
     )
 
     print("2. training: 3-D VQ-VAE, then a prior per round, each masking what the one before finds unlikely")

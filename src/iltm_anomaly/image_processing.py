@@ -41,6 +41,7 @@ class ILTMImageProcessorKwargs(ImagesKwargs, total=False):
     size_divisor: int
     spacing: list[float] | None
     intensity_range: list[float] | None
+    intensity_percentiles: list[float] | None
     intensity_power: float
     foreground: float | None
 
@@ -69,6 +70,8 @@ class ILTMImageProcessor(BaseImageProcessor):
         spacing: working size of a voxel in mm, one number or one per RAS axis; for volumes.
         intensity_range: (low, high), the values that become 0 and 1, what lies beyond is clipped: (0, 15) for SUV. Without it
             voxels must lie in [0, 1]. It is the same for all volumes: a hot lesion must not darken the rest of its own.
+        intensity_percentiles: (low, high), such as (0.5, 99.5), percentiles of a volume's own voxels that take the place of
+            `intensity_range`: for MRI, whose units differ from scan to scan.
         intensity_power: exponent applied after that; 0.5 evens out the noise of counts, which grows with their root.
         foreground: value, in units of the file, above which a voxel belongs to the subject; see `cropped_to_foreground`. None
             looks at everything.
@@ -93,13 +96,14 @@ class ILTMImageProcessor(BaseImageProcessor):
         intensity_range: Sequence[float] | None = None,
         intensity_power: float = 1.0,
         foreground: float | None = None,
+        intensity_percentiles: Sequence[float] | None = None,
         **kwargs,
     ):
         unknown = sorted(set(kwargs) - _SERVICE_KEYS)
         if unknown:
             raise ValueError(
                 f"unknown setting(s) {', '.join(unknown)}; ILTMImageProcessor takes size, resample, rescale_factor, "
-                "num_channels, size_divisor, spacing, intensity_range, intensity_power, foreground"
+                "num_channels, size_divisor, spacing, intensity_range, intensity_percentiles, intensity_power, foreground"
             )
         super().__init__(**kwargs)
         self.size = _check_size(256 if size is None else size)
@@ -112,6 +116,9 @@ class ILTMImageProcessor(BaseImageProcessor):
         self.size_divisor = size_divisor
         self.spacing = _check_spacing(spacing)
         self.intensity_range = None if intensity_range is None else [float(value) for value in intensity_range]
+        self.intensity_percentiles = (
+            None if intensity_percentiles is None else [float(p) for p in intensity_percentiles]
+        )
         self.intensity_power = float(intensity_power)
         self.foreground = None if foreground is None else float(foreground)
         if self.foreground is not None and not np.isfinite(self.foreground):
@@ -126,14 +133,17 @@ class ILTMImageProcessor(BaseImageProcessor):
             len(self.intensity_range) == 2 and 0 < np.diff(self.intensity_range)[0] < np.inf
         ):
             raise ValueError(f"intensity_range must be (low, high) with low < high, got {intensity_range}")
+        if (low_high := self.intensity_percentiles) and not (
+            len(low_high) == 2 and 0 <= low_high[0] < low_high[1] <= 100
+        ):
+            raise ValueError(f"intensity_percentiles must be 0 <= low < high <= 100, got {intensity_percentiles}")
+        if self.intensity_range and self.intensity_percentiles:
+            raise ValueError("give one of intensity_range and intensity_percentiles: they say the same")
         if not 0 < self.intensity_power < np.inf:
             raise ValueError(f"intensity_power must be positive, got {intensity_power}")
-        if not self.is_volumetric and (
-            self.spacing or self.intensity_range or self.intensity_power != 1 or self.foreground is not None
-        ):
-            raise ValueError(
-                "spacing, intensity_range, intensity_power and foreground are for volumes: give size a depth"
-            )
+        windows = self.intensity_range or self.intensity_percentiles or self.intensity_power != 1
+        if not self.is_volumetric and (self.spacing or windows or self.foreground is not None):
+            raise ValueError("spacing, intensity_... and foreground are for volumes: give size a depth")
         if not isinstance(size_divisor, int) or size_divisor < 1:
             raise ValueError(f"size_divisor must be at least 1 and a whole number, got {size_divisor!r}")
 
@@ -148,6 +158,7 @@ class ILTMImageProcessor(BaseImageProcessor):
         foreground: float | None = None,
         stretch: bool = False,
         size_divisor: int = 8,
+        intensity_percentiles: Sequence[float] | None = None,
     ) -> "ILTMImageProcessor":
         """A processor for training volumes; what is not given follows from them.
 
@@ -156,7 +167,7 @@ class ILTMImageProcessor(BaseImageProcessor):
             size: voxels along the RAS axes; by default the smallest grid that holds every volume at `spacing`.
             spacing: by default the median over volumes.
             intensity_range: by default from the 0.1 to the 99.9 percentile of the voxels of all volumes together.
-            intensity_power, foreground, size_divisor: as in the class.
+            intensity_percentiles, intensity_power, foreground, size_divisor: as in the class.
             stretch: every volume, or its box, fills the grid, so that people of any height and girth lie alike; the grid is as
                 large as the median one at `spacing`, which the processor then has none of.
 
@@ -164,7 +175,8 @@ class ILTMImageProcessor(BaseImageProcessor):
             ValueError: as `preprocess`, or if there is no volume.
         """
         grids, samples = [], []
-        if size is None or spacing is None or intensity_range is None:
+        find_range = intensity_range is None and intensity_percentiles is None
+        if size is None or spacing is None or find_range:
             for number, item in enumerate(_flatten_volumes(volumes)):
                 volume = _as_volume(item, f"volume {number} (counted from 0)")
                 grids.append(volume.grid if foreground is None else cropped_to_foreground(volume, foreground))
@@ -179,13 +191,14 @@ class ILTMImageProcessor(BaseImageProcessor):
             extents = (np.median if stretch else np.max)([grid.ras_extent for grid in grids], axis=0)
             voxels = np.ceil(extents / steps - 1e-3)
             size = [int(-(-count // size_divisor) * size_divisor) for count in voxels]
-        if intensity_range is None:
+        if find_range:
             low, high = np.quantile(np.concatenate(samples), (0.001, 0.999))
             intensity_range = (float(low), float(max(high, low + 1e-6)))
         return cls(
             size=dict(zip(VOLUME_AXES, size, strict=True)),
             spacing=None if stretch else steps,
             intensity_range=intensity_range,
+            intensity_percentiles=intensity_percentiles,
             intensity_power=intensity_power,
             foreground=foreground,
             size_divisor=size_divisor,
@@ -298,7 +311,8 @@ class ILTMImageProcessor(BaseImageProcessor):
             original_size: (height, width) or `VolumeGrid` to go back to; without it the image keeps the model's size.
 
         Returns:
-            PIL image in mode "RGB", or "L" where `num_channels` is 1; for volumes (D, H, W) float32 in the input's own units.
+            PIL image in mode "RGB", or "L" where `num_channels` is 1; for volumes (D, H, W) float32 in the input's own units,
+            or, with `intensity_percentiles`, in [0, 1].
         """
         values = torch.as_tensor(pixel_values).detach().to("cpu", torch.float32)
         if values.ndim == len(self.spatial_size) + 2 and len(values) == 1:
@@ -347,8 +361,12 @@ class ILTMImageProcessor(BaseImageProcessor):
         grid, values = volume.grid, volume.values
         if self.foreground is not None:
             grid = cropped_to_foreground(volume, self.foreground)
-        if self.intensity_range is not None:
-            low, high = self.intensity_range
+        window = self.intensity_range
+        if self.intensity_percentiles:
+            low, high = np.percentile(values, self.intensity_percentiles)
+            window = [low, max(high, low + 1e-6)]
+        if window is not None:
+            low, high = window
             values = np.clip((values - np.float32(low)) / np.float32(high - low), 0, 1)
         else:
             try:

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from iltm_anomaly.data.phantom import RADII, generate_phantom, write_phantoms
+from iltm_anomaly.data.phantom import LYMPHOMA, RADII, generate_phantom, write_phantoms
 from iltm_anomaly.data.volumes import load_volumes, read_mask, read_volume
 
 
@@ -35,6 +35,21 @@ def test_lesions_are_where_the_record_says_and_hotter_than_around(pair):
         assert lesion.contrast >= 2.9 and RADII[0] <= lesion.radius <= RADII[1]
 
 
+def test_lesions_that_recur_lie_at_sites_of_the_disease_in_everybody():
+    places: dict[str, list] = {name: [] for name in LYMPHOMA}
+    for seed in range(4):
+        phantom = generate_phantom(seed, lesions=len(LYMPHOMA), spacing=12, recurring=True)
+        assert {lesion.site for lesion in phantom.lesions} == set(LYMPHOMA)  # each site once
+        for lesion in phantom.lesions:
+            low, high = LYMPHOMA[lesion.site][1]
+            assert low <= lesion.radius <= high and phantom.mask.any()
+            places[lesion.site].append(lesion.centre)
+    for name, (at, _) in LYMPHOMA.items():
+        away = np.abs(np.array(places[name]) - at)
+        assert away.max() < 100  # build, sway and chance
+        assert len(np.unique(away, axis=0)) == 4
+
+
 def test_uptake_is_that_of_a_body(pair):
     values = pair[1].volume.values
     assert values.dtype == np.float32 and values.min() >= 0
@@ -48,12 +63,15 @@ def test_uptake_is_that_of_a_body(pair):
 def test_bad_numbers_are_refused():
     with pytest.raises(ValueError, match="lesions must not be negative"):
         generate_phantom(0, -1)
+    with pytest.raises(ValueError, match="5 sites, got lesions=8"):
+        generate_phantom(0, 8, recurring=True)
     with pytest.raises(ValueError, match="spacing must be from 2 to 20"):
         generate_phantom(0, 0, 40)
 
 
-def test_a_written_set_is_contaminated_as_asked(tmp_path):
-    root = write_phantoms(tmp_path / "data", 4, 1, 2, contamination=0.5, spacing=16, seed=1)
+@pytest.mark.parametrize("recurring", [False, True])
+def test_a_written_set_is_contaminated_as_asked(tmp_path, recurring):
+    root = write_phantoms(tmp_path / "data", 4, 1, 2, contamination=0.5, spacing=16, seed=1, recurring=recurring)
     dataset = load_volumes(root)
     assert sorted(dataset["train"]["label"]) == [0, 0, 1, 1] and sorted(dataset["test"]["label"]) == [0, 1, 1]
     record = json.loads((root / "lesions.json").read_text())

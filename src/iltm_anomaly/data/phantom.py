@@ -2,7 +2,8 @@
 
 A phantom is a body from mid-thigh to the top of the head, made of ellipsoids in millimetres, each with the uptake of its organ;
 then the blur and the noise of a scanner. Subjects differ in height, girth, the place, size and uptake of every organ. Lesions are
-lumpy ellipsoids in lung, liver, lymph nodes, bone or soft tissue.
+lumpy ellipsoids: anywhere in lung, liver, lymph nodes, bone or soft tissue, no two alike; or those of patients who have one
+disease in common, at the sites that it favours (`LYMPHOMA`).
 
 Uptake values are body-weight SUV. Brain: 8.0 +- 2.2 in the cerebellum (Wang et al., Mol. Imaging Biol. 9(2), 2007). Liver: 1.9
 +- 0.4 (Liu et al., Iran. J. Radiol. 16(2), 2019). The other means are round numbers near those of one real scan (patient
@@ -41,7 +42,15 @@ UPTAKE = {
     "bladder": (15.0, 0.5),
 }
 SITES = ("lung", "liver", "node", "bone", "soft")
-MOST_LESIONS = 8  # of a lesion-bearing subject, who has one at least
+# Bulky nodes of one disease: mm of a body of average build, origin mid-thigh; radii as `RADII`.
+LYMPHOMA = {
+    "neck": ((32, 0, 830), (18.0, 28.0)),
+    "axilla": ((150, -5, 745), (18.0, 32.0)),
+    "mediastinum": ((4, 5, 690), (24.0, 42.0)),
+    "retroperitoneum": ((0, -30, 385), (20.0, 36.0)),
+    "groin": ((80, 40, 170), (18.0, 32.0)),
+}
+MOST_LESIONS, MOST_RECURRING = 8, 5  # of a lesion-bearing subject, who has one at least
 RADII = (14.0, 42.0)  # mm, of a ball of a lesion's volume: from a large node to a bulky mass
 CONTRASTS = (3.0, 8.0)  # uptake of a lesion over that around it
 FIELD_OF_VIEW = (512.0, 320.0, 1120.0)  # mm: right, front, head
@@ -54,7 +63,7 @@ _TRAIN_GOOD, _TRAIN_LESION, _TEST_GOOD, _TEST_LESION, _ORDER = range(5)
 class Lesion:
     """
     Args:
-        site: one of `SITES`.
+        site: one of `SITES` or of `LYMPHOMA`.
         centre: mm, as the affine counts them.
         radius: mm, of a ball of its volume.
         suv: uptake inside, before blur.
@@ -82,23 +91,26 @@ class Phantom:
     lesions: tuple[Lesion, ...]
 
 
-def generate_phantom(seed: int, lesions: int = 0, spacing: float = 8.0) -> Phantom:
+def generate_phantom(seed: int, lesions: int = 0, spacing: float = 8.0, recurring: bool = False) -> Phantom:
     """Generates one subject.
 
     Args:
         seed: of everything in it. The subject is the same with and without lesions, noise included.
         lesions: how many.
         spacing: size of a voxel in mm.
+        recurring: lesions at sites of `LYMPHOMA`, each at most once, in place of lesions anywhere.
 
     Raises:
-        ValueError: a negative number of lesions, or a spacing outside 2 to 20 mm.
+        ValueError: a number of lesions that is negative or above that of sites, or a spacing outside 2 to 20 mm.
     """
     if lesions < 0:
         raise ValueError(f"lesions must not be negative, got {lesions}")
+    if recurring and lesions > len(LYMPHOMA):
+        raise ValueError(f"recurring lesions have {len(LYMPHOMA)} sites, got lesions={lesions}")
     if not 2 <= spacing <= 20:
         raise ValueError(f"spacing must be from 2 to 20 mm, got {spacing}")
     body = _Body(np.random.default_rng(sample_seed(seed, 0)), spacing)
-    added, mask = _add_lesions(body, lesions, np.random.default_rng(sample_seed(seed, 1)))
+    added, mask = _add_lesions(body, lesions, np.random.default_rng(sample_seed(seed, 1)), recurring)
     values = ndimage.gaussian_filter(body.activity, FWHM / 2.355 / spacing)
     generator = np.random.default_rng(sample_seed(seed, 2))
     # Counting noise grows with the root of the activity and of the voxel's volume; reconstruction spreads it over neighbours.
@@ -125,19 +137,22 @@ class _Body:
         self.tall = generator.normal(1.0, 0.03)
         self.wide = generator.normal(1.0, 0.08)
         self.deep = self.wide * generator.normal(1.0, 0.05)
+        self.scale = (self.wide, self.deep, self.tall)
         self.sway = generator.normal(0.0, 6.0, 2)  # nobody lies quite in the middle
         self.uptake = {name: mean * np.exp(generator.normal(0, spread)) for name, (mean, spread) in UPTAKE.items()}
         self.hot = np.zeros(shape, dtype=bool)
         self.site = {name: np.zeros(shape, dtype=bool) for name in SITES}
         self._build()
 
+    def place(self, at) -> np.ndarray:
+        """mm in this body, from mm in a body of average build."""
+        return np.asarray(at) * self.scale + (*self.sway, 0.0)
+
     def inside(self, centre, radii, power: float = 2.0) -> np.ndarray:
         """Share of each voxel inside an ellipsoid, centre and radii in mm of a body of average build, origin mid-thigh."""
-        scale = (self.wide, self.deep, self.tall)
-        shift = (*self.sway, 0.0)
         distance = sum(
-            np.abs((axis - at * s - d) / (radius * s)) ** power
-            for axis, at, radius, s, d in zip(self.axes, centre, radii, scale, shift, strict=True)
+            np.abs((axis - at) / (radius * scale)) ** power
+            for axis, at, radius, scale in zip(self.axes, self.place(centre), radii, self.scale, strict=True)
         ) ** (1 / power)
         return np.clip(0.5 + (1 - distance) * min(radii) / self.spacing, 0, 1)
 
@@ -202,19 +217,24 @@ class _Body:
         self.site = {name: place & far_from_hot & inside for name, place in self.site.items()}
 
 
-def _add_lesions(body: _Body, count: int, generator: np.random.Generator) -> tuple[tuple[Lesion, ...], np.ndarray]:
-    """Puts lesions in, each where its site allows and away from the others."""
+def _add_lesions(
+    body: _Body, count: int, generator: np.random.Generator, recurring: bool
+) -> tuple[tuple[Lesion, ...], np.ndarray]:
+    """Puts lesions in: each where its site allows and away from the others, or at the sites that recur."""
     mask = np.zeros(body.grid.shape, dtype=bool)
     added: list[Lesion] = []
-    for _ in range(count):
-        site = SITES[int(generator.integers(len(SITES)))]
-        free = body.site[site] & ~ndimage.binary_dilation(mask, iterations=max(1, round(24 / body.spacing)))
-        if not free.any():
-            site, free = "soft", body.site["soft"] & ~mask
-        places = np.argwhere(free)
-        voxel = places[int(generator.integers(len(places)))]
-        centre = (body.grid.matrix @ [*(voxel + generator.uniform(-0.5, 0.5, 3)), 1.0])[:3]
-        radius = float(np.exp(generator.uniform(*np.log(RADII))))
+    typical = generator.permutation(list(LYMPHOMA)).tolist() if recurring else []
+    for number in range(count):
+        if recurring:
+            site = typical[number]
+            at, radii = LYMPHOMA[site]
+            centre = body.place(at) + generator.normal(0, 6, 3)
+            voxel = np.round(np.linalg.solve(body.grid.matrix, [*centre, 1.0])[:3]).astype(int)
+        else:
+            site, voxel = _free_voxel(body, mask, generator)
+            centre = (body.grid.matrix @ [*(voxel + generator.uniform(-0.5, 0.5, 3)), 1.0])[:3]
+            radii = RADII
+        radius = float(np.exp(generator.uniform(*np.log(radii))))
         contrast = float(np.exp(generator.uniform(*np.log(CONTRASTS))))
         share = _lump(body, centre, radius, generator)
         around = float(body.activity[tuple(voxel)])
@@ -224,6 +244,15 @@ def _add_lesions(body: _Body, count: int, generator: np.random.Generator) -> tup
         x, y, z = (float(value) for value in centre)
         added.append(Lesion(site, (x, y, z), radius, suv, suv / around))
     return tuple(added), mask
+
+
+def _free_voxel(body: _Body, mask: np.ndarray, generator: np.random.Generator) -> tuple[str, np.ndarray]:
+    site = SITES[int(generator.integers(len(SITES)))]
+    free = body.site[site] & ~ndimage.binary_dilation(mask, iterations=max(1, round(24 / body.spacing)))
+    if not free.any():
+        site, free = "soft", body.site["soft"] & ~mask
+    places = np.argwhere(free)
+    return site, places[int(generator.integers(len(places)))]
 
 
 def _lump(body: _Body, centre: np.ndarray, radius: float, generator: np.random.Generator) -> np.ndarray:
@@ -248,11 +277,12 @@ def write_phantoms(
     contamination: float = 0.3,
     spacing: float = 8.0,
     seed: int = 0,
+    recurring: bool = False,
 ) -> Path:
     """Writes a data set whose training volumes are contaminated, in the layout that `load_volumes` reads.
 
-    Lesion-bearing volumes have 1 to `MOST_LESIONS` lesions. `lesions.json` tells place, size and contrast of each. Nothing in
-    training reads it, nor the folder that a training volume is in.
+    Lesion-bearing volumes have 1 to `MOST_LESIONS` lesions, or 1 to `MOST_RECURRING` that recur. `lesions.json` tells place, size
+    and contrast of each. Nothing in training reads it, nor the folder that a training volume is in.
 
     Args:
         folder: made if need be; must be empty.
@@ -261,6 +291,7 @@ def write_phantoms(
         contamination: share of training volumes with lesions, in [0, 1), rounded to whole ones.
         spacing: size of a voxel in mm.
         seed: every volume has a stream of its own, so more volumes leave the first ones as they are.
+        recurring: see `generate_phantom`.
 
     Raises:
         FileExistsError: the folder holds something already.
@@ -282,7 +313,8 @@ def write_phantoms(
         ("train/lesion", hidden, _TRAIN_LESION, True, num_test_lesion),  # ground truth shares a folder with test's
     )
     for part, count, stream, with_lesions, first in plan:
-        for number, phantom in enumerate(_phantoms(count, seed, stream, with_lesions, spacing), start=first):
+        phantoms = _phantoms(count, seed, stream, with_lesions, spacing, recurring)
+        for number, phantom in enumerate(phantoms, start=first):
             path = write_volume(phantom.volume.values, root / part / f"{number:03d}.nii.gz", phantom.volume)
             record[str(path.relative_to(root))] = [asdict(lesion) for lesion in phantom.lesions]
             if with_lesions:
@@ -293,8 +325,11 @@ def write_phantoms(
     return root
 
 
-def _phantoms(count: int, seed: int, stream: int, with_lesions: bool, spacing: float) -> Iterator[Phantom]:
+def _phantoms(
+    count: int, seed: int, stream: int, with_lesions: bool, spacing: float, recurring: bool
+) -> Iterator[Phantom]:
+    most = MOST_RECURRING if recurring else MOST_LESIONS
     for number in range(count):
         own = sample_seed(seed, stream, number)
-        lesions = int(np.random.default_rng(sample_seed(own, 9)).integers(1, MOST_LESIONS + 1))
-        yield generate_phantom(own, lesions if with_lesions else 0, spacing)
+        lesions = int(np.random.default_rng(sample_seed(own, 9)).integers(1, most + 1))
+        yield generate_phantom(own, lesions if with_lesions else 0, spacing, recurring)

@@ -13,7 +13,15 @@ from iltm_anomaly.masking import RejectionRule
 
 OPTIMIZERS = ("adam", "sgd")
 SCHEDULES = ("one_cycle", "exponential", "constant")
-VOLUME_FIELDS = ("size", "spacing", "intensity_range", "intensity_power", "foreground", "stretch")
+VOLUME_FIELDS = (
+    "size",
+    "spacing",
+    "intensity_range",
+    "intensity_percentiles",
+    "intensity_power",
+    "foreground",
+    "stretch",
+)
 PRECISIONS = ("no", "bf16", "fp16")
 CODES = ("copies", "live")
 KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a table of fields"}
