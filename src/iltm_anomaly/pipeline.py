@@ -90,7 +90,7 @@ class InferenceSettings:
     bandwidth_floor: float = 0.005
     reconstruction_noise: bool = True
     relative_density: bool = True
-    likelihood_share: float = 0.2
+    likelihood_share: float = 0.35
     surprise_floor: float = 0.0
     gate: bool = False
     smoothing: float = 0.5
