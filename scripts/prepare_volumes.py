@@ -3,7 +3,8 @@
     python scripts/prepare_volumes.py sts_pet ../shared/data/volumes/sts_pet runs/sts/data
     python scripts/prepare_volumes.py hippocampus ../shared/data/volumes/hippocampus_mri runs/hippocampus/data
 
-`sts_pet`: FDG-PET of 26 patients, each with a tumour: 18 to train on, unlabelled, and the other 8 to test on. Links, no copies.
+`sts_pet`: FDG-PET of 26 patients, each with a tumour: 18 to train on and the other 8 to test on. Links, no copies. Training reads no
+mask; `evaluate` tells by them what the rounds masked.
 `hippocampus`: 260 MRI crops: 200 to train on, 30 to test on as they are, and 30 with a lesion put in: a soft-edged ball, brighter
 or darker by 60 to 120 of 255 grey levels, radius 3 to 6 mm.
 """
@@ -30,12 +31,9 @@ def sts_pet(source: Path, output: Path, seed: int) -> None:
     order = np.random.default_rng(sample_seed(seed)).permutation(len(scans))
     for position, number in enumerate(order.tolist()):
         name = scans[number].name
-        if position < 18:
-            link(scans[number], output / "train" / name)
-        else:
-            link(scans[number], output / "test" / "tumour" / name)
-            mask = scans[number].with_name(name.replace("_suv", "_lesion"))
-            link(mask, output / "ground_truth" / "tumour" / name.replace(".nii", "_mask.nii"))
+        link(scans[number], output / ("train" if position < 18 else "test") / "tumour" / name)
+        mask = scans[number].with_name(name.replace("_suv", "_lesion"))
+        link(mask, output / "ground_truth" / "tumour" / name.replace(".nii", "_mask.nii"))
 
 
 def implant(volume: Volume, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
