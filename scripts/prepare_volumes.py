@@ -3,8 +3,8 @@
     python scripts/prepare_volumes.py sts_pet ../shared/data/volumes/sts_pet runs/sts/data
     python scripts/prepare_volumes.py hippocampus ../shared/data/volumes/hippocampus_mri runs/hippocampus/data
 
-`sts_pet`: FDG-PET of 26 patients, each with a tumour: 18 to train on and the other 8 to test on. Links, no copies. Training reads no
-mask; `evaluate` tells by them what the rounds masked.
+`sts_pet`: FDG-PET of 26 patients, each with a tumour: 18 to train on and the other 8 to test on. Links, no copies. Training
+reads no mask; by those of its volumes `evaluate` tells what the rounds masked.
 `hippocampus`: 260 MRI crops: 200 to train on, 30 to test on as they are, and 30 with a lesion put in: a soft-edged ball, brighter
 or darker by 60 to 120 of 255 grey levels, radius 3 to 6 mm.
 """

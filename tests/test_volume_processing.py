@@ -151,6 +151,9 @@ def test_percentiles_make_scans_of_different_units_alike(tmp_path):
     one, other = prepare([values, 7 * values + 30])["pixel_values"]
     np.testing.assert_allclose(one, other, atol=1e-4)
     assert 0.01 <= float((one == 0).float().mean()) < 0.02 and 0.01 <= float((one == 1).float().mean()) < 0.02
+    inputs = prepare(7 * values + 30)
+    back = prepare.restore_image(inputs["pixel_values"][0], inputs["original_sizes"][0])
+    assert np.median(np.abs(back - (7 * values + 30))) < 1  # in the scan's own units
     flat = prepare(np.full((8, 8, 8), 3.0))["pixel_values"]
     assert float(flat.abs().max()) == 0  # nothing to stretch
     prepare.save_pretrained(tmp_path)

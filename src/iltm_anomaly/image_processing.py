@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -312,7 +313,7 @@ class ILTMImageProcessor(BaseImageProcessor):
 
         Returns:
             PIL image in mode "RGB", or "L" where `num_channels` is 1; for volumes (D, H, W) float32 in the input's own units,
-            or, with `intensity_percentiles`, in [0, 1].
+            or, with `intensity_percentiles` and without the grid that `preprocess` returned, in [0, 1].
         """
         values = torch.as_tensor(pixel_values).detach().to("cpu", torch.float32)
         if values.ndim == len(self.spatial_size) + 2 and len(values) == 1:
@@ -323,7 +324,8 @@ class ILTMImageProcessor(BaseImageProcessor):
                 f"got {tuple(values.shape)}"
             )
         if self.is_volumetric:
-            low, high = self.intensity_range or (0.0, 1.0)
+            window = original_size.window if isinstance(original_size, VolumeGrid) else None
+            low, high = window or self.intensity_range or (0.0, 1.0)
             voxels = values[0].clamp(0, 1).pow(1 / self.intensity_power).mul(high - low).add(low).numpy()
             return voxels if original_size is None else self._restore_volume(voxels, _as_grid(original_size))
         assert not isinstance(original_size, VolumeGrid)
@@ -361,11 +363,10 @@ class ILTMImageProcessor(BaseImageProcessor):
         grid, values = volume.grid, volume.values
         if self.foreground is not None:
             grid = cropped_to_foreground(volume, self.foreground)
-        window = self.intensity_range
         if self.intensity_percentiles:
-            low, high = np.percentile(values, self.intensity_percentiles)
-            window = [low, max(high, low + 1e-6)]
-        if window is not None:
+            low, high = (float(value) for value in np.percentile(values, self.intensity_percentiles))
+            grid = replace(grid, window=(low, max(high, low + 1e-6)))
+        if window := grid.window or self.intensity_range:
             low, high = window
             values = np.clip((values - np.float32(low)) / np.float32(high - low), 0, 1)
         else:

@@ -42,15 +42,15 @@ UPTAKE = {
     "bladder": (15.0, 0.5),
 }
 SITES = ("lung", "liver", "node", "bone", "soft")
-# Bulky nodes of one disease: mm of a body of average build, origin mid-thigh; radii as `RADII`.
+# Bulky nodes of one disease: mm of a body of average build, origin mid-thigh; radii as `RADII`. Who has it has the first one.
 LYMPHOMA = {
+    "mediastinum": ((4, 5, 690), (26.0, 42.0)),
     "neck": ((32, 0, 830), (18.0, 28.0)),
     "axilla": ((150, -5, 745), (18.0, 32.0)),
-    "mediastinum": ((4, 5, 690), (24.0, 42.0)),
     "retroperitoneum": ((0, -30, 385), (20.0, 36.0)),
     "groin": ((80, 40, 170), (18.0, 32.0)),
 }
-MOST_LESIONS, MOST_RECURRING = 8, 5  # of a lesion-bearing subject, who has one at least
+MOST_LESIONS, MOST_RECURRING = 8, 3  # of a lesion-bearing subject, who has one at least
 RADII = (14.0, 42.0)  # mm, of a ball of a lesion's volume: from a large node to a bulky mass
 CONTRASTS = (3.0, 8.0)  # uptake of a lesion over that around it
 FIELD_OF_VIEW = (512.0, 320.0, 1120.0)  # mm: right, front, head
@@ -98,7 +98,7 @@ def generate_phantom(seed: int, lesions: int = 0, spacing: float = 8.0, recurrin
         seed: of everything in it. The subject is the same with and without lesions, noise included.
         lesions: how many.
         spacing: size of a voxel in mm.
-        recurring: lesions at sites of `LYMPHOMA`, each at most once, in place of lesions anywhere.
+        recurring: lesions at sites of `LYMPHOMA`, the first one and then any other, in place of lesions anywhere.
 
     Raises:
         ValueError: a number of lesions that is negative or above that of sites, or a spacing outside 2 to 20 mm.
@@ -223,7 +223,8 @@ def _add_lesions(
     """Puts lesions in: each where its site allows and away from the others, or at the sites that recur."""
     mask = np.zeros(body.grid.shape, dtype=bool)
     added: list[Lesion] = []
-    typical = generator.permutation(list(LYMPHOMA)).tolist() if recurring else []
+    first, *others = LYMPHOMA
+    typical = [first, *generator.permutation(others).tolist()] if recurring else []
     for number in range(count):
         if recurring:
             site = typical[number]

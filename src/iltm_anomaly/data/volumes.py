@@ -49,11 +49,13 @@ class VolumeGrid:
         shape: voxels along each axis of the array.
         affine: 4 rows of 4 numbers, voxel indices to millimetres (right, anterior, superior).
         box: first voxel and the one after the last along each RAS axis, of the part that is looked at; None for all of it.
+        window: the volume's values that became 0 and 1; None unless its own percentiles decided about them.
     """
 
     shape: tuple[int, int, int]
     affine: tuple[tuple[float, ...], ...]
     box: tuple[tuple[int, int], ...] | None = None
+    window: tuple[float, float] | None = None
 
     @classmethod
     def of(cls, shape: Sequence[int], affine: np.ndarray | None = None) -> VolumeGrid:
