@@ -4,7 +4,7 @@
     python scripts/prepare_volumes.py hippocampus ../shared/data/volumes/hippocampus_mri runs/hippocampus/data
 
 `sts_pet`: FDG-PET of 26 patients, each with a tumour: 18 to train on and the other 8 to test on. Links, no copies. Training
-reads no mask; by those of its volumes `evaluate` tells what the rounds masked.
+uses no mask; `evaluate` compares what the rounds masked with those of the training volumes.
 `hippocampus`: 260 MRI crops: 200 to train on, 30 to test on as they are, and 30 with a lesion put in: a soft-edged ball, brighter
 or darker by 60 to 120 of 255 grey levels, radius 3 to 6 mm.
 """

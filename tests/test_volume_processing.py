@@ -151,6 +151,8 @@ def test_percentiles_make_scans_of_different_units_alike(tmp_path):
     one, other = prepare([values, 7 * values + 30])["pixel_values"]
     np.testing.assert_allclose(one, other, atol=1e-4)
     assert 0.01 <= float((one == 0).float().mean()) < 0.02 and 0.01 <= float((one == 1).float().mean()) < 0.02
+    small = prepare(values * 1e-9)["pixel_values"][0]  # such as diffusivity in m2/s
+    np.testing.assert_allclose(small, one, atol=1e-4)
     inputs = prepare(7 * values + 30)
     back = prepare.restore_image(inputs["pixel_values"][0], inputs["original_sizes"][0])
     assert np.median(np.abs(back - (7 * values + 30))) < 1  # in the scan's own units
@@ -222,8 +224,11 @@ def test_values_without_a_range_must_lie_in_the_unit_interval():
         ({"spacing": [1, 2]}, "spacing"),
         ({"spacing": -1.0}, "spacing"),
         ({"intensity_range": (5, 5)}, "low < high"),
+        ({"intensity_range": []}, "two numbers"),
         ({"intensity_range": None, "intensity_percentiles": (5, 101)}, "low < high <= 100"),
-        ({"intensity_percentiles": (1, 99)}, "give one of"),
+        ({"intensity_range": None, "intensity_percentiles": 99}, "two numbers"),
+        ({"intensity_range": None, "intensity_percentiles": [1, float("nan")]}, "low < high"),
+        ({"intensity_percentiles": (1, 99)}, "give only one of"),
         ({"intensity_power": 0}, "intensity_power"),
         ({"num_channels": 3}, "one channel"),
         ({"size": {"depth": 8, "height": 8}}, "size must be"),

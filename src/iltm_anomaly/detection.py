@@ -131,7 +131,9 @@ def _write_pictures(
     name = f"{number:05d}_{path.stem}"
     for folder in ("overlays", "maps"):
         (output / folder).mkdir(exist_ok=True)
-    overlay(image, values, threshold or float(values.max())).save(output / "overlays" / f"{name}.png")
+    overlay(image, values, float(values.max()) if threshold is None else threshold).save(
+        output / "overlays" / f"{name}.png"
+    )
     np.save(output / "maps" / f"{name}.npy", values)
     return {"overlay": f"overlays/{name}.png", "map": f"maps/{name}.npy"}
 
@@ -158,7 +160,7 @@ def _write_volumes(
     picture = draw_projections(
         grid.to_ras(volume.values),
         grid.to_ras(values),
-        threshold or float(values.max()),
+        float(values.max()) if threshold is None else threshold,
         grid.ras_spacing,
         None if truth is None else grid.to_ras(truth),
     )

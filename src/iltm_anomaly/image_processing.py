@@ -72,7 +72,7 @@ class ILTMImageProcessor(BaseImageProcessor):
         intensity_range: (low, high), the values that become 0 and 1, what lies beyond is clipped: (0, 15) for SUV. Without it
             voxels must lie in [0, 1]. It is the same for all volumes: a hot lesion must not darken the rest of its own.
         intensity_percentiles: (low, high), such as (0.5, 99.5), percentiles of a volume's own voxels that take the place of
-            `intensity_range`: for MRI, whose units differ from scan to scan.
+            `intensity_range`: for MRI, whose units differ from scan to scan. Of all its voxels, with `foreground` too.
         intensity_power: exponent applied after that; 0.5 evens out the noise of counts, which grows with their root.
         foreground: value, in units of the file, above which a voxel belongs to the subject; see `cropped_to_foreground`. None
             looks at everything.
@@ -116,10 +116,8 @@ class ILTMImageProcessor(BaseImageProcessor):
         self.num_channels = num_channels or (1 if self.is_volumetric else 3)
         self.size_divisor = size_divisor
         self.spacing = _check_spacing(spacing)
-        self.intensity_range = None if intensity_range is None else [float(value) for value in intensity_range]
-        self.intensity_percentiles = (
-            None if intensity_percentiles is None else [float(p) for p in intensity_percentiles]
-        )
+        self.intensity_range = _check_pair("intensity_range", intensity_range)
+        self.intensity_percentiles = _check_pair("intensity_percentiles", intensity_percentiles, 0, 100)
         self.intensity_power = float(intensity_power)
         self.foreground = None if foreground is None else float(foreground)
         if self.foreground is not None and not np.isfinite(self.foreground):
@@ -130,16 +128,10 @@ class ILTMImageProcessor(BaseImageProcessor):
             raise ValueError(f"num_channels must be 1 (grey) or 3 (colour), got {num_channels}")
         if self.is_volumetric and self.num_channels != 1:
             raise ValueError(f"volumes have one channel, got num_channels {num_channels}")
-        if self.intensity_range and not (
-            len(self.intensity_range) == 2 and 0 < np.diff(self.intensity_range)[0] < np.inf
-        ):
-            raise ValueError(f"intensity_range must be (low, high) with low < high, got {intensity_range}")
-        if (low_high := self.intensity_percentiles) and not (
-            len(low_high) == 2 and 0 <= low_high[0] < low_high[1] <= 100
-        ):
-            raise ValueError(f"intensity_percentiles must be 0 <= low < high <= 100, got {intensity_percentiles}")
-        if self.intensity_range and self.intensity_percentiles:
-            raise ValueError("give one of intensity_range and intensity_percentiles: they say the same")
+        if self.intensity_range is not None and self.intensity_percentiles is not None:
+            raise ValueError(
+                "give only one of intensity_range and intensity_percentiles: either says what becomes 0 and 1"
+            )
         if not 0 < self.intensity_power < np.inf:
             raise ValueError(f"intensity_power must be positive, got {intensity_power}")
         windows = self.intensity_range or self.intensity_percentiles or self.intensity_power != 1
@@ -363,17 +355,21 @@ class ILTMImageProcessor(BaseImageProcessor):
         grid, values = volume.grid, volume.values
         if self.foreground is not None:
             grid = cropped_to_foreground(volume, self.foreground)
-        if self.intensity_percentiles:
+        window, own = self.intensity_range, None
+        if self.intensity_percentiles is not None:
             low, high = (float(value) for value in np.percentile(values, self.intensity_percentiles))
-            grid = replace(grid, window=(low, max(high, low + 1e-6)))
-        if window := grid.window or self.intensity_range:
+            window = own = (low, high if high > low else low + 1.0)  # of a flat volume nothing can be stretched
+        grid = replace(grid, window=own)
+        if window is not None:
             low, high = window
             values = np.clip((values - np.float32(low)) / np.float32(high - low), 0, 1)
         else:
             try:
                 values = check_unit_range(values, str(volume.path or name))
             except ValueError as error:
-                raise ValueError(f"{error}, or give the processor an intensity_range") from None
+                raise ValueError(
+                    f"{error}, or give the processor an intensity_range or intensity_percentiles"
+                ) from None
         # before resampling, so that padding and the space between voxels are on the scale that the model sees
         values = values**self.intensity_power if self.intensity_power != 1 else values
         return self.to_model_grid(values, grid)[None], grid
@@ -454,6 +450,20 @@ def _check_size(size: int | dict[str, int] | Any) -> dict[str, int]:
             f'size must be {{"height": H, "width": W}} in whole pixels or one number, with "depth" for volumes, got {size!r}'
         )
     return {axis: sides[axis] for axis in VOLUME_AXES if axis in sides}
+
+
+def _check_pair(
+    name: str, pair: Sequence[float] | None, least: float = -np.inf, largest: float = np.inf
+) -> list[float] | None:
+    if pair is None:
+        return None
+    try:
+        low, high = (float(value) for value in pair)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be two numbers, low < high, got {pair!r}") from None
+    if not (least <= low < high <= largest and np.isfinite(high - low)):
+        raise ValueError(f"{name} must be two numbers, {least:g} <= low < high <= {largest:g}, got {pair!r}")
+    return [low, high]
 
 
 def _check_spacing(spacing: float | Sequence[float] | None) -> list[float] | None:

@@ -44,6 +44,8 @@ def test_lesions_that_recur_lie_at_sites_of_the_disease_in_everybody():
             low, high = LYMPHOMA[lesion.site][1]
             assert low <= lesion.radius <= high and phantom.mask.any()
             places[lesion.site].append(lesion.centre)
+    first = next(iter(LYMPHOMA))
+    assert all(generate_phantom(seed, 1, 16, recurring=True).lesions[0].site == first for seed in range(4))
     for name, (at, _) in LYMPHOMA.items():
         away = np.abs(np.array(places[name]) - at)
         assert away.max() < 100  # build, sway and chance
