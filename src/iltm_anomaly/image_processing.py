@@ -355,7 +355,8 @@ class ILTMImageProcessor(BaseImageProcessor):
         grid, values = volume.grid, volume.values
         if self.foreground is not None:
             grid = cropped_to_foreground(volume, self.foreground)
-        window, own = self.intensity_range, None
+        window: Sequence[float] | None = self.intensity_range
+        own: tuple[float, float] | None = None
         if self.intensity_percentiles is not None:
             low, high = (float(value) for value in np.percentile(values, self.intensity_percentiles))
             window = own = (low, high if high > low else low + 1.0)  # of a flat volume nothing can be stretched
