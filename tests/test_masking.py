@@ -53,6 +53,12 @@ def test_outlier_limit_is_three_standard_deviations_of_a_normal_sample_whatever_
     assert masking.outlier_limit(contaminated) == pytest.approx(3.2, abs=0.15)
 
 
+def test_threshold_of_scores_is_three_standard_deviations_of_their_logarithm():
+    good = torch.randn(70_000, generator=torch.Generator().manual_seed(0)).mul(0.2).exp()
+    assert masking.score_threshold(good) == pytest.approx(math.exp(0.6), rel=0.02)
+    assert masking.score_threshold(torch.zeros(5)) == pytest.approx(1e-6)  # maps of zeros have a logarithm too
+
+
 def test_iou_and_convergence():
     first = torch.tensor([False, False, True, True])
     second = torch.tensor([False, True, False, True])

@@ -112,10 +112,11 @@ def detect(
                         "abnormal": "" if threshold is None else int(mask.any()),
                         "abnormal_pixels": "" if threshold is None else int(mask.sum()),
                     }
+                    coloured_from = float(values.max()) if threshold is None else threshold
                     if save_maps and isinstance(image, Volume):
-                        row |= _write_volumes(output, len(rows), path, image, values, mask, threshold)
+                        row |= _write_volumes(output, len(rows), path, image, values, mask, coloured_from)
                     elif save_maps and isinstance(image, Image.Image):
-                        row |= _write_pictures(output, len(rows), path, image, values, threshold)
+                        row |= _write_pictures(output, len(rows), path, image, values, coloured_from)
                     position += 1
                 writer.writerow(row)
                 rows.append(row)
@@ -125,15 +126,13 @@ def detect(
 
 
 def _write_pictures(
-    output: Path, number: int, path: Path, image: Image.Image, values: np.ndarray, threshold: float | None
+    output: Path, number: int, path: Path, image: Image.Image, values: np.ndarray, threshold: float
 ) -> dict[str, str]:
     # numbered, because files of different folders may share a name
     name = f"{number:05d}_{path.stem}"
     for folder in ("overlays", "maps"):
         (output / folder).mkdir(exist_ok=True)
-    overlay(image, values, float(values.max()) if threshold is None else threshold).save(
-        output / "overlays" / f"{name}.png"
-    )
+    overlay(image, values, threshold).save(output / "overlays" / f"{name}.png")
     np.save(output / "maps" / f"{name}.npy", values)
     return {"overlay": f"overlays/{name}.png", "map": f"maps/{name}.npy"}
 
@@ -145,7 +144,7 @@ def _write_volumes(
     volume: Volume,
     values: np.ndarray,
     mask: np.ndarray,
-    threshold: float | None,
+    threshold: float,
 ) -> dict[str, str]:
     name = f"{number:05d}_{volume_stem(path)}"
     row = {
@@ -160,7 +159,7 @@ def _write_volumes(
     picture = draw_projections(
         grid.to_ras(volume.values),
         grid.to_ras(values),
-        float(values.max()) if threshold is None else threshold,
+        threshold,
         grid.ras_spacing,
         None if truth is None else grid.to_ras(truth),
     )

@@ -185,8 +185,7 @@ class ILTMImageProcessor(BaseImageProcessor):
             voxels = np.ceil(extents / steps - 1e-3)
             size = [int(-(-count // size_divisor) * size_divisor) for count in voxels]
         if find_range:
-            low, high = np.quantile(np.concatenate(samples), (0.001, 0.999))
-            intensity_range = (float(low), float(max(high, low + 1e-6)))
+            intensity_range = _window(np.concatenate(samples), (0.1, 99.9))
         return cls(
             size=dict(zip(VOLUME_AXES, size, strict=True)),
             spacing=None if stretch else steps,
@@ -355,13 +354,9 @@ class ILTMImageProcessor(BaseImageProcessor):
         grid, values = volume.grid, volume.values
         if self.foreground is not None:
             grid = cropped_to_foreground(volume, self.foreground)
-        window: Sequence[float] | None = self.intensity_range
-        own: tuple[float, float] | None = None
-        if self.intensity_percentiles is not None:
-            low, high = (float(value) for value in np.percentile(values, self.intensity_percentiles))
-            window = own = (low, high if high > low else low + 1.0)  # of a flat volume nothing can be stretched
-        grid = replace(grid, window=own)
-        if window is not None:
+        percentiles = self.intensity_percentiles
+        grid = replace(grid, window=None if percentiles is None else _window(values, percentiles))
+        if window := grid.window or self.intensity_range:
             low, high = window
             values = np.clip((values - np.float32(low)) / np.float32(high - low), 0, 1)
         else:
@@ -451,6 +446,11 @@ def _check_size(size: int | dict[str, int] | Any) -> dict[str, int]:
             f'size must be {{"height": H, "width": W}} in whole pixels or one number, with "depth" for volumes, got {size!r}'
         )
     return {axis: sides[axis] for axis in VOLUME_AXES if axis in sides}
+
+
+def _window(values: np.ndarray, percentiles: Sequence[float]) -> tuple[float, float]:
+    low, high = (float(value) for value in np.percentile(values, percentiles))
+    return low, high if high > low else low + 1.0  # of flat values nothing can be stretched
 
 
 def _check_pair(

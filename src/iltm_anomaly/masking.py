@@ -62,6 +62,12 @@ def outlier_limit(surprise: Tensor, scale: float = 3.0) -> float:
     return float(median + scale * NORMAL_MAD * np.median(np.abs(values - median)))
 
 
+def score_threshold(scores: Tensor) -> float:
+    """From which score on an image is abnormal, by the scores (N,) of training images: an outlier is one whose logarithm is. It
+    holds as long as fewer than half of them are contaminated."""
+    return math.exp(outlier_limit(scores.float().clamp(min=1e-6).log()))
+
+
 @dataclass(frozen=True)
 class RejectionRule:
     """One of the two rules above.

@@ -302,7 +302,7 @@ class ILTMAnomalyPipeline:
             token_surprise, samples = -log_likelihood[index], healed_codes[index]
             if not bool(resampled[index].any()):
                 samples = samples[:1]  # all are the image's own codes
-            elif settings.num_contexts:
+            elif settings.num_contexts and settings.likelihood_share:  # else the map does not ask for them
                 # 3. how unlikely the codes are where their neighbours are healed
                 contexts = samples[: settings.num_contexts]
                 token_surprise = -healed_log_likelihood(self.prior, codes[index].flatten(), contexts).view(grid)
@@ -339,10 +339,8 @@ class ILTMAnomalyPipeline:
 
     @torch.no_grad()
     def calibrate(self, pixel_values: Tensor, show_progress: bool = False) -> float:
-        """Sets `surprise_limit`, `noise` and `score_threshold` from training images (N, C, *spatial) alone; no label is read.
-
-        A score is an outlier if its logarithm is: `masking.outlier_limit` with a scale of 3, which holds as long as fewer than
-        half of the training images are contaminated.
+        """Sets `surprise_limit`, `noise` and `score_threshold` (`masking.score_threshold`) from training images (N, C, *spatial)
+        alone; no label is read.
 
         Returns:
             The score threshold.
@@ -354,7 +352,7 @@ class ILTMAnomalyPipeline:
         scores = []
         for batch in tqdm(batches, desc="calibrating", unit="batch", disable=not show_progress):
             scores += [float(m.max()) for m in self.score_batch(batch, settings, 0)[0]]
-        settings.score_threshold = math.exp(masking.outlier_limit(torch.tensor(scores).clamp(min=1e-6).log()))
+        settings.score_threshold = masking.score_threshold(torch.tensor(scores))
         return settings.score_threshold
 
     @torch.no_grad()

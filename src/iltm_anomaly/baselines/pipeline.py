@@ -131,8 +131,8 @@ class BaselinePipeline:
 
     @torch.no_grad()
     def calibrate(self, pixel_values: Tensor, show_progress: bool = False) -> float:
-        """Sets the threshold from training images (N, C, H, W) alone, by the rule of `ILTMAnomalyPipeline.calibrate`: a map's
-        maximum is an outlier if its logarithm is. No label is read.
+        """Sets the threshold from the maps' maxima of training images (N, C, H, W) alone (`masking.score_threshold`). No label
+        is read.
 
         Returns:
             The threshold.
@@ -141,8 +141,7 @@ class BaselinePipeline:
         batches = pixel_values.split(IMAGES_AT_ONCE)
         for batch in tqdm(batches, desc="calibrating", unit="batch", disable=not show_progress):
             maxima.append(self.model.anomaly_maps(batch.to(self.device))[1].amax((1, 2)).cpu())
-        limit = masking.outlier_limit(torch.cat(maxima).float().clamp(min=1e-6).log())
-        self.settings.score_threshold = math.exp(limit)
+        self.settings.score_threshold = masking.score_threshold(torch.cat(maxima))
         return self.settings.score_threshold
 
     def save_pretrained(self, folder: str | Path) -> None:

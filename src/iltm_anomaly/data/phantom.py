@@ -56,7 +56,7 @@ CONTRASTS = (3.0, 8.0)  # uptake of a lesion over that around it
 FIELD_OF_VIEW = (512.0, 320.0, 1120.0)  # mm: right, front, head
 FWHM = 6.0  # mm, resolution of a clinical scanner
 NOISE = 0.12  # standard deviation at SUV 1 in a voxel of 8 mm
-_TRAIN_GOOD, _TRAIN_LESION, _TEST_GOOD, _TEST_LESION, _ORDER = range(5)
+_TRAIN_GOOD, _TRAIN_LESION, _TEST_GOOD, _TEST_LESION = range(4)
 
 
 @dataclass(frozen=True)
@@ -134,10 +134,9 @@ class _Body:
             for axis, (side, start) in enumerate(zip(shape, affine[:3, 3], strict=True))
         ]
         self.activity = np.zeros(shape, dtype=np.float64)
-        self.tall = generator.normal(1.0, 0.03)
-        self.wide = generator.normal(1.0, 0.08)
-        self.deep = self.wide * generator.normal(1.0, 0.05)
-        self.scale = (self.wide, self.deep, self.tall)
+        tall = generator.normal(1.0, 0.03)
+        wide = generator.normal(1.0, 0.08)
+        self.scale = (wide, wide * generator.normal(1.0, 0.05), tall)
         self.sway = generator.normal(0.0, 6.0, 2)  # nobody lies quite in the middle
         self.uptake = {name: mean * np.exp(generator.normal(0, spread)) for name, (mean, spread) in UPTAKE.items()}
         self.hot = np.zeros(shape, dtype=bool)
@@ -223,18 +222,15 @@ def _add_lesions(
     """Puts lesions in: each where its site allows and away from the others, or at the sites that recur."""
     mask = np.zeros(body.grid.shape, dtype=bool)
     added: list[Lesion] = []
-    first, *others = LYMPHOMA
-    typical = [first, *generator.permutation(others).tolist()] if recurring else []
-    for number in range(count):
-        if recurring:
-            site = typical[number]
-            at, radii = LYMPHOMA[site]
-            centre = body.place(at) + generator.normal(0, 6, 3)
-            voxel = np.round(np.linalg.solve(body.grid.matrix, [*centre, 1.0])[:3]).astype(int)
-        else:
+    for site in _recurring_sites(count, generator) if recurring else [None] * count:
+        if site is None:
             site, voxel = _free_voxel(body, mask, generator)
             centre = (body.grid.matrix @ [*(voxel + generator.uniform(-0.5, 0.5, 3)), 1.0])[:3]
             radii = RADII
+        else:
+            at, radii = LYMPHOMA[site]
+            centre = body.place(at) + generator.normal(0, 6, 3)
+            voxel = np.round(np.linalg.solve(body.grid.matrix, [*centre, 1.0])[:3]).astype(int)
         radius = float(np.exp(generator.uniform(*np.log(radii))))
         contrast = float(np.exp(generator.uniform(*np.log(CONTRASTS))))
         share = _lump(body, centre, radius, generator)
@@ -247,7 +243,13 @@ def _add_lesions(
     return tuple(added), mask
 
 
+def _recurring_sites(count: int, generator: np.random.Generator) -> list[str]:
+    first, *others = LYMPHOMA
+    return [first, *generator.permutation(others).tolist()][:count]
+
+
 def _free_voxel(body: _Body, mask: np.ndarray, generator: np.random.Generator) -> tuple[str, np.ndarray]:
+    """A site, and a voxel of it that lies away from the lesions of `mask`."""
     site = SITES[int(generator.integers(len(SITES)))]
     free = body.site[site] & ~ndimage.binary_dilation(mask, iterations=max(1, round(24 / body.spacing)))
     if not free.any():
