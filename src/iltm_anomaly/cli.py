@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from iltm_anomaly import __version__
 
@@ -173,15 +174,26 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="cpu", metavar="NAME_OR_FILE", help="recipe (default: cpu)")
     parser.add_argument(
         "--train-size",
-        type=lambda text: text if text == "common" else int(text),
+        type=lambda text: int(text) if text.isdigit() else text,
+        default="common",
         metavar="N",
-        help="training images of every cell; `common` takes, per category, the most at which all levels are possible",
+        help="training images of every cell; `common` (default) takes, per category, the most at which all levels are possible, "
+        "`all` the good images and as many defective ones as a level needs",
     )
     parser.add_argument(
         "--baseline-seconds",
         type=float,
         metavar="S",
         help="training time of each other method (default: that of one round of ILTM's prior; with `paper`, its own schedule)",
+    )
+    parser.add_argument(
+        "--baseline-config",
+        nargs="+",
+        type=_baseline_field,
+        default=[],
+        metavar="METHOD.FIELD=VALUE",
+        help="of the configuration of another method, in place of the preset's, such as "
+        "cutpaste.weights=microsoft/resnet-18",
     )
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
     choice = parser.add_mutually_exclusive_group()
@@ -191,6 +203,17 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     choice.add_argument(
         "--report-only", action="store_true", help="write the report of the cells in DIR anew; needs no data"
     )
+
+
+def _baseline_field(text: str) -> tuple[str, str, Any]:
+    """ "nsa.max_patches=4" -> ("nsa", "max_patches", 4)."""
+    import yaml
+
+    name, equals, value = text.partition("=")
+    method, dot, field = name.partition(".")
+    if not (equals and dot and method and field):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form METHOD.FIELD=VALUE")
+    return method, field, yaml.safe_load(value)
 
 
 def run_benchmark(arguments: argparse.Namespace) -> None:
@@ -205,6 +228,9 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
         if arguments.data is None or arguments.categories is None:
             raise ValueError("--data and --categories are needed, unless --report-only is given")
         values = {k: v for k, v in vars(arguments).items() if k in BenchmarkArguments.__dataclass_fields__}
+        values["baseline_config"] = {}
+        for method, name, value in arguments.baseline_config:
+            values["baseline_config"].setdefault(method, {})[name] = value
         if arguments.dry_run:
             check(BenchmarkArguments(**values))
             return

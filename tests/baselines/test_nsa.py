@@ -6,11 +6,13 @@ import torch
 
 from iltm_anomaly.baselines.modeling import MissingExtraError
 from iltm_anomaly.baselines.nsa import (
+    CURVES,
     NSAConfig,
     NSAModel,
     blend_patch,
     intensity_labels,
     natural_synthetic_anomaly,
+    of_category,
     open_cv,
 )
 from iltm_anomaly.baselines.resnet import narrow
@@ -87,6 +89,40 @@ def test_the_map_has_the_images_size(size):
     scores, maps = model.anomaly_maps(torch.rand(2, 3, *size))
     assert maps.shape == (2, *size) and torch.equal(scores, maps.mean((1, 2)))
     assert float(maps.min()) >= 0 and float(maps.max()) <= 1
+
+
+def test_the_source_has_settings_of_its_own_for_every_category_of_mvtec_ad():
+    assert len(CURVES) == 15 and of_category("magnetic_tile") == {}
+    recipe = NSAModel.recipe_for("paper", "screw")
+    assert recipe.stage.epochs == 560
+    config = NSAConfig(image_size=(256, 256), **recipe.config)
+    assert (config.slope, config.midpoint, config.max_patches, config.rotation) == (1.0, 3.0, 4, 5.0)
+    assert config.half_height == config.half_width == (0.03, 0.12)
+    assert NSAModel.recipe_for("paper", "wood").config["resize"] == (0.5, 2.0)
+    assert NSAModel.recipe_for("paper", "wood", {"resize": (1.0, 1.0)}).config["resize"] == (1.0, 1.0)  # the user's
+    # by the other presets every category is treated alike
+    assert NSAModel.recipe_for("cpu", "screw") == NSAModel.recipe_for("cpu")
+    for category in CURVES:
+        NSAConfig(**NSAModel.recipe_for("paper", category).config)
+
+
+def test_height_and_width_of_a_patch_have_limits_of_their_own(cv2):
+    image, source = pair()
+    config = NSAConfig(half_height=(0.1, 0.12), half_width=(0.2, 0.4))
+    boxes = [blend_patch(image, source, config, np.random.default_rng(seed))[1] for seed in range(20)]
+    rows, columns = zip(*((box[0].stop - box[0].start, box[1].stop - box[1].start) for box in boxes), strict=True)
+    assert max(rows) <= round(2 * 0.12 * 96) < 0.7 * 2 * 0.2 * 96 <= min(columns) and max(columns) <= round(0.8 * 96)
+
+
+def test_images_are_flipped_and_turned_where_the_settings_say_so(cv2, training_images):
+    def made(**settings) -> torch.Tensor:
+        model = NSAModel(NSAConfig(image_size=(64, 64), tolerance=255.0, **settings, **narrow(4)))
+        return model.training_batch(training_images, torch.arange(12), seed=1)["pixel_values"]
+
+    plain, flipped, turned = made(), made(flip=True), made(rotation=20.0)
+    distances = (flipped - plain).abs().mean((1, 2, 3))
+    assert 2 <= int((distances > 0.02).sum()) <= 10  # about half of them
+    assert ((turned - plain).abs().mean((1, 2, 3)) > 0.005).sum() >= 10
 
 
 def test_a_missing_open_cv_is_named(monkeypatch):

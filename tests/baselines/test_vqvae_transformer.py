@@ -14,6 +14,14 @@ from iltm_anomaly.training.recipe import load_recipe
 from iltm_anomaly.training.run import TrainingRun
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_calibration_images():
+    """Fewer than there are training images, as of any real set."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("iltm_anomaly.training.run.CALIBRATION_IMAGES", 6)
+        yield
+
+
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory, training_images):
     """A run of two rounds that has hardly learned anything."""
@@ -48,7 +56,8 @@ def test_kde_is_iltms_map_with_the_prior_of_round_0(run_folder, training_images)
     iltm = ILTMAnomalyPipeline.from_pretrained(run_folder / "model")
     last = iltm(training_images[:4])
     iltm.prior = PerformerPriorModel.from_pretrained(run_folder / "rounds" / "round_0").eval()
-    iltm.calibrate_surprise_limit(iltm.encode(training_images.float() / 255))
+    assert len(training_images) > 6
+    iltm.calibrate_surprise_limit(iltm.encode(training_images.float() / 255))  # as `evaluate` does for a round
     expected, found = iltm(training_images[:4]), from_run(run_folder)(training_images[:4])
     for one, two in zip(expected.anomaly_maps, found.anomaly_maps, strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)

@@ -5,11 +5,11 @@ import sys
 import types
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 
+from iltm_anomaly.baselines.modeling import BaselineRecipe
 from iltm_anomaly.training.recipe import StageRecipe
 
 NAMES = ("mean_image", "autoencoder", "vae", "cutpaste", "nsa", "patchcore")
@@ -40,7 +40,13 @@ class FakeBaseline:
     """A method: what its settings say about its training."""
 
     class model_class:
-        recipes = dict.fromkeys(("paper", "cpu", "tiny"), SimpleNamespace(stage=StageRecipe(epochs=10, batch_size=4)))
+        @staticmethod
+        def recipe_for(preset, category=None, config=None) -> BaselineRecipe:
+            return BaselineRecipe(StageRecipe(epochs=10, batch_size=4), config or {})
+
+        @staticmethod
+        def config_defaults() -> dict:
+            return {"smoothing": 0.5}
 
 
 class FakeBaselines:
@@ -56,7 +62,7 @@ class FakeBaselines:
             raise RuntimeError(f"{name} cannot be trained here")
         (Path(output) / "model").mkdir(parents=True, exist_ok=True)
         mean = images[:].float().mean(0) / 255
-        report = {"training_seconds": 1.5, "steps": 7, "ended_by": "budget"}
+        report = {"training_seconds": 1.5, "steps": 7, "planned_steps": 10, "ended_by": "budget"}
         (Path(output) / "model" / "training_report.json").write_text(json.dumps(report))
         return FakePipeline(mean, processor, 0.05 * NAMES.index(name), report)
 

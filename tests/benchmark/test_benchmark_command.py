@@ -1,18 +1,24 @@
 """The command as a user types it: real ILTM runs of a cut-down `tiny` preset, other methods faked."""
 
+import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from fake_baselines import FakeBaselines, install
+from filelock import FileLock
 from PIL import Image
 
+from iltm_anomaly.benchmark import cells
 from iltm_anomaly.benchmark.cells import load_cell, load_statistics
+from iltm_anomaly.benchmark.plan import BenchmarkArguments, make_plan
 from iltm_anomaly.benchmark.statistics import METRICS, draw_images, metrics_of_draws, unpack
 from iltm_anomaly.cli import main
 from iltm_anomaly.data.synthetic import generate_dataset, write_mvtec_tree
+from iltm_anomaly.training.checkpoint import write_json
 
 METHODS = ["iltm", "vqvae_transformer", "vqvae_transformer_residual", "autoencoder", "mean_image"]
 
@@ -109,7 +115,11 @@ def test_the_draws_in_a_cell_are_those_of_its_statistics(finished):
     for method in ("iltm", "autoencoder"):
         document = cell(output, "0.2", method)
         statistics = load_statistics(output / "cells" / f"part_c0.2_s0_{method}.npz")
-        draws = metrics_of_draws(statistics, draw_images(statistics.labels, "part", 0))
+        split = json.loads(
+            (next(output.glob("runs/part_c0.2_s0_*")) / "iltm" / "model" / "training_report.json").read_text()
+        )
+        rows = split["data"]["contamination"]["test_indices"]
+        draws = metrics_of_draws(statistics, draw_images(statistics.labels, rows, "part"))
         every_image_once = metrics_of_draws(statistics, np.ones((1, 14), int))
         for metric in METRICS:
             np.testing.assert_allclose(draws[metric], unpack(document["draws"][metric]), atol=1e-5)
@@ -154,8 +164,6 @@ def test_again_nothing_is_measured_but_what_is_damaged(finished, data, recipe, f
 
 
 def test_other_settings_measure_a_baseline_again_but_no_run(finished, data, recipe, fake, caplog, tmp_path):
-    import shutil
-
     output = tmp_path / "copy"
     shutil.copytree(finished[0], output)
     assert main(command(data, recipe, output, "--baseline-seconds", "9")) == 0
@@ -167,13 +175,119 @@ def test_other_settings_measure_a_baseline_again_but_no_run(finished, data, reci
         assert (output / path).read_bytes() == (finished[0] / path).read_bytes()
 
 
+def test_other_images_under_the_same_names_are_another_set(data, recipe, fake, tmp_path, capsys):
+    output, other = tmp_path / "output", tmp_path / "data"
+    shutil.copytree(data, other)
+    more = ["--methods", "mean_image", "--baseline-seconds", "5"]
+    assert main(command(data, recipe, output, *more)) == 0 and len(fake.calls) == 2
+    fake.calls.clear()
+    assert main(command(other, recipe, output, *more)) == 0 and not fake.calls  # the same files elsewhere
+    path = next(other.glob("sets/part/test/good/*.png"))
+    Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    assert main(command(other, recipe, output, "--methods", "autoencoder", *more[1:])) == 0
+    assert len(fake.calls) == 4
+    assert main(command(data, recipe, output, *more)) == 2  # beside cells of the other images
+    assert "were not tested on the same images" in capsys.readouterr().err
+
+
+def test_changed_settings_of_inference_score_again_and_train_nothing(finished, data, recipe, fake, tmp_path, caplog):
+    output = tmp_path / "copy"
+    shutil.copytree(finished[0], output)
+    recorded = {}
+    for path in (output / "runs").glob("*/iltm"):
+        path = path / "model" / "calibration.json"
+        values = json.loads(path.read_text())
+        recorded[path] = values["likelihood_share"]
+        path.write_text(json.dumps(values | {"likelihood_share": 0.9}))  # as of a version with another default
+    for path in (output / "cells").glob("*.json"):
+        document = load_cell(path)
+        if document["settings"]["inference"]:
+            document["settings"]["inference"]["likelihood_share"] = 0.9
+            write_json(path, document | {"checksum": cells._checksum(document)})
+    before = {p: p.read_bytes() for p in (output / "runs").glob("*/iltm/rounds/*/*.safetensors")}
+    assert main(command(data, recipe, output)) == 0
+    assert "inference.likelihood_share 0.9 there, 0.35 now" in caplog.text
+    assert caplog.text.count("calibrated again, not trained") == 2 and not fake.calls
+    assert all(json.loads(path.read_text())["likelihood_share"] == value for path, value in recorded.items())
+    assert before == {p: p.read_bytes() for p in before} and len(before) == 4
+    for name in ("iltm", "vqvae_transformer", "vqvae_transformer_residual"):
+        assert (
+            cell(output, "0.2", name)["results"][-1]["aupro"] == cell(finished[0], "0.2", name)["results"][-1]["aupro"]
+        )
+
+
+def test_a_group_that_another_process_works_on_is_left_to_it(data, recipe, fake, tmp_path, caplog):
+    (tmp_path / "runs").mkdir()
+    more = ["--methods", "mean_image", "--baseline-seconds", "5"]
+    with FileLock(tmp_path / "runs" / "part_c0.2_s0.lock"):
+        assert main(command(data, recipe, tmp_path, *more)) == 0
+    assert "part_c0.2_s0: another process works on it" in caplog.text
+    assert [path.name for path in (tmp_path / "cells").glob("*.json")] == ["part_c0_s0_mean_image.json"]
+    assert main(command(data, recipe, tmp_path, *more)) == 0
+    assert len(list((tmp_path / "cells").glob("*.json"))) == 2
+
+
+def test_real_methods_take_the_whole_way(data, recipe, tmp_path):
+    """The other tests fake them."""
+    more = ["--methods", "vqvae_transformer", "vqvae_transformer_residual", "autoencoder", "--baseline-seconds", "3"]
+    more += ["--baseline-config", "autoencoder.dropout=0.4"]
+    words = command(data, recipe, tmp_path, *more)
+    words.remove("0")
+    assert main(words) == 0
+    report = cell(tmp_path, "0.2", "autoencoder")
+    assert report["settings"]["baseline"]["config"]["dropout"] == 0.4
+    assert 0 < report["budget"]["steps"] <= report["budget"]["planned_steps"]
+    assert report["budget"]["ended_by"] in ("budget", "recipe") and report["training_seconds"] > 0
+    images = [cell(tmp_path, "0.2", m)["images_sha256"] for m in ("autoencoder", "vqvae_transformer")]
+    assert images[0] == images[1]
+    kde, residual = (cell(tmp_path, "0.2", f"vqvae_transformer{end}")["results"][-1] for end in ("", "_residual"))
+    assert kde["aupro"] != residual["aupro"] and kde["round"] == residual["round"] == 0
+    assert "Missing cells" not in (tmp_path / "table.md").read_text()
+
+
+def test_the_official_categories_are_possible_at_every_level_by_default(tmp_path):
+    """Folders with MVTec AD's own numbers of images, of which only 209, 21 and 63 of bottle and the like matter here."""
+    numbers = {  # good training, good test, defective test images
+        "carpet": (280, 28, 89), "grid": (264, 21, 57), "leather": (245, 32, 92), "tile": (230, 33, 84), "wood": (247, 19, 60),
+        "bottle": (209, 20, 63), "cable": (224, 58, 92), "hazelnut": (391, 40, 70), "metal_nut": (220, 22, 93),
+        "pill": (267, 26, 141), "screw": (320, 41, 119), "zipper": (240, 32, 119),
+    }  # fmt: skip
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8), 255).save(buffer, "png")
+    for name, counts in numbers.items():
+        for folder, count in zip(("train/good", "test/good", "test/bad"), counts, strict=True):
+            (tmp_path / name / folder).mkdir(parents=True)
+            for number in range(count):
+                (tmp_path / name / folder / f"{number:03}.png").write_bytes(buffer.getvalue())
+                if folder == "test/bad":
+                    (tmp_path / name / "ground_truth/bad").mkdir(parents=True, exist_ok=True)
+                    (tmp_path / name / "ground_truth/bad" / f"{number:03}_mask.png").write_bytes(buffer.getvalue())
+    arguments = BenchmarkArguments(
+        str(tmp_path), tmp_path, ["official"], contamination=[0, 0.1, 0.2, 0.3], preset="paper"
+    )
+    plan = make_plan(arguments)
+    assert {group.category.name for group in plan.groups} == set(numbers) and len(plan.groups) == 48
+    assert [group.error for group in plan.groups if group.error] == []
+    sizes = {group.category.name: group.dataset["train"].num_rows for group in plan.groups}
+    assert sizes["bottle"] == 103 and sizes["hazelnut"] == 116 and sizes["pill"] == 233  # 31 / 0.3, 35 / 0.3, 70 / 0.3
+    arguments.train_size = "all"
+    impossible = {group.category.name for group in make_plan(arguments).groups if group.error}
+    assert len(impossible) > 6
+    # NSA has settings of its own for each
+    recipes = {g.category.name: plan.baseline(arguments, g, "nsa") for g in plan.groups}
+    assert recipes["hazelnut"]["stage"]["epochs"] == 560 and recipes["pill"]["stage"]["epochs"] == 320
+    assert recipes["screw"]["config"]["half_width"] == (0.03, 0.12) and recipes["carpet"]["config"]["flip"]
+
+
 def test_a_failing_cell_stops_no_other_and_is_tried_again(data, recipe, fake, tmp_path, capsys):
     fake.failing = {"vae"}
     more = ["--baseline-seconds", "5", "--methods", "vae", "nsa", "mean_image"]
     assert main(command(data, recipe, tmp_path, *more)) == 2
     error = capsys.readouterr().err
     assert "2 cells failed" in error and "part_c0.2_s0_vae: RuntimeError: vae cannot be trained here" in error
-    assert not (tmp_path / "runs" / "part_c0_s0_tiny_16" / "iltm").exists()  # nobody needed it
+    assert list((tmp_path / "runs").glob("part_c0_s0_*/")) and not list(
+        (tmp_path / "runs").glob("*/iltm")
+    )  # nobody needed it
     assert len(list((tmp_path / "cells").glob("*.json"))) == 4
     assert (tmp_path / "table.md").exists()
     fake.failing, fake.calls = set(), []
@@ -256,6 +370,9 @@ def test_the_cost_of_the_papers_settings_counts_every_method(data, fake, tmp_pat
         ({"--data": "nowhere"}, "no such folder"),
         ({"--preset": "phantom"}, "is for volumes"),
         ({"--baseline-seconds": "-1"}, "above 0"),
+        ({"--contamination": "1"}, "contamination must be in [0, 1)"),
+        ({"--train-size": "most"}, "train_size must be a number above 0, 'common' or 'all'"),
+        ({"--baseline-config": "iltm.size=3"}, "'iltm' has no configuration to change"),
     ],
 )
 def test_wrong_arguments_give_one_line_that_helps(data, recipe, fake, tmp_path, capsys, change, message):

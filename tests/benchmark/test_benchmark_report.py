@@ -8,7 +8,7 @@ import pytest
 from iltm_anomaly.benchmark.cells import CellDamagedError, load_cell, save_cell
 from iltm_anomaly.benchmark.plan import METHODS
 from iltm_anomaly.benchmark.published import comparable, is_impossible, load_published, published
-from iltm_anomaly.benchmark.report import markdown_differences, markdown_drops, write_report
+from iltm_anomaly.benchmark.report import markdown, markdown_differences, markdown_drops, markdown_means, write_report
 from iltm_anomaly.benchmark.results import Results
 from iltm_anomaly.benchmark.statistics import METRICS, ImageStatistics, interval, pack
 from iltm_anomaly.benchmark.tables import latex_level, level_table, markdown_level
@@ -37,8 +37,15 @@ def document(method: str, category: str, level: float, seed: int, auroc: float, 
         "images_sha256": f"{category}{level}{seed}",
         "preset": "cpu",
         "training_seconds": 60.0 + len(method),
-        "settings": {"method": method, "category": category, "contamination": level, "seed": seed},
-        "draws": {"count": draws, "test_sha256": f"{category}{seed}", **packed},
+        "settings": {
+            "method": method,
+            "category": category,
+            "contamination": level,
+            "seed": seed,
+            "baseline": None,
+            "inference": None,
+        },
+        "draws": {"count": draws, "kind": "poisson", "test_sha256": f"{category}{seed}", **packed},
         "hardware": {"device": "a machine", "threads": 1},
     }
 
@@ -138,10 +145,10 @@ def test_the_two_impossible_cells_are_marked_and_never_compared(results):
 def test_differences_are_paired_draw_by_draw(results):
     for seed in (0, 1):
         a, b = (vector(results, m, "bottle", 0.1, seed, "aupro") for m in ("iltm", "autoencoder"))
-        found = results.difference("autoencoder", "bottle", 0.1, "aupro", seed)
+        found = results.difference("iltm", "autoencoder", "bottle", 0.1, "aupro", seed)
         assert found.value == pytest.approx(100 * (a[0] - b[0]))
         assert (found.low, found.high) == pytest.approx(tuple(100 * v for v in interval((a - b)[1:])))
-    pooled = results.difference("autoencoder", "bottle", 0.1, "aupro")
+    pooled = results.difference("iltm", "autoencoder", "bottle", 0.1, "aupro")
     pairs = [
         vector(results, "iltm", "bottle", 0.1, s, "aupro") - vector(results, "autoencoder", "bottle", 0.1, s, "aupro")
         for s in (0, 1)
@@ -149,9 +156,30 @@ def test_differences_are_paired_draw_by_draw(results):
     assert pooled.value == pytest.approx(100 * np.mean(pairs, axis=0)[0]) == pytest.approx(16.0)
     assert pooled.high - pooled.low < max(100 * np.ptp(interval(pair[1:])) for pair in pairs)
     # of the mean image only the common seed counts
-    assert results.difference("mean_image", "bottle", 0.1, "aupro") == results.difference(
-        "mean_image", "bottle", 0.1, "aupro", 0
+    assert results.difference("iltm", "mean_image", "bottle", 0.1, "aupro") == results.difference(
+        "iltm", "mean_image", "bottle", 0.1, "aupro", 0
     )
+
+
+def test_a_mixture_is_said_and_the_mean_panel_needs_no_level_that_one_set_alone_has(results):
+    assert results.problems == []
+    text = markdown(results)
+    assert "## Each method minus the mean image" in text and "Not comparable" not in text
+    documents = example()
+    documents[0] = documents[0] | {"training_images": 99, "preset": "tiny"}
+    found = Results([*documents, document("iltm", "commutator", 0.05, 0, 0.9)])
+    problems = "; ".join(found.problems)
+    assert "different presets: bottle at 0, seed 0 / " in problems
+    assert "different numbers of training images of bottle: bottle at 0, seed 0 / bottle at 0, seed 0, " in problems
+    assert found.levels == [0, 0.05, 0.1] and found.drop_range() == results.drop_range() is not None
+    assert "- cells of different presets" in markdown(found)
+
+
+def test_the_share_of_its_recipe_that_a_method_was_trained_for_is_shown():
+    documents = [document("nsa", name, 0.1, 0, 0.9) for name in ("bottle", "cable")]
+    for cell, steps in zip(documents, (1827, 4000), strict=True):
+        cell["budget"] = {"seconds": 431.4, "steps": steps, "planned_steps": 4000}
+    assert "| NSA | 90.0 | 80.0 | 95.0 | 63 | 431 | 46% to 100% |" in markdown_means(Results(documents))
 
 
 def test_identical_methods_differ_by_nothing_with_an_interval_of_nothing():
@@ -161,7 +189,10 @@ def test_identical_methods_differ_by_nothing_with_an_interval_of_nothing():
         documents.append(twin)
     results = Results(documents)
     for metric in METRICS:
-        found = [results.difference("nsa", "bottle", 0.2, metric), results.mean_difference("nsa", 0.2, metric)]
+        found = [
+            results.difference("iltm", "nsa", "bottle", 0.2, metric),
+            results.mean_difference("iltm", "nsa", 0.2, metric),
+        ]
         found.append(results.drop("nsa", metric, "iltm"))
         assert all((e.value, e.low, e.high) == (0, 0, 0) for e in found)
 

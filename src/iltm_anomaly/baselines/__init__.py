@@ -23,14 +23,12 @@ class Baseline:
     Args:
         title: as in the paper's table.
         module, class_name: of its model.
-        in_paper: whether the paper's table has it.
         extra: optional extra of the package that training it needs.
     """
 
     title: str
     module: str
     class_name: str
-    in_paper: bool = True
     extra: str | None = None
 
     @property
@@ -40,12 +38,12 @@ class Baseline:
 
 
 BASELINES: dict[str, Baseline] = {
-    "mean_image": Baseline("Mean image", "mean_image", "MeanImageModel", in_paper=False),
+    "mean_image": Baseline("Mean image", "mean_image", "MeanImageModel"),
     "autoencoder": Baseline("AE", "autoencoder", "AutoencoderModel"),
     "vae": Baseline("VAE", "vae", "VAEModel"),
     "cutpaste": Baseline("CutPaste", "cutpaste", "CutPasteModel"),
     "nsa": Baseline("NSA", "nsa", "NSAModel", extra="baselines"),
-    "patchcore": Baseline("PatchCore", "patchcore", "PatchCoreModel", in_paper=False, extra="patchcore"),
+    "patchcore": Baseline("PatchCore", "patchcore", "PatchCoreModel", extra="patchcore"),
 }
 # Trained as a part of an ILTM run, but saved and loaded like the others.
 VQVAE_TRANSFORMER = Baseline("VQ-VAE + Transformer", "vqvae_transformer", "VQVAETransformerModel")

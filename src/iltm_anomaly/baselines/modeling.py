@@ -1,7 +1,7 @@
 """What all baselines have in common: a model that turns images into a score and a map each, and how it is trained."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -125,6 +125,31 @@ class BaselineModel(PreTrainedModel):
     recipes: ClassVar[dict[str, BaselineRecipe]]
 
     @classmethod
+    def recipe_for(
+        cls, preset: str, category: str | None = None, config: dict[str, Any] | None = None
+    ) -> BaselineRecipe:
+        """A preset's recipe.
+
+        Args:
+            preset: of `recipes`.
+            category: of MVTec AD; a method whose source has settings of its own for it takes them with the preset "paper".
+            config: fields of the configuration in place of the preset's.
+
+        Raises:
+            ValueError: for an unknown preset.
+        """
+        if preset not in cls.recipes:
+            raise ValueError(f"{cls.__name__} has no preset {preset!r}; it has {', '.join(cls.recipes)}")
+        recipe = cls.recipes[preset]
+        return replace(recipe, config=recipe.config | (config or {}))
+
+    @classmethod
+    def config_defaults(cls) -> dict[str, Any]:
+        """Fields of the configuration that a recipe can set, with their defaults."""
+        inherited = {f.name for f in fields(PreTrainedConfig)}
+        return {f.name: f.default for f in fields(cls.config_class) if f.name not in inherited}
+
+    @classmethod
     def configure(cls, processor: ILTMImageProcessor, num_images: int, settings: dict[str, Any]) -> Any:
         """The configuration for images that `processor` makes, `num_images` of them for training.
 
@@ -133,9 +158,9 @@ class BaselineModel(PreTrainedModel):
         """
         if processor.is_volumetric:
             raise ValueError("baselines are for images: the processor makes volumes")
-        own = {f.name for f in fields(cls.config_class)} - {f.name for f in fields(PreTrainedConfig)}
-        if unknown := sorted(set(settings) - own):
-            raise ValueError(f"{cls.__name__} has no setting {unknown[0]!r}; it has {sorted(own)}")
+        own = sorted(cls.config_defaults())
+        if unknown := sorted(set(settings) - set(own)):
+            raise ValueError(f"{cls.__name__} has no setting {unknown[0]!r}; it has {own}")
         size = {"image_size": processor.padded_size, "in_channels": processor.num_channels}
         try:
             return cls.config_class(**size | settings)

@@ -3,10 +3,11 @@ without seams (Poisson image editing), and a ResNet-18 encoder-decoder learns to
 changed.
 
 The source keeps patches on the object by a background brightness given for each category. Here there is none: what a patch does
-not visibly change gets no label anyway.
+not visibly change gets no label anyway. Its other settings of each category of MVTec AD are in `of_category`.
 """
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -52,8 +53,10 @@ class NSAConfig(ResNetBaselineConfig):
 
     Args:
         max_patches: patches blended into an image: one, and each further one with probability 1/2.
-        half_width: smallest and largest half side of a patch, as a share of the image's side. In between it is drawn from
-            0.03 + Gamma(2, 0.05).
+        half_height, half_width: smallest and largest half side of a patch, as a share of the image's side. In between it is drawn
+            from 0.03 + Gamma(2, 0.05).
+        rotation: largest angle in degrees by which training images are turned.
+        flip: turn every other training image upside down.
         resize: smallest and largest factor by which a patch is resized, drawn from N(1, 0.5) and cut off.
         tolerance: smallest change of intensity, of 255, that counts.
         slope, midpoint: of the logistic curve from change of intensity to label.
@@ -62,7 +65,10 @@ class NSAConfig(ResNetBaselineConfig):
     model_type = "iltm_nsa"
 
     max_patches: int = 3
+    half_height: tuple[float, ...] | list[float] = (0.03, 0.4)
     half_width: tuple[float, ...] | list[float] = (0.03, 0.4)
+    rotation: float = 0.0
+    flip: bool = False
     resize: tuple[float, ...] | list[float] = (0.7, 1.3)
     tolerance: float = 1.0
     slope: float = 1 / 6
@@ -70,14 +76,54 @@ class NSAConfig(ResNetBaselineConfig):
 
     def validate_patches(self):
         """Raises ValueError where a size is out of range."""
-        for name in ("half_width", "resize"):
+        for name in ("half_height", "half_width", "resize"):
             values = getattr(self, name)
             if len(values) != 2 or not 0 < values[0] <= values[1]:
                 raise ValueError(f"{name} must be (smallest, largest), both positive, got {values}")
-        if self.max_patches < 1 or self.half_width[1] > 0.45:
+        if self.max_patches < 1 or max(self.half_height[1], self.half_width[1]) > 0.45:
             raise ValueError(
-                f"need max_patches >= 1 and half_width up to 0.45, got {self.max_patches} and {self.half_width}"
+                "need max_patches >= 1 and half sides up to 0.45, got "
+                f"{self.max_patches}, half_height {self.half_height} and half_width {self.half_width}"
             )
+        if not 0 <= self.rotation <= 180:
+            raise ValueError(f"rotation must be 0 to 180 degrees, got {self.rotation}")
+
+
+TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
+UNALIGNED = ("bottle", "hazelnut", "metal_nut", "screw")
+LONGER = ("hazelnut", "metal_nut", "screw")  # of 560 epochs rather than 320
+CURVES = {  # slope and midpoint of the labels' curve
+    **dict.fromkeys(("bottle", "cable", "hazelnut"), (1 / 12, 24.0)),
+    **dict.fromkeys(("carpet", "grid", "leather", "tile", "metal_nut", "pill"), (1 / 3, 7.0)),
+    **dict.fromkeys(("toothbrush", "transistor", "wood", "zipper"), (1 / 6, 15.0)),
+    "capsule": (1 / 2, 4.0),
+    "screw": (1.0, 3.0),
+}
+SIDES: dict[str, dict[str, tuple[float, float]]] = {  # of patches, where they are not the defaults
+    "cable": {"half_height": (0.05, 0.4), "half_width": (0.05, 0.4)},
+    "capsule": {"half_height": (0.03, 0.15)},
+    "hazelnut": {"half_height": (0.03, 0.35), "half_width": (0.03, 0.35)},
+    "pill": {"half_height": (0.03, 0.2)},
+    "screw": {"half_height": (0.03, 0.12), "half_width": (0.03, 0.12)},
+    "toothbrush": {"half_width": (0.03, 0.2)},
+    "zipper": {"half_width": (0.03, 0.2)},
+}
+
+
+def of_category(category: str) -> dict[str, Any]:
+    """Fields of `NSAConfig` that the source has for a category of MVTec AD (hmsch/natural-synthetic-anomalies, train_mvtec.py);
+    empty for any other."""
+    if category not in CURVES:
+        return {}
+    slope, midpoint = CURVES[category]
+    settings: dict[str, Any] = {"slope": slope, "midpoint": midpoint, **SIDES.get(category, {})}
+    if category in (*TEXTURES, "screw", "zipper"):
+        settings["max_patches"] = 4
+    if category in TEXTURES:
+        settings |= {"resize": (0.5, 2.0), "flip": True}
+    if category in UNALIGNED:
+        settings["rotation"] = 5.0
+    return settings
 
 
 class UpBlock(nn.Module):
@@ -125,6 +171,16 @@ class NSAModel(BaselineModel):
         self.post_init()
 
     @classmethod
+    def recipe_for(
+        cls, preset: str, category: str | None = None, config: dict[str, Any] | None = None
+    ) -> BaselineRecipe:
+        own = of_category(category) if category is not None and preset == "paper" else {}
+        recipe = super().recipe_for(preset, config=own | (config or {}))
+        if not own or category not in LONGER or recipe.stage is None:
+            return recipe
+        return replace(recipe, stage=replace(recipe.stage, epochs=560))
+
+    @classmethod
     def configure(cls, processor: ILTMImageProcessor, num_images: int, settings: dict[str, Any]) -> NSAConfig:
         open_cv()  # before the first step rather than in a thread at it
         weights = settings.get("weights")
@@ -138,8 +194,12 @@ class NSAModel(BaselineModel):
         seeds = [sample_seed(seed, number) for number in range(len(indices))]
         others = [np.random.default_rng(sample_seed(s, 1)).integers(len(images)) for s in seeds]
         both = torch.stack([images[int(i)] for i in [*indices, *others]])
+        if self.config.flip:
+            chances = [np.random.default_rng(sample_seed(seed, number, 3)).random() for number in range(len(both))]
+            both = torch.stack([i.flip(-2) if c < 0.5 else i for i, c in zip(both, chances, strict=True)])
         shifts = [sample_seed(seed, number, 2) for number in range(len(both))]
-        shifted = (augment(unit_range(both), SHIFT, shifts) * 255).round().to(torch.uint8)
+        moves = replace(SHIFT, rotation=math.radians(self.config.rotation))
+        shifted = (augment(unit_range(both), moves, shifts) * 255).round().to(torch.uint8)
         arrays = shifted.permute(0, 2, 3, 1).numpy()
         changed, labels = [], []
         for image, other, s in zip(arrays[: len(indices)], arrays[len(indices) :], seeds, strict=True):
@@ -209,15 +269,15 @@ def blend_patch(
     that place changes; where OpenCV cannot blend nothing does."""
     cv2 = open_cv()
     height, width = image.shape[:2]
-    halves = np.clip(0.03 + generator.gamma(2, 0.05, 2), *config.half_width)
+    smallest, largest = np.transpose([config.half_height, config.half_width])
+    halves = np.clip(0.03 + generator.gamma(2, 0.05, 2), smallest, largest)
     rows, columns = (
         max(SMALLEST_CLONE, round(2 * half * side)) for half, side in zip(halves, (height, width), strict=True)
     )
     y, x = (int(generator.integers(0, n + 1)) for n in (height - rows, width - columns))
     patch = source[y : y + rows, x : x + columns]
-    largest = 2 * config.half_width[1]
     scale = float(np.clip(generator.normal(1, 0.5), *config.resize))
-    scale = min(scale, largest * height / rows, largest * width / columns)
+    scale = min(scale, 2 * largest[0] * height / rows, 2 * largest[1] * width / columns)
     rows, columns = (max(SMALLEST_CLONE, round(scale * n)) for n in (rows, columns))
     patch = cv2.resize(patch, (columns, rows)).reshape(rows, columns, -1)
     to_y, to_x = (int(generator.integers(1, n)) for n in (height - rows, width - columns))

@@ -42,6 +42,7 @@ def train_baseline(
     steps: int | None = None,
     device: str = "cpu",
     preset: str = "cpu",
+    category: str | None = None,
     resume: bool = True,
     show_progress: bool = True,
     config: dict[str, Any] | None = None,
@@ -58,6 +59,7 @@ def train_baseline(
         steps: in place of the recipe's.
         device: "cpu", or "cuda" and the like for an accelerator.
         preset: "paper" (the source's settings), "cpu" or "tiny".
+        category: of MVTec AD; with the preset "paper" NSA has settings of its own for each.
         resume: continue what `output` holds; a finished run is loaded.
         show_progress: progress bars.
         config: fields of the model's configuration, in place of the preset's.
@@ -72,7 +74,7 @@ def train_baseline(
         NonFiniteLossError: if the loss is not finite.
     """
     output = Path(output)
-    recipe = _recipe(name, preset, steps, config)
+    recipe = _recipe(name, preset, category, steps, config)
     run: dict[str, Any] = {
         "method": name,
         "preset": preset,
@@ -107,17 +109,15 @@ def train_baseline(
     return pipeline
 
 
-def _recipe(name: str, preset: str, steps: int | None, config: dict[str, Any] | None) -> BaselineRecipe:
+def _recipe(
+    name: str, preset: str, category: str | None, steps: int | None, config: dict[str, Any] | None
+) -> BaselineRecipe:
     if name not in BASELINES:
         raise ValueError(f"no baseline {name!r}; there are {', '.join(BASELINES)}")
-    recipes = BASELINES[name].model_class.recipes
-    if preset not in recipes:
-        raise ValueError(f"{name} has no preset {preset!r}; it has {', '.join(recipes)}")
-    recipe: BaselineRecipe = recipes[preset]
-    stage = recipe.stage
-    if stage is not None and steps is not None:
-        stage = replace(stage, steps=steps, epochs=None)
-    return replace(recipe, stage=stage, config=recipe.config | (config or {}))
+    recipe: BaselineRecipe = BASELINES[name].model_class.recipe_for(preset, category, config)
+    if recipe.stage is None or steps is None:
+        return recipe
+    return replace(recipe, stage=replace(recipe.stage, steps=steps, epochs=None))
 
 
 def _claim(output: Path, run: dict[str, Any], resume: bool) -> None:

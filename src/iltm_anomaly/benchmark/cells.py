@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from iltm_anomaly.benchmark.statistics import ImageStatistics
+from iltm_anomaly.pipeline import InferenceSettings
 from iltm_anomaly.training.checkpoint import file_digest, write_atomically, write_json
+from iltm_anomaly.training.folder import flat
 from iltm_anomaly.training.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -91,11 +93,21 @@ def _checksum(document: dict[str, Any]) -> str:
 
 
 def _changes(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    found, wanted = dict(found), dict(wanted)
-    theirs, ours = found.pop("recipe", {}), wanted.pop("recipe")
-    changes = [f"{k} {found.get(k)} there, {v} now" for k, v in wanted.items() if found.get(k) != v]
+    theirs, ours = flat(json.loads(json.dumps(_completed(found)))), flat(wanted)
+    return [
+        f"{key} {theirs.get(key)} there, {ours.get(key)} now"
+        for key in sorted(theirs.keys() | ours.keys())
+        if theirs.get(key) != ours.get(key)
+    ]
+
+
+def _completed(settings: dict[str, Any]) -> dict[str, Any]:
+    """With today's defaults of fields of ILTM that did not exist when the cell was measured."""
+    settings = dict(settings)
     try:
-        same = Recipe.from_dict(theirs) == Recipe.from_dict(ours)  # a field that is new since then has its default
-    except ValueError:
-        same = False
-    return changes if same else [*changes, "recipe"]
+        settings["recipe"] = Recipe.from_dict(settings["recipe"]).to_dict()
+        if settings["inference"] is not None:
+            settings["inference"] = vars(InferenceSettings.from_dict(settings["inference"]))
+    except (ValueError, KeyError):
+        pass  # of another version: it differs as it is
+    return settings

@@ -12,8 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from iltm_anomaly.benchmark.cells import is_finished
-from iltm_anomaly.benchmark.plan import METHODS, BenchmarkArguments, Group, Plan
-from iltm_anomaly.benchmark.runner import OWN_SCHEDULE, baseline_preset
+from iltm_anomaly.benchmark.plan import METHODS, OWN_SCHEDULE, BenchmarkArguments, Group, Plan, digest_of
 from iltm_anomaly.image_processing import ILTMImageProcessor
 from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
 from iltm_anomaly.training.loop import total_steps
@@ -105,10 +104,11 @@ def _step(model: Any, stage: StageRecipe, inputs: Callable[[], dict[str, Any]]) 
     return StepCost(sum(p.numel() for p in model.parameters()), float(counter.get_total_flops()), seconds)
 
 
-def check_baseline(method: str, recipe: Recipe, device: str) -> float:
+def check_baseline(method: str, plan: Plan, arguments: BenchmarkArguments, category: str, device: str) -> float:
     """Trains a baseline for one step with the settings that it would have, and scores an image; returns the seconds of both."""
     from iltm_anomaly.baselines import train_baseline
 
+    recipe = plan.recipe
     assert recipe.image_size is not None
     generator = torch.Generator().manual_seed(0)
     shape = (CHECK_IMAGES, recipe.num_channels, recipe.image_size, recipe.image_size)
@@ -123,14 +123,16 @@ def check_baseline(method: str, recipe: Recipe, device: str) -> float:
             Path(folder) / method,
             steps=1,
             device=device,
-            preset=baseline_preset(recipe),
+            preset=plan.baseline_preset,
+            category=category,
+            config=arguments.baseline_config.get(method),
             show_progress=False,
         )
         pipeline(images[:1])
     return time.monotonic() - started
 
 
-def describe_cost(plan: Plan, arguments: BenchmarkArguments, costs: dict[str, StepCost]) -> str:
+def describe_cost(plan: Plan, costs: dict[str, StepCost]) -> str:
     """Steps of the ILTM runs and what they take, as text."""
     recipe = plan.recipe
     groups = [group for group in plan.groups if group.dataset is not None and group.error is None]
@@ -155,27 +157,31 @@ def describe_cost(plan: Plan, arguments: BenchmarkArguments, costs: dict[str, St
             *lines,
             f"  in all {flops:.2e} FLOP: about {hours:,.0f} GPU hours (assumed: {GPU_FLOPS / 1e12:g} TFLOP/s sustained, at least "
             f"{GPU_SECONDS_PER_STEP:g} s a step), or {seconds / 3600:,.0f} hours of one core here; scoring not counted",
-            *_baseline_costs(plan, arguments, max(sizes, default=0)),
         ]
     )
 
 
-def _baseline_costs(plan: Plan, arguments: BenchmarkArguments, num_images: int) -> list[str]:
-    """How long each of the other methods trains, as lines of text."""
+def describe_baselines(plan: Plan, arguments: BenchmarkArguments) -> str:
+    """How long each of the other methods trains, as text."""
     from iltm_anomaly.baselines import BASELINES
 
     if arguments.baseline_seconds is not None:
-        return [f"other methods train for {arguments.baseline_seconds:g} s each"]
+        return f"other methods train for {arguments.baseline_seconds:g} s each"
     if plan.recipe.name != OWN_SCHEDULE:
-        return ["other methods train for the time of one round of the prior each"]
+        return "other methods train for the time of one round of the prior each"
+    num_images = max(
+        (group.dataset["train"].num_rows for group in plan.groups if group.dataset is not None), default=0
+    )
     lines = ["other methods train by the schedules of their own papers:"]
     for method in plan.groups[0].methods:
         if not METHODS[method].of_run:
-            stage = BASELINES[method].model_class.recipes[baseline_preset(plan.recipe)].stage
-            steps = 0 if stage is None else total_steps(stage, num_images)
+            recipes = [
+                BASELINES[method].model_class.recipe_for(OWN_SCHEDULE, group.category.name) for group in plan.groups
+            ]
+            steps = max(0 if recipe.stage is None else total_steps(recipe.stage, num_images) for recipe in recipes)
             hours = steps * GPU_SECONDS_PER_STEP / 3600
             lines.append(f"  {METHODS[method].title}: up to {steps:,} steps, at least {hours:.1f} GPU hours a cell")
-    return lines
+    return "\n".join(lines)
 
 
 def dry_run(plan: Plan, arguments: BenchmarkArguments, show: Callable[[str], None] = print) -> dict[str, str]:
@@ -184,7 +190,8 @@ def dry_run(plan: Plan, arguments: BenchmarkArguments, show: Callable[[str], Non
     failures = {group.name: group.error for group in plan.groups if group.error is not None}
     methods = plan.groups[0].methods
     device = "cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu"
-    if any(METHODS[method].of_run for method in methods) or arguments.baseline_seconds is None:
+    own_time = arguments.baseline_seconds is None and plan.recipe.name != OWN_SCHEDULE
+    if any(METHODS[method].of_run for method in methods) or own_time:  # else there is no ILTM run
         started = time.monotonic()
         try:
             costs = check_iltm(plan.recipe)
@@ -192,18 +199,23 @@ def dry_run(plan: Plan, arguments: BenchmarkArguments, show: Callable[[str], Non
             failures["ILTM"] = f"{type(error).__name__}: {error}"
             show(f"check: ILTM: FAILED: {failures['ILTM']}")
         else:
-            show(describe_cost(plan, arguments, costs))
+            show(describe_cost(plan, costs))
             show(f"check: ILTM builds and takes steps, batch cut to 1 ({time.monotonic() - started:.0f} s)")
-    for method in methods:
-        if METHODS[method].of_run:
-            continue
+    others = [method for method in methods if not METHODS[method].of_run]
+    if others:
+        show(describe_baselines(plan, arguments))
+    for method in others:
         title = METHODS[method].title
         try:
-            seconds = check_baseline(method, plan.recipe, device)
+            # one category for each different recipe
+            recipes = {
+                digest_of(plan.baseline(arguments, group, method)): group.category.name for group in plan.groups
+            }
+            seconds = sum(check_baseline(method, plan, arguments, name, device) for name in recipes.values())
         except Exception as error:
             failures[title] = f"{type(error).__name__}: {error}"
             show(f"check: {title}: FAILED: {failures[title]}")
         else:
-            preset = baseline_preset(plan.recipe)
-            show(f"check: {title} ({preset}) takes a step and scores, {CHECK_IMAGES} images at most ({seconds:.0f} s)")
+            named = f"{title} ({plan.baseline_preset})"
+            show(f"check: {named} takes a step and scores, {CHECK_IMAGES} images at most ({seconds:.0f} s)")
     return failures

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iltm_anomaly.data.contamination import contaminate, contamination_record, largest_train_size
 from iltm_anomaly.data.mvtec import is_category, list_categories, load_mvtec
+from iltm_anomaly.pipeline import InferenceSettings
 from iltm_anomaly.training.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -22,12 +23,14 @@ class Method:
         title: its heading.
         paper: its column in the paper's Table 2, None for what the paper does not have.
         of_run: scored from the ILTM run of its images; the others are trained on their own.
+        has_kde: its map is made by the recipe's settings of inference.
         in_all: part of "all".
     """
 
     title: str
     paper: str | None = None
     of_run: bool = False
+    has_kde: bool = False
     in_all: bool = True
 
 
@@ -37,14 +40,16 @@ METHODS = {
     "vae": Method("VAE", "vae"),
     "cutpaste": Method("CutPaste", "cutpaste"),
     "nsa": Method("NSA", "nsa"),
-    "vqvae_transformer": Method("VQ-VAE + Transformer (KDE)", "vqvae_transformer", of_run=True),
+    "vqvae_transformer": Method("VQ-VAE + Transformer (KDE)", "vqvae_transformer", of_run=True, has_kde=True),
     "vqvae_transformer_residual": Method("VQ-VAE + Transformer (residual)", "vqvae_transformer", of_run=True),
-    "iltm": Method("ILTM", "iltm", of_run=True),
+    "iltm": Method("ILTM", "iltm", of_run=True, has_kde=True),
     "mean_image": Method("Mean image"),
     "patchcore": Method("PatchCore", in_all=False),  # needs weights of a network trained on ImageNet
 }
 LEFT_OUT = ("capsule", "toothbrush", "transistor")  # categories of MVTec AD that Table 2 has not
-COMMON = "common"
+COMMON, ALL = "common", "all"  # train_size
+OWN_SCHEDULE = "paper"  # preset under which a method trains as long as its own paper says
+BASELINE_PRESETS = ("paper", "cpu", "tiny")  # of other presets the baselines know nothing: they take those of "cpu"
 
 
 @dataclass
@@ -60,9 +65,10 @@ class BenchmarkArguments:
         seeds: of split, training and all else that is random.
         preset: recipe of ILTM; the baselines take their settings of the same name.
         train_size: training images of every cell; "common" takes for each category the most at which all levels are possible,
-            None all good images and as many defective ones as a level needs.
+            "all" all good images and as many defective ones as a level needs.
         baseline_seconds: training time of every other method; None gives each the time that one round of the prior took in the
             ILTM run of the same images; with the preset "paper" it follows the schedule of its own paper instead.
+        baseline_config: fields of the configuration of other methods in place of the preset's, as {"nsa": {"slope": 0.2}}.
         cpu: do not use a GPU.
         show_progress: bars.
     """
@@ -74,8 +80,9 @@ class BenchmarkArguments:
     contamination: list[float] = field(default_factory=lambda: [0.0, 0.1, 0.2])
     seeds: list[int] = field(default_factory=lambda: [0])
     preset: str = "cpu"
-    train_size: int | str | None = None
+    train_size: int | str = COMMON
     baseline_seconds: float | None = None
+    baseline_config: dict[str, dict[str, Any]] = field(default_factory=dict)
     cpu: bool = False
     show_progress: bool = True
 
@@ -84,8 +91,13 @@ class BenchmarkArguments:
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty: give one at least")
             setattr(self, name, list(dict.fromkeys(getattr(self, name))))
-        if isinstance(self.train_size, str) and self.train_size != COMMON:
-            raise ValueError(f"train_size must be a number or {COMMON!r}, got {self.train_size!r}")
+        if bad := [fraction for fraction in self.contamination if not 0 <= fraction < 1]:
+            raise ValueError(f"contamination must be in [0, 1), got {bad[0]}: training needs good images too")
+        if self.train_size not in (COMMON, ALL) and not (isinstance(self.train_size, int) and self.train_size > 0):
+            raise ValueError(f"train_size must be a number above 0, {COMMON!r} or {ALL!r}, got {self.train_size!r}")
+        others = [name for name, method in METHODS.items() if not method.of_run]
+        if unknown := [name for name in self.baseline_config if name not in others]:
+            raise ValueError(f"{unknown[0]!r} has no configuration to change; those that have: {', '.join(others)}")
         if self.baseline_seconds is not None and self.baseline_seconds <= 0:
             raise ValueError(f"baseline_seconds must be above 0, got {self.baseline_seconds}")
 
@@ -98,6 +110,15 @@ class Category:
     source: str
     folder: str
 
+    def digest(self) -> str:
+        """SHA-256 over name and content of every file, wherever it lies: other images with the same split are another set."""
+        digest, root = hashlib.sha256(), Path(self.source, self.folder)
+        for path in sorted(path for path in root.rglob("*") if path.is_file()):
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            digest.update(f"{path.relative_to(root).as_posix()}\0{content}\n".encode())
+        return digest.hexdigest()
+
 
 @dataclass
 class Group:
@@ -105,9 +126,10 @@ class Group:
 
     Args:
         methods: in the order in which they are to be run.
+        files: digest of the category's files.
         dataset: train and test of the contamination protocol; None if it is not possible.
         error: why not.
-        chosen: contamination record as plain values, and its digest.
+        record: contamination record as plain values.
     """
 
     category: Category
@@ -115,6 +137,7 @@ class Group:
     seed: int
     train_size: int | None
     methods: list[str]
+    files: str
     dataset: "DatasetDict | None" = None
     error: str | None = None
     record: dict[str, Any] | None = None
@@ -126,14 +149,14 @@ class Group:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the chosen indices, of training and test."""
-        return _digest(self.record)
+        """SHA-256 of the images, of training and test: of all files, and which of them are chosen."""
+        return digest_of([self.files, self.record])
 
     @property
     def test_digest(self) -> str:
-        """SHA-256 of the chosen test images, the same at every level."""
+        """SHA-256 of the test images, the same at every level."""
         assert self.record is not None
-        return _digest([self.record["test_indices"], self.record["source_rows"]])
+        return digest_of([self.files, self.record["test_indices"], self.record["source_rows"]])
 
     def cell(self, method: str) -> str:
         """Name of a cell, without suffix."""
@@ -148,17 +171,34 @@ class Plan:
     groups: list[Group]
 
     def settings(self, arguments: BenchmarkArguments, group: Group, method: str) -> dict[str, Any]:
-        """What a cell depends on; it is measured anew once that has changed."""
-        return {
+        """What a cell depends on, defaults of the code among them; it is measured anew once that has changed."""
+        about = METHODS[method]
+        settings = {
             "method": method,
             "category": group.category.name,
             "contamination": group.contamination,
             "seed": group.seed,
             "train_size": group.train_size,
             "split_sha256": group.digest,
-            "baseline_seconds": None if METHODS[method].of_run else arguments.baseline_seconds,
             "recipe": self.recipe.to_dict(),
+            "baseline_seconds": None if about.of_run else arguments.baseline_seconds,
+            "baseline": None if about.of_run else self.baseline(arguments, group, method),
+            "inference": vars(InferenceSettings(**self.recipe.inference)) if about.has_kde else None,
         }
+        return json.loads(json.dumps(settings))  # as a cell gives them back
+
+    @property
+    def baseline_preset(self) -> str:
+        """Name of the baselines' settings that go with the recipe."""
+        return self.recipe.name if self.recipe.name in BASELINE_PRESETS else "cpu"
+
+    def baseline(self, arguments: BenchmarkArguments, group: Group, method: str) -> dict[str, Any]:
+        """How another method is trained in a group: its recipe, with every field of its configuration."""
+        from iltm_anomaly.baselines import BASELINES
+
+        model_class, config = BASELINES[method].model_class, arguments.baseline_config.get(method)
+        recipe = asdict(model_class.recipe_for(self.baseline_preset, group.category.name, config))
+        return recipe | {"config": model_class.config_defaults() | recipe["config"]}
 
 
 def resolve_methods(names: list[str]) -> list[str]:
@@ -216,12 +256,12 @@ def make_plan(arguments: BenchmarkArguments) -> Plan:
     for category in resolve_categories(arguments.data, arguments.categories):
         try:
             dataset, error = load_mvtec(category.source, category.folder), None
-            train_size = _train_size(dataset, arguments)
+            train_size, files = _train_size(dataset, arguments), category.digest()
         except (ValueError, OSError) as problem:
-            dataset, train_size, error = None, None, str(problem)
+            dataset, train_size, files, error = None, None, "", str(problem)
         for fraction in arguments.contamination:
             for seed in arguments.seeds:
-                group = Group(category, fraction, seed, train_size, methods, error=error)
+                group = Group(category, fraction, seed, train_size, methods, files, error=error)
                 if dataset is not None:
                     _split(group, dataset)
                 groups.append(group)
@@ -241,11 +281,14 @@ def _split(group: Group, dataset: "DatasetDict") -> None:
         group.error = f"{group.category.name} has no defective test image: there is nothing to measure a detector on"
 
 
-def _digest(values: Any) -> str:
+def digest_of(values: Any) -> str:
+    """SHA-256 of plain values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _train_size(dataset: "DatasetDict", arguments: BenchmarkArguments) -> int | None:
+    if arguments.train_size == ALL:
+        return None
     if arguments.train_size != COMMON:
-        return arguments.train_size  # type: ignore[return-value]
+        return int(arguments.train_size)
     return min(largest_train_size(dataset, fraction) for fraction in arguments.contamination)

@@ -8,12 +8,13 @@ from iltm_anomaly.benchmark.tables import TITLES
 
 
 def draw_plot(results: Results) -> bytes:
-    """A PNG. The mean row is over categories that every method has at every level; without one it is left out."""
+    """A PNG. The mean row is over the categories that drops are taken over; without two of them it is left out."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = results.categories()
-    common = [c for c in rows if all(c in results.complete(level) for level in results.levels)]
+    found = results.drop_range()
+    common = found[2] if found else []
     names = [*([f"mean of {len(common)}"] if len(common) > 1 else []), *rows]
     figure = Figure(figsize=(11, 2.3 * len(names) + 0.6), dpi=110, layout="constrained")
     panels = figure.subplots(len(names), len(TITLES), squeeze=False, sharex=True)

@@ -6,7 +6,7 @@ from statistics import median
 from iltm_anomaly.benchmark.plan import METHODS
 from iltm_anomaly.benchmark.plot import draw_plot
 from iltm_anomaly.benchmark.published import comparable
-from iltm_anomaly.benchmark.results import REFERENCE, Estimate, Results
+from iltm_anomaly.benchmark.results import REFERENCE, TRIVIAL, Estimate, Results
 from iltm_anomaly.benchmark.statistics import DRAWS, LEVEL
 from iltm_anomaly.benchmark.tables import (
     IMPOSSIBLE,
@@ -48,14 +48,24 @@ def markdown(results: Results) -> str:
         parts += [OTHER_SEEDS] if "‡" in text else []
     parts += ["## Mean over categories", markdown_means(results)]
     parts += ["## Drop under contamination", markdown_drops(results)]
-    parts += ["## ILTM minus each method", _difference_notes()]
-    for level in results.levels:
-        for metric in TITLES:
-            table = markdown_differences(results, level, metric)
-            parts += [f"### {TITLES[metric]}, {percent(level)} contamination", table] if table else []
-    gaps = [*results.missing(), *results.problems]
-    parts += ["## Missing cells", "\n".join(f"- {gap}" for gap in gaps)] if gaps else []
+    for reference, title, notes in (
+        (REFERENCE, "ILTM minus each method", _difference_notes()),
+        (TRIVIAL, *_TRIVIAL_NOTES),
+    ):
+        parts += [f"## {title}", notes]
+        for level in results.levels:
+            for metric in TITLES:
+                table = markdown_differences(results, level, metric, reference)
+                parts += [f"### {TITLES[metric]}, {percent(level)} contamination", table] if table else []
+    for title, lines in (("Missing cells", results.missing()), ("Not comparable without reserve", results.problems)):
+        parts += [f"## {title}", "\n".join(f"- {line}" for line in lines)] if lines else []
     return "\n\n".join(parts) + "\n"
+
+
+_TRIVIAL_NOTES = (
+    "Each method minus the mean image",
+    "Points ahead of a detector that learns nothing but the mean training image, with intervals as above.",
+)
 
 
 def _conditions(results: Results) -> str:
@@ -64,11 +74,13 @@ def _conditions(results: Results) -> str:
     presets = sorted({document["preset"] for document in documents})
     sizes = sorted({(d["settings"]["category"], d["training_images"]) for d in documents})
     per_category = {c: "/".join(str(n) for name, n in sizes if name == c) for c in results.categories()}
+    commits = sorted({str(document.get("commit"))[:7] for document in documents})
     devices = sorted({f"{d['hardware']['device']}, {d['hardware']['threads']} thread(s)" for d in documents})
     return (
         f"{len(results.documents)} cells. Preset {', '.join(presets)}. Training images: "
         + ", ".join(f"{category} {count}" for category, count in per_category.items())
-        + f". Machine: {'; '.join(devices)}. Every method had the same training and test images at the same resolution."
+        + f". Machine: {'; '.join(devices)}. Commits: {', '.join(commits)}. Methods had the same training and test images of "
+        "each category, level and seed, at the same resolution."
     )
 
 
@@ -79,18 +91,25 @@ def markdown_means(results: Results) -> str:
     for method in results.methods():
         vectors = [results.mean(method, level, metric) for level in results.levels for metric in TITLES]
         shown = ["-" if vector is None else f"{100 * vector[0]:.1f}" for vector in vectors]
-        lines.append([METHODS[method].title, *shown, _seconds(results, method)])
+        lines.append([METHODS[method].title, *shown, *_effort(results, method)])
     over = "; ".join(f"{percent(level)}: {', '.join(results.complete(level)) or 'none'}" for level in results.levels)
     return (
-        markdown_table([*header, "training, s"], lines)
-        + f"\n\nCategories: {over}. Training time is the median over cells."
+        markdown_table([*header, "training, s", "time limit, s", "steps taken of its recipe"], lines)
+        + f"\n\nCategories: {over}. Times are medians over cells, steps the least and the most of all cells."
     )
 
 
-def _seconds(results: Results, method: str) -> str:
-    values = [d["training_seconds"] for key, d in results.documents.items() if key[0] == method]
-    known = [value for value in values if value is not None]
-    return f"{median(known):.0f}" if known else "-"
+def _effort(results: Results, method: str) -> list[str]:
+    """How long a method has trained, how long it might, and how much of what its recipe has that is."""
+    documents = [document for key, document in results.documents.items() if key[0] == method]
+    budgets = [document.get("budget", {}) for document in documents]
+    shares = [budget["steps"] / budget["planned_steps"] for budget in budgets if budget.get("planned_steps")]
+    times = [
+        [value for value in values if value is not None]
+        for values in ([d["training_seconds"] for d in documents], [budget.get("seconds") for budget in budgets])
+    ]
+    steps = f"{min(shares):.0%} to {max(shares):.0%}" if shares else ""
+    return [*(f"{median(values):.0f}" if values else "" for values in times), steps]
 
 
 def markdown_drops(results: Results) -> str:
@@ -116,38 +135,40 @@ def markdown_drops(results: Results) -> str:
 def _difference_notes() -> str:
     return (
         f"Points that ILTM's last round is ahead, on the same test images; {LEVEL:.0%} percentile intervals of {DRAWS} bootstrap "
-        "draws of the test images, good and defective ones apart. They tell how far other test images would change the "
+        "draws of the test images, which are the same for all seeds. They tell how far other test images would change the "
         "difference, not other trainings: for that compare the seeds. The mean is over the categories that all methods have. "
         "*paper*: the same difference of printed figures."
     )
 
 
-def markdown_differences(results: Results, level: float, metric: str) -> str | None:
-    """One row per category and seed, one for its seeds together, one for the paper's difference, and the mean over categories."""
-    methods = [method for method in results.methods(level) if method != REFERENCE]
-    if not methods or REFERENCE not in results.methods(level):
+def markdown_differences(results: Results, level: float, metric: str, reference: str = REFERENCE) -> str | None:
+    """One row per category and seed, one for its seeds together, one for the paper's difference, and the mean over categories.
+    ILTM as `reference` has the others taken from it, the mean image is taken from the others."""
+    methods = [method for method in results.methods(level) if method != reference]
+    if not methods or reference not in results.methods(level):
         return None
+    pairs = [(reference, method) if reference == REFERENCE else (method, reference) for method in methods]
     lines = []
     for category in results.categories(level):
-        seeds = results.seeds(REFERENCE, category, level)
+        seeds = results.seeds(reference, category, level)
         for seed in seeds:
-            row = [_interval(results.difference(m, category, level, metric, seed)) for m in methods]
+            row = [_interval(results.difference(*pair, category, level, metric, seed)) for pair in pairs]
             lines.append([category, f"seed {seed}", *row])
         if len(seeds) > 1:
-            row = [_interval(results.difference(m, category, level, metric)) for m in methods]
+            row = [_interval(results.difference(*pair, category, level, metric)) for pair in pairs]
             lines.append([category, "mean over seeds", *row])
-        gaps = [_printed_gap(method, category, metric) for method in methods]
+        gaps = [_printed_gap(*pair, category, metric) for pair in pairs]
         if any(gap is not None for gap in gaps):
             lines.append([f"*{category}*", "*paper*", *("" if gap is None else f"*{gap:+.1f}*" for gap in gaps)])
     if len(results.complete(level)) > 1:
-        row = [_interval(results.mean_difference(method, level, metric)) for method in methods]
+        row = [_interval(results.mean_difference(*pair, level, metric)) for pair in pairs]
         lines.append([f"mean of {len(results.complete(level))}", "", *row])
     return markdown_table(["category", "", *(METHODS[method].title for method in methods)], lines)
 
 
-def _printed_gap(method: str, category: str, metric: str) -> float | None:
-    """ILTM minus a method as printed; None if either is absent or impossible."""
-    ours, theirs = (comparable(METHODS[name].paper, category, metric) for name in (REFERENCE, method))
+def _printed_gap(first: str, second: str, category: str, metric: str) -> float | None:
+    """One method minus another as printed; None if either is absent or impossible."""
+    ours, theirs = (comparable(METHODS[name].paper, category, metric) for name in (first, second))
     return None if ours is None or theirs is None else ours - theirs
 
 

@@ -16,7 +16,11 @@ from iltm_anomaly.benchmark.plan import METHODS
 from iltm_anomaly.benchmark.published import load_published
 from iltm_anomaly.benchmark.statistics import METRICS, interval, unpack
 
-REFERENCE = "iltm"
+REFERENCE, TRIVIAL = "iltm", "mean_image"
+
+
+class NoCellsError(ValueError):
+    """There is no finished cell to report on."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Results:
 
     def __init__(self, documents: list[dict[str, Any]], problems: Sequence[str] = ()):
         self.documents = {self._key(document): document for document in documents}
-        self.problems = list(problems)
+        self.problems = [*problems, *self._mixtures()]
         self._check_images()
         self.vectors = {
             (*key, metric): np.concatenate([[document["results"][-1][metric]], unpack(document["draws"][metric])])
@@ -58,11 +62,12 @@ class Results:
         """Those below `folder`/cells.
 
         Raises:
-            ValueError: if there is none.
+            NoCellsError: if there is none.
+            ValueError: if cells that are compared were measured on different images.
         """
         documents, problems = load_cells(folder / "cells")
         if not documents:
-            raise ValueError(f"no finished cell in {folder / 'cells'}" + "".join(f"\n{p}" for p in problems))
+            raise NoCellsError(f"no finished cell in {folder / 'cells'}" + "".join(f"\n{p}" for p in problems))
         return cls(documents, problems)
 
     @staticmethod
@@ -77,7 +82,7 @@ class Results:
             _, category, level, seed = key
             draws = document["draws"]
             for images, found in (
-                (("tested", category, seed), (draws["test_sha256"], draws["count"])),
+                (("tested", category, seed), (draws["test_sha256"], draws["count"], draws["kind"])),
                 (("trained", category, level, seed), document["images_sha256"]),
             ):
                 expected, other = seen.setdefault(images, (found, key))
@@ -86,6 +91,25 @@ class Results:
                         f"cells {other} and {key} were not {images[0]} on the same images: the data changed between them. "
                         "Delete the older one and run the benchmark again"
                     )
+
+    def _mixtures(self) -> list[str]:
+        """What of the conditions is not the same in all cells that a table sets side by side."""
+        found: dict[str, dict[str, list[str]]] = {}
+        for document in self.documents.values():
+            settings = document["settings"]
+            method, category = settings["method"], settings["category"]
+            for what, value in (
+                ("presets", document["preset"]),
+                (f"numbers of training images of {category}", document["training_images"]),
+                (f"settings of {METHODS[method].title}", (settings["baseline"], settings["inference"])),
+            ):
+                cell = "{category} at {contamination:g}, seed {seed}".format(**settings)
+                found.setdefault(what, {}).setdefault(str(value), []).append(cell)
+        return [
+            f"cells of different {what}: " + " / ".join(", ".join(sorted(set(cells))) for cells in values.values())
+            for what, values in found.items()
+            if len(values) > 1
+        ]
 
     # What there is
 
@@ -145,25 +169,25 @@ class Results:
         categories = self.complete(level) if categories is None else categories
         return _mean([self.vector(method, category, level, metric) for category in categories])
 
-    def common_seeds(self, method: str, category: str, level: float) -> list[int]:
-        """Seeds that both the method and ILTM have."""
-        return sorted({*self.seeds(method, category, level)} & {*self.seeds(REFERENCE, category, level)})
+    def common_seeds(self, first: str, second: str, category: str, level: float) -> list[int]:
+        """Seeds that both methods have."""
+        return sorted({*self.seeds(first, category, level)} & {*self.seeds(second, category, level)})
 
     def difference(
-        self, method: str, category: str, level: float, metric: str, seed: int | None = None
+        self, first: str, second: str, category: str, level: float, metric: str, seed: int | None = None
     ) -> Estimate | None:
-        """ILTM minus a method: of one seed, or of the mean over the seeds that both have."""
-        seeds = [seed] if seed is not None else self.common_seeds(method, category, level)
-        return self._minus(*(self.vector(name, category, level, metric, seeds) for name in (REFERENCE, method)))
+        """One method minus another: of one seed, or of the mean over the seeds that both have."""
+        seeds = [seed] if seed is not None else self.common_seeds(first, second, category, level)
+        return self._minus(*(self.vector(name, category, level, metric, seeds) for name in (first, second)))
 
-    def mean_difference(self, method: str, level: float, metric: str) -> Estimate | None:
-        """ILTM minus a method, of the mean over categories of means over common seeds."""
+    def mean_difference(self, first: str, second: str, level: float, metric: str) -> Estimate | None:
+        """One method minus another, of the mean over categories of means over common seeds."""
         per_category = [
             [
-                self.vector(name, category, level, metric, self.common_seeds(method, category, level))
+                self.vector(name, category, level, metric, self.common_seeds(first, second, category, level))
                 for category in self.complete(level)
             ]
-            for name in (REFERENCE, method)
+            for name in (first, second)
         ]
         return self._minus(*map(_mean, per_category))
 

@@ -1,8 +1,9 @@
 """Measures the cells of a plan, one after the other; what is finished stays, whatever happens to the others."""
 
 import logging
+import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState
+from filelock import FileLock, Timeout
 
 from iltm_anomaly.benchmark.cells import is_finished, save_cell
-from iltm_anomaly.benchmark.plan import METHODS, BenchmarkArguments, Group, Plan
+from iltm_anomaly.benchmark.plan import METHODS, OWN_SCHEDULE, BenchmarkArguments, Group, Plan, digest_of
 from iltm_anomaly.benchmark.statistics import (
     DRAWS,
     METRICS,
@@ -26,20 +28,14 @@ from iltm_anomaly.data.cache import CacheDamagedError, PixelCache, build_cache
 from iltm_anomaly.evaluation import evaluate_run, pixel_mask
 from iltm_anomaly.image_processing import ILTMImageProcessor
 from iltm_anomaly.metrics import evaluate_maps
+from iltm_anomaly.pipeline import InferenceSettings
 from iltm_anomaly.provenance import provenance
 from iltm_anomaly.training.checkpoint import load_json
-from iltm_anomaly.training.recipe import Recipe
 from iltm_anomaly.training.task import TrainArguments, train
 
 logger = logging.getLogger(__name__)
 
-OWN_SCHEDULE = "paper"  # preset under which a method trains as long as its own paper says
-BASELINE_PRESETS = ("paper", "cpu", "tiny")  # of other presets the baselines know nothing: they take those of "cpu"
-
-
-def baseline_preset(recipe: Recipe) -> str:
-    """Name of the baselines' settings that go with a recipe."""
-    return recipe.name if recipe.name in BASELINE_PRESETS else "cpu"
+CALIBRATED: dict[str, Any] = {"surprise_limit": None, "score_threshold": None}
 
 
 @dataclass
@@ -58,30 +54,44 @@ class Measured:
 
 
 def run_plan(plan: Plan, arguments: BenchmarkArguments) -> dict[str, str]:
-    """Measures every cell that is not finished; returns the errors of those that failed, by name."""
-    folder = arguments.output / "cells"
+    """Measures every cell that is not finished; returns the errors of those that failed, by name. Several processes may share a
+    plan: each leaves the groups alone that another one works on."""
     failures: dict[str, str] = {}
     total, done = sum(len(group.methods) for group in plan.groups), 0
     for group in plan.groups:
-        work: GroupRun | None = None
-        for method in group.methods:
-            done += 1
-            name = group.cell(method)
-            if group.error is not None:
-                failures[name] = group.error
-                continue
-            settings = plan.settings(arguments, group, method)
-            if is_finished(folder, name, settings):
-                logger.info("cell %d of %d, %s: finished before", done, total, name)
-                continue
-            logger.info("cell %d of %d, %s", done, total, name)
-            work = work or GroupRun(plan.recipe, arguments, group)
-            try:
-                measured = work.measure(method)
-                save_cell(folder, name, document(arguments, group, settings, measured), measured.statistics)
-            except Exception as error:  # of one cell of many: whatever it is, the others are still worth having
-                failures[name] = f"{type(error).__name__}: {error}"
-                logger.exception("cell %s failed", name)
+        numbers = range(done + 1, done + 1 + len(group.methods))
+        done += len(group.methods)
+        if group.error is not None:
+            failures |= {group.cell(method): group.error for method in group.methods}
+            continue
+        runs = arguments.output / "runs"
+        runs.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(runs / f"{group.name}.lock", blocking=False):
+                cells = {m: f"{n} of {total}" for n, m in zip(numbers, group.methods, strict=True)}
+                failures |= _run_group(plan, arguments, group, cells)
+        except Timeout:
+            logger.warning("%s: another process works on it; left to that", group.name)
+    return failures
+
+
+def _run_group(plan: Plan, arguments: BenchmarkArguments, group: Group, numbers: dict[str, str]) -> dict[str, str]:
+    folder = arguments.output / "cells"
+    failures: dict[str, str] = {}
+    work: GroupRun | None = None
+    for method, number in numbers.items():
+        name, settings = group.cell(method), plan.settings(arguments, group, method)
+        if is_finished(folder, name, settings):
+            logger.info("cell %s, %s: finished before", number, name)
+            continue
+        logger.info("cell %s, %s", number, name)
+        work = work or GroupRun(plan, arguments, group)
+        try:
+            measured = work.measure(method)
+            save_cell(folder, name, document(arguments, group, settings, measured), measured.statistics)
+        except Exception as error:  # of one cell of many: whatever it is, the others are still worth having
+            failures[name] = f"{type(error).__name__}: {error}"
+            logger.exception("cell %s failed", name)
     return failures
 
 
@@ -90,7 +100,7 @@ def document(
 ) -> dict[str, Any]:
     """What the JSON file of a cell holds."""
     assert group.record is not None and group.dataset is not None  # else it has an error, and is not measured
-    counts = draw_images(measured.statistics.labels, group.category.name, group.seed)
+    counts = draw_images(measured.statistics.labels, group.record["test_indices"], group.category.name)
     draws = metrics_of_draws(measured.statistics, counts)
     return {
         "results": measured.results,
@@ -102,7 +112,7 @@ def document(
         "preset": arguments.preset,
         "settings": settings,
         **measured.about,
-        "draws": {"count": DRAWS, "test_sha256": group.test_digest}
+        "draws": {"count": DRAWS, "kind": "poisson", "test_sha256": group.test_digest}
         | {metric: pack(draws[metric]) for metric in METRICS if metric in draws},
         **provenance(),
     }
@@ -112,16 +122,17 @@ class GroupRun:
     """The methods of one group: one ILTM run, and the others on its images.
 
     Args:
-        recipe: of the run.
+        plan: has the recipe.
         arguments: of the user.
         group: category, level and seed.
     """
 
-    def __init__(self, recipe: Recipe, arguments: BenchmarkArguments, group: Group):
+    def __init__(self, plan: Plan, arguments: BenchmarkArguments, group: Group):
         assert group.dataset is not None
-        self.recipe, self.arguments, self.group, self.dataset = recipe, arguments, group, group.dataset
-        size = "all" if group.train_size is None else group.train_size
-        self.folder = arguments.output / "runs" / f"{group.name}_{recipe.name}_{size}"
+        self.plan, self.recipe, self.arguments = plan, plan.recipe, arguments
+        self.group, self.dataset = group, group.dataset
+        # the same split of other files is another run
+        self.folder = arguments.output / "runs" / f"{group.name}_{self.recipe.name}_{group.digest[:12]}"
         self.device = "cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu"
         self.failure: Exception | None = None
 
@@ -153,6 +164,9 @@ class GroupRun:
     @cached_property
     def _trained(self) -> Path:
         folder = self.folder / "iltm"
+        if (folder / "model").exists() and not self._has_settings(folder / "model"):
+            logger.warning("%s: settings of inference have changed: calibrated again, not trained", folder)
+            shutil.rmtree(folder / "model")
         # accelerate keeps one precision and device per process; the method before may have had others
         AcceleratorState._reset_state(reset_partial_state=True)
         train(
@@ -168,11 +182,13 @@ class GroupRun:
                 cpu=self.arguments.cpu,
             )
         )
-        if self.report(folder)["data"]["contamination"] != self.group.record:
-            raise RuntimeError(
-                f"{folder} holds a run on other training images: move it away, or choose another --output"
-            )
         return folder
+
+    def _has_settings(self, model: Path) -> bool:
+        """Whether a pipeline has the recipe's settings of inference, whatever calibration has added to them."""
+        found = InferenceSettings.from_dict(load_json(model / "calibration.json"))
+        wanted = InferenceSettings(**self.recipe.inference)
+        return replace(found, **CALIBRATED) == replace(wanted, **CALIBRATED)
 
     @staticmethod
     def report(folder: Path) -> dict[str, Any]:
@@ -227,18 +243,21 @@ class GroupRun:
         from iltm_anomaly.baselines import train_baseline
 
         budget, source = self.budget()
-        preset = baseline_preset(self.recipe)
+        preset, config = self.plan.baseline_preset, self.arguments.baseline_config.get(method)
         given = self.arguments.baseline_seconds
+        name = method + (f"_{given:g}s" if given is not None else "") + (f"_{digest_of(config)[:8]}" if config else "")
         started = time.monotonic()
         pipeline = train_baseline(
             method,
             self.training_images,
             self.processor,
-            self.folder / (method if given is None else f"{method}_{given:g}s"),
+            self.folder / name,
             seed=self.group.seed,
             budget_seconds=budget,
             device=self.device,
             preset=preset,
+            category=self.group.category.name,
+            config=config,
             resume=True,
             show_progress=self.arguments.show_progress,
         )

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from iltm_anomaly.benchmark.plan import BenchmarkArguments, make_plan
 from iltm_anomaly.benchmark.report import write_report
+from iltm_anomaly.benchmark.results import NoCellsError
 from iltm_anomaly.benchmark.runner import run_plan
 
 
@@ -21,7 +22,7 @@ def benchmark(arguments: BenchmarkArguments) -> list[Path]:
     failures = run_plan(make_plan(arguments), arguments)
     try:
         written = write_report(arguments.output)
-    except ValueError:
+    except NoCellsError:
         if not failures:
             raise
         written = []  # every cell failed: the failures say more
