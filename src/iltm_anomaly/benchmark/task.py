@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from filelock import FileLock
+
 from iltm_anomaly.benchmark.plan import BenchmarkArguments, make_plan
 from iltm_anomaly.benchmark.report import write_report
 from iltm_anomaly.benchmark.results import NoCellsError
@@ -21,7 +23,8 @@ def benchmark(arguments: BenchmarkArguments) -> list[Path]:
     """
     failures = run_plan(make_plan(arguments), arguments)
     try:
-        written = write_report(arguments.output)
+        with FileLock(arguments.output / "runs" / "report.lock"):  # of processes that share a plan
+            written = write_report(arguments.output)
     except NoCellsError:
         if not failures:
             raise
