@@ -1,10 +1,14 @@
 """Projections of volumes."""
 
+from types import SimpleNamespace
+
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
 
-from iltm_anomaly.gallery import draw_projections, project, projection
+from iltm_anomaly.evaluation import _volume_row
+from iltm_anomaly.gallery import draw_projections, grey, project
 
 SIDES = (20, 12, 30)  # right, front, head
 
@@ -16,7 +20,7 @@ def test_projections_show_the_patient_as_radiologists_look_at_it():
     assert front.shape == (30, 20) and side.shape == (30, 12)
     assert front.argmax() == 2 * 20 + 1  # near the top; the patient's right is on the left
     assert side.argmax() == 2 * 12 + 10  # near the top; the front is on the right
-    picture = np.asarray(projection(values, (0, 1), 1))
+    picture = np.asarray(grey(project(values, 1), (0, 1)))
     assert picture.dtype == np.uint8 and picture[2, 1] == 255 and picture.sum() == 255
 
 
@@ -37,3 +41,19 @@ def test_a_sheet_has_map_and_outline_with_square_voxels():
     assert red.any() and isinstance(draw_projections(values, hot, 1.0, (1, 1, 1)), Image.Image)
     changed = (plain != outlined).any(-1)
     assert changed.any() and (outlined[changed] == (255, 0, 255)).all()  # the outline is magenta, and all that differs
+
+
+def test_a_row_of_volumes_is_drawn_in_millimetres(tmp_path):
+    """12 slices of 6 mm are as high as 72 voxels of 1 mm are wide."""
+    values = np.zeros((64, 8, 12), np.float32)
+    values[8:56, 2:6, 2:10] = 1
+    affine = np.diag([1.0, 1.0, 6.0, 1.0])
+    nib.save(nib.Nifti1Image(values, affine), tmp_path / "a.nii.gz")
+    nib.save(nib.Nifti1Image((values > 0).astype(np.uint8), affine), tmp_path / "m.nii.gz")
+    output = SimpleNamespace(scores=[1.0], anomaly_maps=[values], healed_images=[values])
+    row = _volume_row({"image": tmp_path / "a.nii.gz", "mask": tmp_path / "m.nii.gz", "defect": "x"}, output, 0)
+    picture = np.asarray(row.image)
+    assert picture.shape == row.truth.shape == row.anomaly_map.shape == (72, 72)
+    rows, columns = np.flatnonzero(picture.any(1)), np.flatnonzero(picture.any(0))
+    assert len(rows) == 48 == len(columns)
+    assert np.array_equal(picture > 0, row.truth) and np.array_equal(row.truth, row.anomaly_map > 0)

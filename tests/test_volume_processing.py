@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from iltm_anomaly import ILTMImageProcessor
-from iltm_anomaly.data.volumes import VolumeGrid, read_volume
+from iltm_anomaly.data.volumes import Volume, VolumeGrid, cropped_to_foreground, read_volume
 
 AFFINE = np.array([[-4.0, 0, 0, 60], [0, 0, 3.0, -40], [0, -5.0, 0, 50], [0, 0, 0, 1]])  # left, inferior, anterior
 
@@ -93,6 +93,33 @@ def test_the_box_around_the_subject_is_looked_at_and_goes_back():
     mask = values > 0.95
     np.testing.assert_array_equal(prepare.to_model_grid(mask, grid) > 0.5, batch["pixel_values"][0, 0].numpy() > 0.95)
     assert prepare(np.zeros((8, 8, 8)))["original_sizes"][0].box is None  # nothing to find
+
+
+def test_every_large_part_of_a_subject_is_in_the_box():
+    """Legs do not touch, and a field of view may part a head from its body."""
+    values = np.zeros((30, 20, 24), np.float32)
+    values[3:9, 5:15, 2:20] = values[14:18, 6:13, 2:20] = 1
+    values[16, 9, 10] = 12
+    grid = cropped_to_foreground(Volume(values, VolumeGrid.of(values.shape)), 0.2)
+    assert grid.box == ((3, 18), (5, 15), (2, 20))
+
+
+def test_outside_the_box_a_healed_volume_has_the_lowest_value():
+    values = np.full((12, 12, 12), -1000.0, np.float32)  # CT: air
+    values[3:9, 3:9, 3:9] = 40
+    scan = nib.Nifti1Image(values, np.eye(4))
+    prepare = ILTMImageProcessor.for_volumes([scan], intensity_range=(-1000, 1000), foreground=-500, size_divisor=2)
+    batch = prepare(scan)
+    healed = prepare.restore_image(batch["pixel_values"][0], batch["original_sizes"][0])
+    np.testing.assert_allclose(healed, values, atol=0.01)
+
+
+def test_a_range_is_found_in_all_of_a_volume():
+    """Of 200 x 200 columns of 6 voxels a step of 12 would meet the first one alone, which is air here."""
+    values = np.zeros((200, 200, 6), np.float32)
+    values[50:150, 50:150, 2:] = np.random.default_rng(0).uniform(1, 15, (100, 100, 4))
+    low, high = ILTMImageProcessor.for_volumes([nib.Nifti1Image(values, np.eye(4))], size=(8, 8, 8)).intensity_range
+    assert low == 0 and 14.5 < high <= 15
 
 
 def test_stretched_volumes_fill_a_grid_of_median_size():

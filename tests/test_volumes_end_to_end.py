@@ -12,6 +12,7 @@ from tiny_models import tiny_prior, tiny_vqvae
 
 from iltm_anomaly import ILTMAnomalyPipeline, ILTMImageProcessor, InferenceSettings
 from iltm_anomaly.cli import main
+from iltm_anomaly.demo import demo_volumes
 
 AFFINE = np.array([[-2.0, 0, 0, 20], [0, 0, 2.0, -20], [0, -3.0, 0, 30], [0, 0, 0, 1]])
 RECIPE = """
@@ -110,6 +111,22 @@ def test_detect_writes_maps_on_the_grid_of_the_input(root, tmp_path, capsys):
         from iltm_anomaly.detection import list_inputs
 
         list_inputs([root / "run"], volumes=True)
+
+
+def test_the_demo_of_volumes_leaves_what_it_says(tmp_path, capsys):
+    document = demo_volumes(tmp_path, preset="tiny-volumes", num_train=10, spacing=20)
+    assert [entry["round"] for entry in document["results"]] == [0, 1]
+    for entry in document["results"]:
+        assert {"aupr", "best_dice", "aupro", "pixel_auroc", "lesion_sensitivity_at_2_fp"} <= entry.keys()
+    assert document["results"][1]["masked_share_defect_tokens"] is not None
+    assert len(json.loads((tmp_path / "data" / "lesions.json").read_text())) > 0
+    printed = capsys.readouterr().out
+    assert "best Dice" in printed and 'pipe = ILTMAnomalyPipeline.from_pretrained("' in printed
+    scan = nib.load(tmp_path / "data" / "test" / "lesion" / "000.nii.gz")
+    found = nib.load(next((tmp_path / "detected" / "maps").glob("*.nii.gz")))
+    assert found.shape == scan.shape and np.array_equal(found.affine, scan.affine)
+    assert np.asarray(Image.open(tmp_path / "gallery.png")).std() > 10
+    demo_volumes(tmp_path, preset="tiny-volumes", num_train=10, spacing=20)  # an earlier demo is replaced
 
 
 def test_a_plain_folder_of_volumes_is_trained_on_as_it_is(root, tmp_path):

@@ -103,7 +103,13 @@ def reconstruction_strips(
     """
     distinct, index = torch.unique(codes, dim=0, return_inverse=True)
     batch = TRUNK_BATCH.get(codes.device.type, TRUNK_BATCH["cuda"])
-    features = torch.cat([vqvae.decode_trunk(part).float() for part in distinct.split(batch)])  # (U, F, *cells)
+    features: Tensor | None = None  # (U, F, *cells), filled part by part: of volumes it takes gigabytes
+    for start in range(0, len(distinct), batch):
+        part = vqvae.decode_trunk(distinct[start : start + batch])
+        if features is None:
+            features = part.new_empty(len(distinct), *part.shape[1:], dtype=torch.float32)
+        features[start : start + batch] = part
+    assert features is not None  # there is at least one sample
     weight = vqvae.decoder_head.weight.float()  # (F, C, 4, ...)
     bias = vqvae.get_parameter("decoder_head.bias").float()  # (C,)
     masks = draw_channel_masks(len(codes), num_dropout_passes, len(weight), vqvae.config.dropout, generator)

@@ -12,9 +12,9 @@ from tqdm.auto import tqdm
 from iltm_anomaly.data.images import ImageReadError, find_images, read_image
 from iltm_anomaly.data.volumes import (
     Volume,
+    find_dicom_folders,
     find_mask_beside,
     find_volumes,
-    is_dicom_file,
     read_mask,
     read_volume,
     volume_stem,
@@ -29,7 +29,7 @@ COLUMNS = ["path", "score", "threshold", "abnormal", "abnormal_pixels", "overlay
 
 
 def list_inputs(inputs: list[str | Path], volumes: bool = False) -> list[Path]:
-    """Files as they are, folders by the images (volumes) below them; a folder of DICOM files is one volume.
+    """Files as they are, folders by the images (volumes) below them; without NIfTI files every folder of DICOM files is one.
 
     Raises:
         ValueError: if an input does not exist, or a folder holds no image.
@@ -38,8 +38,8 @@ def list_inputs(inputs: list[str | Path], volumes: bool = False) -> list[Path]:
     for item in map(Path, inputs):
         if item.is_dir():
             found = (find_volumes if volumes else find_images)(item, recursive=True)
-            if not found and volumes and any(path.is_file() and is_dicom_file(path) for path in item.iterdir()):
-                found = [item]
+            if not found and volumes:
+                found = find_dicom_folders(item)
             if not found:
                 raise ValueError(f"{item} holds no {'volume' if volumes else 'image'}")
             files += found

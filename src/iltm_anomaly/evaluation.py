@@ -16,7 +16,7 @@ from iltm_anomaly import masking
 from iltm_anomaly.data.contamination import ContaminationRecord, apply_record
 from iltm_anomaly.data.mvtec import load_mvtec
 from iltm_anomaly.data.volumes import load_volumes, read_mask, read_volume
-from iltm_anomaly.gallery import GalleryRow, draw_gallery, project, projection, window_of
+from iltm_anomaly.gallery import GalleryRow, draw_gallery, grey, project, window_of
 from iltm_anomaly.metrics import evaluate_maps, lesion_detection
 from iltm_anomaly.pipeline import ILTMAnomalyOutput, ILTMAnomalyPipeline
 from iltm_anomaly.prior import PerformerPriorModel
@@ -264,23 +264,27 @@ def gallery_rows(dataset: Dataset, output: ILTMAnomalyOutput, count: int = 10) -
 
 
 def _volume_row(row: dict[str, Any], output: ILTMAnomalyOutput, index: int) -> GalleryRow:
-    """Projections from the front, in the window of the input, padded to squares."""
+    """Projections from the front, in the window of the input, with square pixels and padded to squares."""
     volume = read_volume(row["image"])
     grid, window = volume.grid, window_of(volume.values)
+    width, _, height = grid.ras_spacing
 
-    def square(values: np.ndarray) -> np.ndarray:
-        values = grid.to_ras(values)
-        side = max(values.shape[0], values.shape[2])
-        before = [(side - length) // 2 for length in values.shape]
-        padding = [(b, side - length - b) for b, length in zip(before, values.shape, strict=True)]
-        return np.pad(values, [padding[0], (0, 0), padding[2]])
+    def square(values: np.ndarray, outside: float = 0.0) -> np.ndarray:
+        seen = project(grid.to_ras(values))
+        lengths = [
+            max(1, round(n * mm / min(width, height))) for n, mm in zip(seen.shape, (height, width), strict=True)
+        ]
+        rows, columns = (np.arange(new) * old // new for new, old in zip(lengths, seen.shape, strict=True))
+        before = [(max(lengths) - length) // 2 for length in lengths]
+        padding = [(b, max(lengths) - length - b) for b, length in zip(before, lengths, strict=True)]
+        return np.pad(seen[np.ix_(rows, columns)], padding, constant_values=outside)
 
     return GalleryRow(
         label=[row["defect"] or "unknown", f"score {output.scores[index]:.2f}"],
-        image=projection(square(volume.values), window),
-        healed=projection(square(output.healed_images[index]), window),
-        anomaly_map=project(square(output.anomaly_maps[index])),
-        truth=project(square(read_mask(row["mask"], grid))),
+        image=grey(square(volume.values, window[0]), window),
+        healed=grey(square(output.healed_images[index], window[0]), window),
+        anomaly_map=square(output.anomaly_maps[index]),
+        truth=square(read_mask(row["mask"], grid)),
     )
 
 

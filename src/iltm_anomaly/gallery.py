@@ -42,11 +42,10 @@ def project(values: np.ndarray, axis: int = 1) -> np.ndarray:
     return seen[:, ::-1] if axis == 1 else seen
 
 
-def projection(values: np.ndarray, window: tuple[float, float], axis: int = 1) -> Image.Image:
-    """`project` as a grey picture."""
+def grey(values: np.ndarray, window: tuple[float, float]) -> Image.Image:
+    """(H, W) values as a picture, black at the window's lower end and white at its upper one."""
     low, high = window
-    shown = np.clip((project(values, axis) - low) / (high - low), 0, 1)
-    return Image.fromarray((255 * shown).round().astype(np.uint8))
+    return Image.fromarray((255 * np.clip((values - low) / (high - low), 0, 1)).round().astype(np.uint8))
 
 
 def draw_projections(
@@ -66,7 +65,7 @@ def draw_projections(
     window = window_of(values)
     cells = []
     for axis in (1, 0):
-        plain = projection(values, window, axis)
+        plain = grey(project(values, axis), window)
         outline = None if truth is None else project(truth, axis)
         pictures = [plain.convert("RGB"), overlay(plain, project(anomaly_map, axis), threshold, outline)]
         across = spacing[0] if axis == 1 else spacing[1]

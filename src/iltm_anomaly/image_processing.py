@@ -12,6 +12,7 @@ from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import ImagesKwargs
 
+from .data._thinning import thinned
 from .data.images import BACKGROUND, ImageReadError, check_unit_range, read_image, to_rgb, upright
 from .data.volumes import Volume, VolumeGrid, cropped_to_foreground, read_volume, resize
 
@@ -173,7 +174,7 @@ class ILTMImageProcessor(BaseImageProcessor):
             for number, item in enumerate(_flatten_volumes(volumes)):
                 volume = _as_volume(item, f"volume {number} (counted from 0)")
                 grids.append(volume.grid if foreground is None else cropped_to_foreground(volume, foreground))
-                samples.append(volume.values.ravel()[:: max(1, volume.values.size // MAX_WINDOW_VOXELS)])
+                samples.append(thinned(volume.values, MAX_WINDOW_VOXELS))
             if not grids:
                 raise ValueError("no volumes given: the list is empty")
         if spacing is None:
@@ -299,8 +300,9 @@ class ILTMImageProcessor(BaseImageProcessor):
         """Turns one image of the model back into a PIL image, a volume into an array.
 
         Args:
-            pixel_values: (C, *spatial) or (1, C, *spatial) tensor or array in [0, 1] (clamped); the padding is cropped.
-            original_size: (height, width) or `VolumeGrid` to go back to; without it the image keeps the model's size.
+            pixel_values: (C, *spatial) or (1, C, *spatial) tensor or array in [0, 1] (clamped).
+            original_size: (height, width) or `VolumeGrid` to go back to; without it the image keeps the model's size, of an
+                image without the padding.
 
         Returns:
             PIL image in mode "RGB", or "L" where `num_channels` is 1; for volumes (D, H, W) float32 in the input's own units,
@@ -318,7 +320,7 @@ class ILTMImageProcessor(BaseImageProcessor):
             window = original_size.window if isinstance(original_size, VolumeGrid) else None
             low, high = window or self.intensity_range or (0.0, 1.0)
             voxels = values[0].clamp(0, 1).pow(1 / self.intensity_power).mul(high - low).add(low).numpy()
-            return voxels if original_size is None else self._restore_volume(voxels, _as_grid(original_size))
+            return voxels if original_size is None else self._restore_volume(voxels, _as_grid(original_size), low)
         assert not isinstance(original_size, VolumeGrid)
         height, width = self.spatial_size
         pixels = values[:, :height, :width].clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
@@ -370,9 +372,9 @@ class ILTMImageProcessor(BaseImageProcessor):
         values = values**self.intensity_power if self.intensity_power != 1 else values
         return self.to_model_grid(values, grid)[None], grid
 
-    def _restore_volume(self, values: np.ndarray, grid: VolumeGrid) -> np.ndarray:
+    def _restore_volume(self, values: np.ndarray, grid: VolumeGrid, outside: float = 0.0) -> np.ndarray:
         _, place = self._placement(grid)
-        whole = np.zeros(grid.ras_shape, dtype=np.float32)
+        whole = np.full(grid.ras_shape, outside, dtype=np.float32)
         box = grid.ras_box
         whole[box] = resize(values[place], [part.stop - part.start for part in box])
         return np.ascontiguousarray(grid.from_ras(whole))

@@ -339,15 +339,16 @@ class ILTMAnomalyPipeline:
 
     @torch.no_grad()
     def calibrate(self, pixel_values: Tensor, show_progress: bool = False) -> float:
-        """Sets `surprise_limit`, `noise` and `score_threshold` (`masking.score_threshold`) from training images (N, C, *spatial)
-        alone; no label is read.
+        """Sets `surprise_limit`, `noise` if it is used, and `score_threshold` (`masking.score_threshold`) from training images
+        (N, C, *spatial) alone; no label is read.
 
         Returns:
             The score threshold.
         """
         codes = self.encode(pixel_values)
         self.calibrate_surprise_limit(codes)
-        self.calibrate_noise(pixel_values, codes)
+        if self.settings.reconstruction_noise:
+            self.calibrate_noise(pixel_values, codes)
         settings, batches = self.settings, pixel_values.split(images_at_once(pixel_values))
         scores = []
         for batch in tqdm(batches, desc="calibrating", unit="batch", disable=not show_progress):

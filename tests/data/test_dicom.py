@@ -12,7 +12,7 @@ SHAPE, SPACING, ORIGIN = (7, 6, 5), (2.0, 3.0, 4.0), (-10.0, 20.0, 100.0)
 
 
 def save(folder, values, places=None, **tags):
-    """Slices without a suffix, as scanners export them; `tags` such as t0054_1001="BQML"."""
+    """Slices without a suffix, as scanners export them; `tags` such as t0054_1001="BQML", or a list with one for each slice."""
     folder.mkdir(parents=True, exist_ok=True)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
@@ -27,7 +27,10 @@ def save(folder, values, places=None, **tags):
             "0020|0037": "1\\0\\0\\0\\1\\0",
             "0020|0032": "\\".join(map(str, place)),
             "0020|0013": str(number),
-        } | {tag[1:].replace("_", "|"): value for tag, value in tags.items()}
+        } | {
+            tag[1:].replace("_", "|"): value if isinstance(value, str) else value[number]
+            for tag, value in tags.items()
+        }
         for tag, value in given.items():
             image.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"slice{number}.dcm"))
@@ -68,6 +71,38 @@ def test_slices_are_sorted_by_place_and_not_by_name(tmp_path, values):
     order = [3, 0, 4, 1, 2]
     shuffled = read_volume(save(tmp_path / "a", values[:, :, order], places=order))
     np.testing.assert_array_equal(shuffled.values, read_volume(save(tmp_path / "b", values)).values)
+
+
+def test_every_slice_has_a_slope_of_its_own(tmp_path, values):
+    """As in PET; a first slope of 1 must not make whole numbers of the others'."""
+    folder = save(tmp_path / "series", np.zeros_like(values), t0028_1052="0", t0028_1053="2")
+    slopes = ("1", ".5", ".2", ".1", "2")
+    for number, slope in enumerate(slopes):
+        patch(folder / f"IM{number:04d}", b"\x28\x00\x53\x10", slope)
+    assert read_volume(folder).values.max() == 0
+    stored = np.arange(np.prod(SHAPE[:2]), dtype=np.int16).reshape(SHAPE[:2])
+    for number in range(len(slopes)):
+        path = folder / f"IM{number:04d}"
+        content = bytearray(path.read_bytes())
+        content[-stored.nbytes :] = stored.T.tobytes()
+        path.write_bytes(bytes(content))
+    found = read_volume(folder).values
+    for number, slope in enumerate(slopes):
+        np.testing.assert_allclose(found[:, :, number], stored * float(slope), rtol=1e-5)
+
+
+def test_slices_that_are_no_upright_stack_are_refused(tmp_path, values):
+    tilted = save(tmp_path / "tilted", values, t0020_0032=[f"-10\\{20 + n}\\{100 + 4 * n}" for n in range(SHAPE[2])])
+    with pytest.raises(VolumeReadError, match="shifted sideways by up to 4 mm"):
+        read_volume(tilted)
+    across, along = "1\\0\\0\\0\\1\\0", "0\\1\\0\\1\\0\\0"
+    turned = save(tmp_path / "turned", values, t0020_0037=[across, across, along, across, across])
+    with pytest.raises(VolumeReadError, match="slice 2 has another orientation"):
+        read_volume(turned)
+    finer = save(tmp_path / "finer", values)
+    patch(finer / "IM0004", b"\x28\x00\x30\x00", "1\\1")
+    with pytest.raises(VolumeReadError, match="slice 4 has another pixel spacing"):
+        read_volume(finer)
 
 
 def test_bad_series_are_refused(tmp_path, values):

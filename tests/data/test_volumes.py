@@ -5,6 +5,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from iltm_anomaly.data._thinning import thinned
 from iltm_anomaly.data.volumes import (
     Volume,
     VolumeGrid,
@@ -17,6 +18,7 @@ from iltm_anomaly.data.volumes import (
     volume_stem,
     write_volume,
 )
+from iltm_anomaly.detection import list_inputs
 
 AFFINE = np.array(
     [[-2.0, 0, 0, 30], [0, 0, 3.0, -40], [0, -4.0, 0, 50], [0, 0, 0, 1]]
@@ -102,6 +104,8 @@ BAD = {
     "no affine": (lambda p: patch(p, 252, struct.pack("<hh", 0, 0)), "no affine"),
     "singular affine": (lambda p: patch(p, 280, struct.pack("<12f", *[0] * 12)), "singular"),
     "slope 0": (lambda p: patch(p, 112, struct.pack("<f", 0)), "rescale slope"),
+    "infinite slope": (lambda p: patch(p, 112, struct.pack("<f", np.inf)), "rescale slope"),
+    "micrometres": (lambda p: patch(p, 123, b"\x03"), "lengths in micrometres"),
 }
 
 
@@ -212,6 +216,74 @@ def test_a_mask_must_lie_on_its_volume(tmp_path):
     shifted = save(tmp_path / "s.nii", affine=AFFINE + np.eye(4, k=3) * 9)
     with pytest.raises(ValueError, match="resample it onto the volume"):
         read_mask(shifted, grid)
+
+
+def test_training_needs_no_ground_truth_and_is_not_stopped_by_it(tmp_path, caplog):
+    for name in ("P1_suv", "P1_ct"):
+        save(tmp_path / f"{name}.nii.gz", affine=AFFINE * (1 if name == "P1_suv" else 2))
+    save(tmp_path / "P1_lesion.nii.gz", np.ones((5, 6, 7), np.uint8))
+    rows = load_volumes(tmp_path)["train"]
+    assert [path is None for path in rows["mask"]] == [True, False]  # that of the CT lies on another grid
+    assert "training needs none" in caplog.text and "resample it onto the volume" in caplog.text
+
+    tree = tmp_path / "tree"
+    save(tree / "train" / "good" / "a.nii.gz")
+    save(tree / "test" / "lesion" / "b.nii.gz")
+    mask = save(tree / "ground_truth" / "lesion" / "b_mask.nii.gz", np.ones((5, 6, 7), np.uint8), affine=AFFINE * 2)
+    with pytest.raises(ValueError, match="resample it onto the volume"):
+        load_volumes(tree)
+    # what a mask's values are scaled by does not matter
+    patch(save(mask, np.ones((5, 6, 7), np.uint8)), 112, struct.pack("<f", 0))
+    assert load_volumes(tree)["test"]["mask"] == [str(mask)]
+
+
+def test_folders_that_are_not_meant_get_an_error_that_helps(tmp_path, caplog):
+    scan = save(tmp_path / "test" / "good" / "a.nii.gz")
+    with pytest.raises(ValueError, match="a folder test or ground_truth and none named train"):
+        load_volumes(tmp_path)
+    with pytest.raises(ValueError, match="is a file: give its folder"):
+        load_volumes(scan)
+    with pytest.raises(FileNotFoundError, match="not from the Hub"):
+        load_volumes("owner/name")
+    (tmp_path / "dicom" / "series").mkdir(parents=True)
+    dicom = tmp_path / "dicom" / "series" / "IM0001.dcm"
+    dicom.write_bytes(bytes(128) + b"DICM")
+    with pytest.raises(ValueError, match="DICOM must be converted to NIfTI"):
+        load_volumes(tmp_path / "dicom")
+    with pytest.raises(VolumeReadError, match="of a DICOM series give the folder"):
+        read_volume(dicom)
+    assert list_inputs([tmp_path / "dicom"], volumes=True) == [dicom.parent]
+    save(tmp_path / "train" / "good" / "no_lesion.nii.gz")
+    save(tmp_path / "train" / "good" / "b.nii.gz")
+    assert load_volumes(tmp_path)["train"].num_rows == 1
+    assert "no_lesion.nii.gz is named like ground truth; rename it" in caplog.text
+
+
+def test_a_nibabel_image_of_a_file_is_checked_and_written_like_the_file(tmp_path):
+    path = save(tmp_path / "a.nii.gz")
+    image = nib.load(path)
+    image.header["descrip"] = b"in memory"
+    written = nib.load(write_volume(np.zeros((5, 6, 7)), tmp_path / "map.nii", read_volume(image)))
+    assert int(written.header["qform_code"]) == int(image.header["qform_code"])
+    assert int(written.header["sform_code"]) == int(image.header["sform_code"]) > 0
+    patch(path, 112, struct.pack("<f", 0))
+    with pytest.raises(VolumeReadError, match="rescale slope"):
+        read_volume(nib.load(path))
+    assert read_volume(nib.Nifti1Image(np.zeros((5, 6, 7)), AFFINE)).path is None
+
+
+def test_small_voxels_are_no_singular_affine(tmp_path):
+    scan = save(tmp_path / "a.nii.gz", affine=np.diag([5e-4, 5e-4, 5e-4, 1]))
+    assert read_volume(scan).grid.ras_spacing == pytest.approx([5e-4] * 3)
+
+
+@pytest.mark.parametrize("shape", [(200, 200, 6), (64, 64, 64), (50, 41, 1), (3, 2, 5)])
+def test_thinned_values_come_from_everywhere(shape):
+    for axis in range(3):
+        places = thinned(np.indices(shape)[axis], 2_000)
+        assert np.array_equal(np.unique(places), np.arange(shape[axis]))
+        assert 0.25 * 2_000 < places.size <= 4_000 or places.size == np.prod(shape)
+    assert np.array_equal(thinned(np.arange(10.0), 20), np.arange(10.0))
 
 
 def test_nifti_columns_of_datasets_are_volumes(tmp_path):

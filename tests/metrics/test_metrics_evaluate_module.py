@@ -63,7 +63,8 @@ def test_folder_is_no_package_and_no_walk_imports_it():
     assert not (FOLDER / "__init__.py").exists()
     assert "aupro" not in [module.name for module in pkgutil.iter_modules(metrics.__path__)]
     for path in FOLDER.parents[1].rglob("*.py"):
-        assert "metrics.aupro." not in path.read_text() and "metrics.aupro import" not in path.read_text(), path
+        text = path.read_text(encoding="utf-8")
+        assert "metrics.aupro." not in text and "metrics.aupro import" not in text, path
 
 
 def test_any_shape_and_no_view_of_the_callers_memory(load):
@@ -173,7 +174,7 @@ def test_the_space_app_scores_files(tmp_path):
 
 
 def test_the_space_card_is_complete():
-    head, body = (FOLDER / "README.md").read_text().split("---\n", 2)[1:]
+    head, body = (FOLDER / "README.md").read_text(encoding="utf-8").split("---\n", 2)[1:]
     fields = yaml.safe_load(head)
     assert (
         fields["sdk"] == "gradio" and fields["app_file"] == "app.py" and {"evaluate", "metric"} <= set(fields["tags"])

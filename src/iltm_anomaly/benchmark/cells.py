@@ -43,7 +43,7 @@ def load_cell(path: Path) -> dict[str, Any]:
         CellDamagedError: if the JSON file, or the .npz that lies beside it, is not what was written. The .npz may be absent.
     """
     try:
-        document = json.loads(path.read_text())
+        document = json.loads(path.read_text(encoding="utf-8"))
         whole = document.pop("checksum") == _checksum(document)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise CellDamagedError(f"{path} is damaged ({error})") from error

@@ -11,7 +11,7 @@ import yaml
 @cache
 def load_published() -> dict[str, Any]:
     """`published.yaml`: source, methods, and per category and metric one [mean, standard deviation] a method."""
-    return yaml.safe_load((resources.files(__package__) / "published.yaml").read_text())
+    return yaml.safe_load((resources.files(__package__) / "published.yaml").read_text(encoding="utf-8"))
 
 
 def published(method: str | None, category: str, metric: str) -> tuple[float, float] | None:

@@ -34,6 +34,9 @@ VOLUME_SUFFIXES = (".nii", ".nii.gz")
 MASK_NAMES = ("mask", "lesion", "lesions", "seg", "label")
 """Last part of the name of a file that is the ground truth of another one: `P1_lesion.nii` of `P1.nii` or `P1_suv.nii`."""
 
+LENGTHS = {1: "metres", 3: "micrometres"}
+"""Units in the header (`xyzt_units`) other than millimetres, or unknown ones, which are taken for them."""
+
 _ROUNDING = 1e-3
 
 
@@ -121,10 +124,14 @@ class Volume:
     path: Path | None = None
 
 
-def read_volume(source: str | os.PathLike | nib.spatialimages.SpatialImage) -> Volume:
+def read_volume(source: str | os.PathLike | nib.spatialimages.SpatialImage, scaled: bool = True) -> Volume:
     """Reads a NIfTI file, a folder with one DICOM series (needs the extra `dicom`), or takes a loaded nibabel image.
 
     Values are the stored ones times the file's own slope plus its intercept.
+
+    Args:
+        source: file, folder or image.
+        scaled: False does not ask for a usable slope, as it does not matter to a mask.
 
     Raises:
         VolumeReadError: missing, empty, truncated or unknown file; not one three-dimensional image; a single slice;
@@ -132,8 +139,11 @@ def read_volume(source: str | os.PathLike | nib.spatialimages.SpatialImage) -> V
             the reason and what to do.
     """
     if isinstance(source, nib.spatialimages.SpatialImage):
-        name = source.get_filename() or "the nibabel image"
-        return _from_image(source, str(name))
+        file = source.get_filename()
+        if file is None or not (is_volume_file(file) and Path(file).is_file()):
+            return _from_image(source, str(file or "the nibabel image"))
+        _check_header(Path(file), file)
+        return replace(_from_image(source, file), path=Path(file))
     path = Path(source)
     if path.is_dir():
         return _read_dicom_series(path)
@@ -142,10 +152,11 @@ def read_volume(source: str | os.PathLike | nib.spatialimages.SpatialImage) -> V
         raise VolumeReadError(f"cannot read volume {name}: no such file")
     if path.stat().st_size == 0:
         raise VolumeReadError(f"cannot read volume {name}: the file is empty (0 bytes)")
-    if not path.name.lower().endswith(VOLUME_SUFFIXES):
-        raise VolumeReadError(f"cannot read volume {name}: not a NIfTI file ({' or '.join(VOLUME_SUFFIXES)})")
+    if not is_volume_file(path):
+        hint = "; of a DICOM series give the folder" if is_dicom_file(path) else ""
+        raise VolumeReadError(f"cannot read volume {name}: not a NIfTI file ({' or '.join(VOLUME_SUFFIXES)}){hint}")
     try:
-        _check_header(path, name)
+        _check_header(path, name, scaled)
         image: Any = nib.load(path)
         volume = _from_image(image, name)
     except VolumeReadError:
@@ -157,7 +168,7 @@ def read_volume(source: str | os.PathLike | nib.spatialimages.SpatialImage) -> V
     return Volume(volume.values, volume.grid, path)
 
 
-def _check_header(path: Path, name: str) -> None:
+def _check_header(path: Path, name: str, scaled: bool = True) -> None:
     """Looks at the header as it is stored: nibabel repairs voxel sizes and scaling on loading, and hides what was wrong."""
     with nib.openers.ImageOpener(str(path), "rb") as file:
         start = file.read(nib.Nifti2Header.sizeof_hdr)
@@ -179,7 +190,13 @@ def _check_header(path: Path, name: str) -> None:
             f"cannot read volume {name}: it has no affine (sform_code and qform_code are 0), so left and right, up and down "
             "are unknown; save it again with the affine of its scan"
         )
-    if float(header["scl_slope"]) == 0 or (kind is nib.Nifti1Header and math.isinf(float(header["scl_slope"]))):
+    unit = LENGTHS.get(int(header["xyzt_units"]) & 7)
+    if unit is not None:
+        raise VolumeReadError(
+            f"cannot read volume {name}: its header gives lengths in {unit}; save it again in millimetres (xyzt_units, "
+            "pixdim and affine)"
+        )
+    if scaled and (float(header["scl_slope"]) == 0 or math.isinf(float(header["scl_slope"]))):
         raise VolumeReadError(
             f"cannot read volume {name}: its rescale slope (scl_slope) is {float(header['scl_slope']):g}, so what its voxels "
             "mean is unknown; set it to 1 if they are right as stored"
@@ -204,7 +221,8 @@ def _from_image(image: Any, name: str) -> Volume:
             f"cannot read volume {name}: it has no affine; save it again with the affine of its scan"
         )
     affine = np.asarray(image.affine, dtype=float)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    sides = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or not abs(np.linalg.det(affine[:3, :3])) > 1e-6 * sides.prod():
         raise VolumeReadError(
             f"cannot read volume {name}: its affine is singular or not finite, so voxels have no size: {affine[:3].tolist()}"
         )
@@ -230,6 +248,11 @@ def is_dicom_file(path: str | os.PathLike) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
+def find_dicom_folders(folder: str | os.PathLike) -> list[Path]:
+    """Folders, this one or any below, that hold DICOM files, sorted by path."""
+    return sorted({path.parent for path in Path(folder).rglob("*") if path.is_file() and is_dicom_file(path)})
+
+
 def _read_dicom_series(folder: Path) -> Volume:
     """One DICOM series, with its rescale slope and intercept applied."""
     try:
@@ -238,7 +261,15 @@ def _read_dicom_series(folder: Path) -> Volume:
         raise VolumeReadError(
             f"cannot read {folder}: reading DICOM series needs SimpleITK; pip install 'iltm-anomaly[dicom]'"
         ) from None
-    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)  # what matters of it is an error below
+    warns = SimpleITK.ProcessObject.GetGlobalWarningDisplay()
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)  # what matters of it is an error of `_check_slices`
+    try:
+        return _from_dicom_files(folder, SimpleITK)
+    finally:
+        SimpleITK.ProcessObject.SetGlobalWarningDisplay(warns)
+
+
+def _from_dicom_files(folder: Path, SimpleITK: Any) -> Volume:
     series = SimpleITK.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
         found = "no DICOM series" if not series else f"{len(series)} DICOM series"
@@ -247,6 +278,8 @@ def _read_dicom_series(folder: Path) -> Volume:
     reader.MetaDataDictionaryArrayUpdateOn()
     files = SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
     reader.SetFileNames(files)
+    # PET has a slope for every slice; by itself the reader would take the type that the first one's values fit into
+    reader.SetOutputPixelType(SimpleITK.sitkFloat32)
     try:
         image = reader.Execute()
     except RuntimeError as error:
@@ -261,6 +294,7 @@ def _read_dicom_series(folder: Path) -> Volume:
     return Volume(volume.values, volume.grid, folder)
 
 
+MAX_SHIFT = 0.1  # mm, of slices across their normal
 SLICE_TAGS = {"0028|0030": ("pixel spacing", 2), "0020|0032": ("position", 3), "0020|0037": ("orientation", 6)}
 
 
@@ -287,9 +321,24 @@ def _check_slices(reader: Any, count: int, folder: Path) -> None:
                     f"{name} slice {number} has no usable {what} ({tag.replace('|', ',')}), but {found}; export the series again"
                 )
     if count > 1:
+        for tag, (what, _) in SLICE_TAGS.items():
+            given = np.array([numbers(number, tag) for number in range(count)])
+            other = np.flatnonzero(np.abs(given - given[0]).max(1) > _ROUNDING)
+            if what != "position" and other.size:
+                raise VolumeReadError(
+                    f"{name} slice {other[0]} has another {what} ({tag.replace('|', ',')}) than slice 0, "
+                    f"{given[other[0]].tolist()} and {given[0].tolist()}, so they are no stack; export them apart"
+                )
         turn = numbers(0, "0020|0037")
+        normal = np.cross(turn[:3], turn[3:])
         places = np.array([numbers(number, "0020|0032") for number in range(count)])
-        steps = np.diff(np.sort(places @ np.cross(turn[:3], turn[3:])))
+        aside = places - places[0] - np.outer((places - places[0]) @ normal, normal)
+        if (shift := float(np.linalg.norm(aside, axis=1).max())) > MAX_SHIFT:
+            raise VolumeReadError(
+                f"{name} its slices do not lie straight above each other but are shifted sideways by up to {shift:.3g} mm, as "
+                "with a tilted gantry; resample the series to an upright one"
+            )
+        steps = np.diff(np.sort(places @ normal))
         if not steps.min() > 0.5 * np.median(steps) or steps.max() > 1.5 * np.median(steps):
             raise VolumeReadError(
                 f"{name} its {count} slices lie {steps.min():g} to {steps.max():g} mm apart, so some are missing or damaged, or "
@@ -325,17 +374,20 @@ def write_volume(values: np.ndarray, path: str | os.PathLike, like: Volume) -> P
 
 
 def cropped_to_foreground(volume: Volume, threshold: float) -> VolumeGrid:
-    """The volume's grid with the box around its subject: the largest connected region (26 neighbours) above `threshold`; all
-    of the volume if nothing is above."""
+    """The volume's grid with the box around its subject: the connected regions (26 neighbours) above `threshold`, without those
+    of less than a hundredth of the largest; all of the volume if nothing is above."""
     from scipy import ndimage
 
     grid = volume.grid
     labels, count = ndimage.label(grid.to_ras(volume.values) > threshold, structure=np.ones((3, 3, 3)))
     if not count:
         return grid
-    largest = int(np.bincount(labels.ravel())[1:].argmax())
-    region = ndimage.find_objects(labels)[largest]
-    return replace(grid, box=tuple((part.start, part.stop) for part in region))
+    sizes = np.bincount(labels.ravel())[1:]
+    regions = [
+        region for region, size in zip(ndimage.find_objects(labels), sizes, strict=True) if size >= sizes.max() / 100
+    ]
+    ends = [(min(p.start for p in parts), max(p.stop for p in parts)) for parts in zip(*regions, strict=True)]
+    return replace(grid, box=tuple(ends))
 
 
 def resize_axis(values: np.ndarray, axis: int, length: int) -> np.ndarray:
@@ -379,17 +431,23 @@ def is_mask_name(path: str | os.PathLike) -> bool:
 
 
 def find_volumes(folder: str | os.PathLike, recursive: bool = False) -> list[Path]:
-    """NIfTI files of a folder (hidden ones and ground truth left out), sorted by path."""
+    """NIfTI files of a folder, sorted by path. Hidden ones are left out, and those named like ground truth; where no volume has
+    the rest of that name, as with `no_lesion`, a warning names them."""
     root = Path(folder)
-    candidates = root.rglob("*") if recursive else root.glob("*")
-    return sorted(
+    found = sorted(
         path
-        for path in candidates
+        for path in (root.rglob("*") if recursive else root.glob("*"))
         if is_volume_file(path)
-        and not is_mask_name(path)
         and not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(root).parts)
         and path.is_file()
     )
+    volumes = [path for path in found if not is_mask_name(path)]
+    stems = {(path.parent, volume_stem(path)) for path in volumes}
+    for path in found:
+        subject = volume_stem(path).rpartition("_")[0]
+        if is_mask_name(path) and not any(f == path.parent and stem.startswith(subject) for f, stem in stems):
+            logger.warning("left out: %s is named like ground truth; rename it if it is a volume", path)
+    return volumes
 
 
 def load_volumes(root: str | os.PathLike, category: str | None = None) -> DatasetDict:
@@ -424,8 +482,18 @@ def load_volumes(root: str | os.PathLike, category: str | None = None) -> Datase
         matched: list[Entry] = [(path, None, find_mask_beside(path)) for path in files if not is_mask_name(path)]
         return DatasetDict({"train": _build(matched, "train", text)})
     folder = Path(text) / category if category else Path(text)
+    if folder.is_file():
+        raise ValueError(
+            f"{folder} is a file: give its folder, or a pattern in quotes such as '{folder.parent}/*.nii.gz'"
+        )
     if not folder.is_dir():
-        raise FileNotFoundError(f"no such folder: {folder} (looked in {Path.cwd()})")
+        raise FileNotFoundError(
+            f"no such folder: {folder} (looked in {Path.cwd()}); volumes are read from folders, not from the Hub"
+        )
+    if not (folder / "train").is_dir() and any((folder / name).is_dir() for name in ("test", "ground_truth")):
+        raise ValueError(
+            f"{folder} has a folder test or ground_truth and none named train: give the one that holds all three"
+        )
     if (folder / "train").is_dir():
         splits = {}
         for split in ("train", "test"):
@@ -434,7 +502,8 @@ def load_volumes(root: str | os.PathLike, category: str | None = None) -> Datase
         return DatasetDict(splits)
     entries: list[Entry] = [(path, None, find_mask_beside(path)) for path in find_volumes(folder, recursive=True)]
     if not entries:
-        raise ValueError(f"no volume in {folder}: no file ends in {' or '.join(VOLUME_SUFFIXES)}")
+        dicom = "; DICOM must be converted to NIfTI for training" if find_dicom_folders(folder) else ""
+        raise ValueError(f"no volume in {folder}: no file ends in {' or '.join(VOLUME_SUFFIXES)}{dicom}")
     return DatasetDict({"train": _build(entries, "train", str(folder))})
 
 
@@ -487,8 +556,13 @@ def _build(entries: list[Entry], split: str, where: str) -> Dataset:
     for path, defect, mask in entries:
         try:
             volume = read_volume(path)
-            if mask is not None:
+            try:
                 read_mask(mask, volume.grid)
+            except ValueError as error:
+                if split == "test":
+                    raise
+                logger.warning("ground truth left out, training needs none: %s", error)
+                mask = None
         except VolumeReadError as error:
             problem = str(error)
             logger.warning("left out: %s", error)
@@ -517,7 +591,7 @@ def read_mask(path: str | os.PathLike | None, grid: VolumeGrid) -> np.ndarray:
     """
     if path is None:
         return np.zeros(grid.shape, dtype=bool)
-    mask = read_volume(path)
+    mask = read_volume(path, scaled=False)
     same = mask.grid.shape == grid.shape and np.allclose(mask.grid.matrix, grid.matrix, atol=_ROUNDING, rtol=_ROUNDING)
     if not same:
         raise ValueError(

@@ -41,7 +41,7 @@ def load_results(paths: list[Path]) -> list[dict[str, Any]]:
     """
     documents = []
     for path in paths:
-        document = json.loads(path.read_text())
+        document = json.loads(path.read_text(encoding="utf-8"))
         results = document.get("results") if isinstance(document, dict) else None
         if not results or any(r.get("method") != "iltm" or not isinstance(r.get("round"), int) for r in results):
             raise ValueError(f"{path} holds no results of `iltm-anomaly evaluate`")

@@ -152,7 +152,7 @@ def _public_report(path: Path) -> bytes:
 def space_sdk(folder: Path) -> str | None:
     """The `sdk` in the metadata of README.md, which makes a folder a Space."""
     try:
-        text = (folder / "README.md").read_text()
+        text = (folder / "README.md").read_text(encoding="utf-8")
         metadata = yaml.safe_load(text.split("---", 2)[1]) if text.startswith("---") else None
     except (OSError, UnicodeDecodeError, yaml.YAMLError, IndexError):
         return None

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data._thinning import thinned
 from ._inputs import iterate_pairs
 
 
@@ -63,7 +64,7 @@ def lesion_curve(maps: Any, masks: Any, max_points: int = 50, *, spatial_dims: i
     thresholds = np.unique(highest)[::-1]
     if len(thresholds) > max_points:
         thresholds = thresholds[np.linspace(0, len(thresholds) - 1, max_points).round().astype(int)]
-    pooled = np.concatenate([score_map.ravel()[:: max(1, score_map.size // 50_000)] for score_map, _ in pairs])
+    pooled = np.concatenate([thinned(score_map, 50_000) for score_map, _ in pairs])
     tops = [float(score_map.max()) for score_map, _ in pairs]
     between = np.quantile(pooled.astype(np.float64), 1 - np.geomspace(1e-5, 0.5, 12))
     thresholds = np.unique(np.concatenate([thresholds, tops, between]))[::-1]

@@ -109,7 +109,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def load_json(path: Path) -> Any:
     """Reads what `write_json` wrote."""
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -284,9 +284,9 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         ValueError: if it is neither, or a field is unknown or out of range.
     """
     if str(name_or_path) in preset_names():
-        text = (resources.files(f"{__package__}.presets") / f"{name_or_path}.yaml").read_text()
+        text = (resources.files(f"{__package__}.presets") / f"{name_or_path}.yaml").read_text(encoding="utf-8")
     elif Path(name_or_path).is_file():
-        text = Path(name_or_path).read_text()
+        text = Path(name_or_path).read_text(encoding="utf-8")
     else:
         raise ValueError(f"no preset and no file {str(name_or_path)!r}; presets are {preset_names()}")
     try:
