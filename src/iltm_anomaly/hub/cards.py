@@ -47,7 +47,8 @@ def load_results(paths: list[Path]) -> list[dict[str, Any]]:
             raise ValueError(f"{path} holds no results of `iltm-anomaly evaluate`")
         documents.append(document)
     for what, values in {
-        "data sets": [(d.get("data"), d["results"][0].get("category")) for d in documents],
+        # by name: a data set may lie in another folder on each machine, and a demo makes one of its own for every seed
+        "data sets": [(Path(d.get("data") or "").name, d["results"][0].get("category")) for d in documents],
         "contaminations": [d["results"][0].get("contamination") for d in documents],
         "rounds": [[r["round"] for r in d["results"]] for d in documents],
     }.items():
