@@ -84,13 +84,15 @@ def pipeline_scoring() -> dict[str, Any]:
     processor = ILTMImageProcessor.for_volumes([values], spacing=1, intensity_range=(0, 15))
     vqvae = make_vqvae()
     grid = vqvae.grid_shape(processor.padded_size)
-    settings = InferenceSettings(**RECIPE.inference | {"token_threshold": None, "surprise_limit": None})
-    prior = make_prior(grid)
-    settings.surprise_limit = 1e-3 + float(
-        torch.quantile(-prior.eval().log_likelihood(torch.randint(256, (1, int(np.prod(grid))))), 0.95)
-    )
-    output = ILTMAnomalyPipeline(vqvae, prior, processor, settings)(values)
-    return {"map": list(output.anomaly_maps[0].shape), "healed_tokens": int(output.resampled_tokens.sum())}
+    settings = InferenceSettings(**RECIPE.inference | {"token_threshold": None, "neighbourhood": 0.0})
+    pipeline = ILTMAnomalyPipeline(vqvae, make_prior(grid), processor, settings)
+    codes = pipeline.encode(processor.preprocess(values)["pixel_values"])
+    surprise = -pipeline.prior.log_likelihood(codes.flatten(1))
+    settings.surprise_limit = float(torch.quantile(surprise, 0.95))
+    output = pipeline(values)
+    healed = int(output.resampled_tokens.sum())
+    assert healed > 0.04 * codes.numel()  # else the samples are equal, and only one of them is decoded
+    return {"map": list(output.anomaly_maps[0].shape), "tokens": codes.numel(), "healed_tokens": healed}
 
 
 CASES: dict[str, list[Callable[[], dict[str, Any]]]] = {
