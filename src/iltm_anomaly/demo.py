@@ -108,6 +108,8 @@ def demo_volumes(
     pipe = ILTMAnomalyPipeline.from_pretrained(model)
     row = detect(pipe, [path], output / "detected", show_progress=False)[0]
     print(f"   score {row['score']}, threshold {row['threshold']}: {'abnormal' if row['abnormal'] else 'normal'}")
+    if not row["abnormal"]:
+        print("   (set by scores of contaminated volumes, it is high: iltm-anomaly detect --threshold lowers it)")
     print(f"look at {output / 'gallery.png'}; {output / 'detected' / row['map']} opens in any NIfTI viewer")
     return document
 
