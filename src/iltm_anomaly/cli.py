@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,7 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baseline-config",
         nargs="+",
+        action="extend",
         type=_baseline_field,
         default=[],
         metavar="METHOD.FIELD=VALUE",
@@ -213,7 +215,11 @@ def _baseline_field(text: str) -> tuple[str, str, Any]:
     method, dot, field = name.partition(".")
     if not (equals and dot and method and field):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form METHOD.FIELD=VALUE")
-    return method, field, yaml.safe_load(value)
+    found = yaml.safe_load(value)
+    if isinstance(found, str):
+        with suppress(ValueError):  # YAML takes 1e-3 for text
+            found = float(found)
+    return method, field, found
 
 
 def run_benchmark(arguments: argparse.Namespace) -> None:

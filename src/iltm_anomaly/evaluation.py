@@ -183,9 +183,15 @@ def evaluate_run(
         shares[0] = (0.0, 0.0)
         if train is not None and len(priors) > 1:
             codes, pixel_masks = training_codes_and_masks(pipeline, train)
-            shares[1:] = token_shares(
-                codes, pixel_masks, priors[:-1], rounds[1:], Recipe.from_dict(report["recipe"]).rounds.rule
-            )
+            if volumes and any(
+                label == 1 and not mask for label, mask in zip(train["label"], train["mask"], strict=True)
+            ):
+                logger.warning(
+                    "shares of masked tokens are unknown: a training volume with lesions has no usable ground truth"
+                )
+            else:
+                rule = Recipe.from_dict(report["recipe"]).rounds.rule
+                shares[1:] = token_shares(codes, pixel_masks, priors[:-1], rounds[1:], rule)
 
     results = []
     for entry, prior, (defect_share, normal_share) in zip(evaluated, priors, shares, strict=True):

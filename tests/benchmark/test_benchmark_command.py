@@ -19,6 +19,7 @@ from iltm_anomaly.benchmark.statistics import METRICS, draw_images, metrics_of_d
 from iltm_anomaly.cli import main
 from iltm_anomaly.data.synthetic import generate_dataset, write_mvtec_tree
 from iltm_anomaly.training.checkpoint import write_json
+from iltm_anomaly.training.recipe import load_recipe
 
 METHODS = ["iltm", "vqvae_transformer", "vqvae_transformer_residual", "autoencoder", "mean_image"]
 
@@ -36,8 +37,6 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
     """The tiny preset, cut down further."""
-    from iltm_anomaly.training.recipe import load_recipe
-
     values = load_recipe("tiny").to_dict()
     values["stage1"]["epochs"], values["stage2"]["epochs"] = 4, 4
     values["rounds"] |= {"rounds": 1, "outlier_scale": 1.5}
@@ -141,6 +140,18 @@ def test_the_report_is_written_and_made_anew_from_json_alone(finished, tmp_path,
     assert "table.md" in capsys.readouterr().out
 
 
+def test_cells_of_an_earlier_format_are_left_out_of_a_report(finished, tmp_path):
+    (tmp_path / "cells").mkdir()
+    for path in (finished[0] / "cells").glob("part_c0_*.json"):
+        document = load_cell(path)
+        if "autoencoder" in path.name:
+            del document["draws"]["kind"]
+        write_json(tmp_path / "cells" / path.name, document | {"checksum": cells._checksum(document)})
+    assert main(["benchmark", "--report-only", "--output", str(tmp_path)]) == 0
+    table = (tmp_path / "table.md").read_text()
+    assert "part_c0_s0_autoencoder.json is of an earlier format" in table and "| AE |" not in table
+
+
 def test_again_nothing_is_measured_but_what_is_damaged(finished, data, recipe, fake, caplog):
     output, _ = finished
     before = {path: path.read_bytes() for path in (output / "cells").glob("*.json")}
@@ -182,6 +193,8 @@ def test_other_images_under_the_same_names_are_another_set(data, recipe, fake, t
     assert main(command(data, recipe, output, *more)) == 0 and len(fake.calls) == 2
     fake.calls.clear()
     assert main(command(other, recipe, output, *more)) == 0 and not fake.calls  # the same files elsewhere
+    (other / "sets/part/train/.DS_Store").write_bytes(b"of a file browser")
+    assert main(command(other, recipe, output, *more)) == 0 and not fake.calls
     path = next(other.glob("sets/part/test/good/*.png"))
     Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
     assert main(command(other, recipe, output, "--methods", "autoencoder", *more[1:])) == 0
@@ -216,11 +229,32 @@ def test_changed_settings_of_inference_score_again_and_train_nothing(finished, d
         )
 
 
+def test_an_edited_recipe_of_the_same_name_is_another_run(data, tmp_path):
+    """With a real method: fakes keep nothing."""
+    values = load_recipe("tiny").to_dict()
+    path, output = tmp_path / "tiny.yaml", tmp_path / "output"
+    words = command(data, path, output, "--methods", "autoencoder", "--baseline-seconds", "2")
+    words.remove("0")
+    found = []
+    for smoothing in (0.5, 0.25):
+        path.write_text(yaml.safe_dump(values | {"inference": {"smoothing": smoothing}}))
+        assert main([*words, "--baseline-config", f"autoencoder.smoothing={smoothing / 10}"]) == 0
+        document = cell(output, "0.2", "autoencoder")
+        assert document["settings"]["baseline"]["config"]["smoothing"] == smoothing / 10
+        found.append(document["results"][-1]["aupro"])
+    assert found[0] != found[1] and len(list((output / "runs").glob("*/autoencoder_*/model"))) == 2
+
+
 def test_a_group_that_another_process_works_on_is_left_to_it(data, recipe, fake, tmp_path, caplog):
     (tmp_path / "runs").mkdir()
     more = ["--methods", "mean_image", "--baseline-seconds", "5"]
     with FileLock(tmp_path / "runs" / "part_c0.2_s0.lock"):
         assert main(command(data, recipe, tmp_path, *more)) == 0
+        words = command(data, recipe, tmp_path / "other", *more)
+        words.remove("0")
+        (tmp_path / "other" / "runs").mkdir(parents=True)
+        with FileLock(tmp_path / "other" / "runs" / "part_c0.2_s0.lock"):
+            assert main(words) == 0  # nothing to do, and nothing to report on yet
     assert "part_c0.2_s0: another process works on it" in caplog.text
     assert [path.name for path in (tmp_path / "cells").glob("*.json")] == ["part_c0_s0_mean_image.json"]
     assert main(command(data, recipe, tmp_path, *more)) == 0
@@ -373,6 +407,7 @@ def test_the_cost_of_the_papers_settings_counts_every_method(data, fake, tmp_pat
         ({"--contamination": "1"}, "contamination must be in [0, 1)"),
         ({"--train-size": "most"}, "train_size must be a number above 0, 'common' or 'all'"),
         ({"--baseline-config": "iltm.size=3"}, "'iltm' has no configuration to change"),
+        ({"--baseline-config": "nsa.sloppe=3"}, "nsa has no setting 'sloppe'"),
     ],
 )
 def test_wrong_arguments_give_one_line_that_helps(data, recipe, fake, tmp_path, capsys, change, message):

@@ -173,6 +173,11 @@ def test_a_mixture_is_said_and_the_mean_panel_needs_no_level_that_one_set_alone_
     assert "different numbers of training images of bottle: bottle at 0, seed 0 / bottle at 0, seed 0, " in problems
     assert found.levels == [0, 0.05, 0.1] and found.drop_range() == results.drop_range() is not None
     assert "- cells of different presets" in markdown(found)
+    # a method may have settings of its own for every category
+    for name, smoothing in (("bottle", 0.1), ("cable", 0.2)):
+        documents.append(document("nsa", name, 0.1, 0, 0.9))
+        documents[-1]["settings"]["baseline"] = {"smoothing": smoothing}
+    assert not any("settings of NSA" in problem for problem in Results(documents).problems)
 
 
 def test_the_share_of_its_recipe_that_a_method_was_trained_for_is_shown():

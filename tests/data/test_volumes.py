@@ -252,6 +252,7 @@ def test_folders_that_are_not_meant_get_an_error_that_helps(tmp_path, caplog):
         load_volumes(tmp_path / "dicom")
     with pytest.raises(VolumeReadError, match="of a DICOM series give the folder"):
         read_volume(dicom)
+    (tmp_path / "dicom" / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
     assert list_inputs([tmp_path / "dicom"], volumes=True) == [dicom.parent]
     save(tmp_path / "train" / "good" / "no_lesion.nii.gz")
     save(tmp_path / "train" / "good" / "b.nii.gz")
@@ -266,6 +267,9 @@ def test_a_nibabel_image_of_a_file_is_checked_and_written_like_the_file(tmp_path
     written = nib.load(write_volume(np.zeros((5, 6, 7)), tmp_path / "map.nii", read_volume(image)))
     assert int(written.header["qform_code"]) == int(image.header["qform_code"])
     assert int(written.header["sform_code"]) == int(image.header["sform_code"]) > 0
+    moved = nib.Nifti1Image(np.zeros((5, 6, 7)), 2 * AFFINE, image.header)
+    moved.set_filename(path)  # no longer what the file holds
+    assert read_volume(moved).path is None
     patch(path, 112, struct.pack("<f", 0))
     with pytest.raises(VolumeReadError, match="rescale slope"):
         read_volume(nib.load(path))

@@ -145,8 +145,8 @@ class BaselineModel(PreTrainedModel):
 
     @classmethod
     def config_defaults(cls) -> dict[str, Any]:
-        """Fields of the configuration that a recipe can set, with their defaults."""
-        inherited = {f.name for f in fields(PreTrainedConfig)}
+        """Fields of the configuration that a recipe can set, with their defaults; size and channels follow from the processor."""
+        inherited = {f.name for f in fields(PreTrainedConfig)} | {"image_size", "in_channels"}
         return {f.name: f.default for f in fields(cls.config_class) if f.name not in inherited}
 
     @classmethod

@@ -76,9 +76,14 @@ def load_cells(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     documents, problems = [], []
     for path in sorted(folder.glob("*.json")):
         try:
-            documents.append(load_cell(path))
+            document = load_cell(path)
         except CellDamagedError as error:
             problems.append(f"{error}; left out")
+            continue
+        if "kind" in document["draws"] and "baseline" in document["settings"]:
+            documents.append(document)
+        else:
+            problems.append(f"{path} is of an earlier format; left out, the same command measures it again")
     return documents, problems
 
 

@@ -114,9 +114,12 @@ class Category:
         """SHA-256 over name and content of every file, wherever it lies: other images with the same split are another set."""
         digest, root = hashlib.sha256(), Path(self.source, self.folder)
         for path in sorted(path for path in root.rglob("*") if path.is_file()):
+            name = path.relative_to(root)
+            if any(part.startswith(".") for part in name.parts) or path.name == "Thumbs.db":
+                continue  # of file browsers
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
-            digest.update(f"{path.relative_to(root).as_posix()}\0{content}\n".encode())
+            digest.update(f"{name.as_posix()}\0{content}\n".encode())
         return digest.hexdigest()
 
 
@@ -252,6 +255,7 @@ def make_plan(arguments: BenchmarkArguments) -> Plan:
     if recipe.is_volumetric:
         raise ValueError(f"preset {arguments.preset} is for volumes; the benchmark is one of images")
     methods = resolve_methods(arguments.methods)
+    _check_baseline_config(arguments)
     groups = []
     for category in resolve_categories(arguments.data, arguments.categories):
         try:
@@ -266,6 +270,15 @@ def make_plan(arguments: BenchmarkArguments) -> Plan:
                     _split(group, dataset)
                 groups.append(group)
     return Plan(recipe, groups)
+
+
+def _check_baseline_config(arguments: BenchmarkArguments) -> None:
+    from iltm_anomaly.baselines import BASELINES
+
+    for method, config in arguments.baseline_config.items():
+        known = sorted(BASELINES[method].model_class.config_defaults())
+        if unknown := sorted(set(config) - set(known)):
+            raise ValueError(f"{method} has no setting {unknown[0]!r}; it has {', '.join(known)}")
 
 
 def _split(group: Group, dataset: "DatasetDict") -> None:

@@ -101,7 +101,7 @@ class Results:
             for what, value in (
                 ("presets", document["preset"]),
                 (f"numbers of training images of {category}", document["training_images"]),
-                (f"settings of {METHODS[method].title}", (settings["baseline"], settings["inference"])),
+                (f"settings of {METHODS[method].title} on {category}", (settings["baseline"], settings["inference"])),
             ):
                 cell = "{category} at {contamination:g}, seed {seed}".format(**settings)
                 found.setdefault(what, {}).setdefault(str(value), []).append(cell)

@@ -53,10 +53,15 @@ class Measured:
     about: dict[str, Any] = field(default_factory=dict)
 
 
-def run_plan(plan: Plan, arguments: BenchmarkArguments) -> dict[str, str]:
-    """Measures every cell that is not finished; returns the errors of those that failed, by name. Several processes may share a
-    plan: each leaves the groups alone that another one works on."""
+def run_plan(plan: Plan, arguments: BenchmarkArguments) -> tuple[dict[str, str], list[str]]:
+    """Measures every cell that is not finished. Several processes may share a plan: each leaves the groups alone that another one
+    works on.
+
+    Returns:
+        The errors of cells that failed, by name, and the groups left to other processes.
+    """
     failures: dict[str, str] = {}
+    left: list[str] = []
     total, done = sum(len(group.methods) for group in plan.groups), 0
     for group in plan.groups:
         numbers = range(done + 1, done + 1 + len(group.methods))
@@ -72,7 +77,8 @@ def run_plan(plan: Plan, arguments: BenchmarkArguments) -> dict[str, str]:
                 failures |= _run_group(plan, arguments, group, cells)
         except Timeout:
             logger.warning("%s: another process works on it; left to that", group.name)
-    return failures
+            left.append(group.name)
+    return failures, left
 
 
 def _run_group(plan: Plan, arguments: BenchmarkArguments, group: Group, numbers: dict[str, str]) -> dict[str, str]:
@@ -131,8 +137,9 @@ class GroupRun:
         assert group.dataset is not None
         self.plan, self.recipe, self.arguments = plan, plan.recipe, arguments
         self.group, self.dataset = group, group.dataset
-        # the same split of other files is another run
-        self.folder = arguments.output / "runs" / f"{group.name}_{self.recipe.name}_{group.digest[:12]}"
+        # the same split of other files, and an edited recipe of the same name, are other runs
+        digest = digest_of([group.digest, self.recipe.to_dict()])
+        self.folder = arguments.output / "runs" / f"{group.name}_{self.recipe.name}_{digest[:12]}"
         self.device = "cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu"
         self.failure: Exception | None = None
 
@@ -245,7 +252,8 @@ class GroupRun:
         budget, source = self.budget()
         preset, config = self.plan.baseline_preset, self.arguments.baseline_config.get(method)
         given = self.arguments.baseline_seconds
-        name = method + (f"_{given:g}s" if given is not None else "") + (f"_{digest_of(config)[:8]}" if config else "")
+        described = digest_of(self.plan.baseline(self.arguments, self.group, method))
+        name = f"{method}_{described[:8]}" + (f"_{given:g}s" if given is not None else "")
         started = time.monotonic()
         pipeline = train_baseline(
             method,

@@ -21,14 +21,14 @@ def benchmark(arguments: BenchmarkArguments) -> list[Path]:
         ValueError: for arguments that mean nothing.
         CellsFailedError: if cells failed; names them and says why. The report is written all the same.
     """
-    failures = run_plan(make_plan(arguments), arguments)
+    failures, left = run_plan(make_plan(arguments), arguments)
     try:
         with FileLock(arguments.output / "runs" / "report.lock"):  # of processes that share a plan
             written = write_report(arguments.output)
     except NoCellsError:
-        if not failures:
+        if not failures and not left:
             raise
-        written = []  # every cell failed: the failures say more
+        written = []  # every cell failed, and the failures say more, or other processes work on all of them
     _raise_for(failures, "cells", "the others are finished; the same command tries these again")
     return written
 

@@ -140,7 +140,7 @@ def read_volume(source: str | os.PathLike | nib.spatialimages.SpatialImage, scal
     """
     if isinstance(source, nib.spatialimages.SpatialImage):
         file = source.get_filename()
-        if file is None or not (is_volume_file(file) and Path(file).is_file()):
+        if file is None or not _is_image_of(source, Path(file)):
             return _from_image(source, str(file or "the nibabel image"))
         _check_header(Path(file), file)
         return replace(_from_image(source, file), path=Path(file))
@@ -166,6 +166,17 @@ def read_volume(source: str | os.PathLike | nib.spatialimages.SpatialImage, scal
             f"cannot read volume {name}: the file is truncated or damaged ({error or type(error).__name__})"
         ) from error
     return Volume(volume.values, volume.grid, path)
+
+
+def _is_image_of(image: Any, path: Path) -> bool:
+    """Whether a file is still the one that an image was loaded from."""
+    if not (is_volume_file(path) and path.is_file()):
+        return False
+    try:
+        found: Any = nib.load(path)
+    except Exception:  # damaged since: the image may be whole
+        return False
+    return found.shape == image.shape and image.affine is not None and np.allclose(found.affine, image.affine)
 
 
 def _check_header(path: Path, name: str, scaled: bool = True) -> None:
@@ -250,7 +261,17 @@ def is_dicom_file(path: str | os.PathLike) -> bool:
 
 def find_dicom_folders(folder: str | os.PathLike) -> list[Path]:
     """Folders, this one or any below, that hold DICOM files, sorted by path."""
-    return sorted({path.parent for path in Path(folder).rglob("*") if path.is_file() and is_dicom_file(path)})
+    root = Path(folder)
+    return sorted(
+        {
+            path.parent
+            for path in root.rglob("*")
+            if path.name != "DICOMDIR"  # the index of a disc
+            and not any(part.startswith(".") for part in path.relative_to(root).parts)
+            and path.is_file()
+            and is_dicom_file(path)
+        }
+    )
 
 
 def _read_dicom_series(folder: Path) -> Volume:
@@ -306,6 +327,10 @@ def _check_slices(reader: Any, count: int, folder: Path) -> None:
         return [float(value) for value in text.split("\\")] if text.strip() else []
 
     name = f"cannot read the DICOM series in {folder}:"
+    if numbers(0, "0028|0002") not in ([], [1.0]):
+        raise VolumeReadError(
+            f"{name} it is in colour, with {numbers(0, '0028|0002')[0]:g} samples a voxel; give a grey one"
+        )
     for number in range(count):
         if numbers(number, "0028|1053") == [0.0]:
             raise VolumeReadError(
@@ -442,10 +467,10 @@ def find_volumes(folder: str | os.PathLike, recursive: bool = False) -> list[Pat
         and path.is_file()
     )
     volumes = [path for path in found if not is_mask_name(path)]
-    stems = {(path.parent, volume_stem(path)) for path in volumes}
+    stems = [volume_stem(path) for path in volumes]
     for path in found:
         subject = volume_stem(path).rpartition("_")[0]
-        if is_mask_name(path) and not any(f == path.parent and stem.startswith(subject) for f, stem in stems):
+        if is_mask_name(path) and not any(stem.startswith(subject) for stem in stems):
             logger.warning("left out: %s is named like ground truth; rename it if it is a volume", path)
     return volumes
 
