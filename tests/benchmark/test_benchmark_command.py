@@ -12,9 +12,8 @@ from fake_baselines import FakeBaselines, install
 from filelock import FileLock
 from PIL import Image
 
-from iltm_anomaly.benchmark import cells
 from iltm_anomaly.benchmark.cells import load_cell, load_statistics
-from iltm_anomaly.benchmark.plan import BenchmarkArguments, make_plan
+from iltm_anomaly.benchmark.plan import BenchmarkArguments, digest_of, make_plan
 from iltm_anomaly.benchmark.statistics import METRICS, draw_images, metrics_of_draws, unpack
 from iltm_anomaly.cli import main
 from iltm_anomaly.data.synthetic import generate_dataset, write_mvtec_tree
@@ -146,7 +145,7 @@ def test_cells_of_an_earlier_format_are_left_out_of_a_report(finished, tmp_path)
         document = load_cell(path)
         if "autoencoder" in path.name:
             del document["draws"]["kind"]
-        write_json(tmp_path / "cells" / path.name, document | {"checksum": cells._checksum(document)})
+        write_json(tmp_path / "cells" / path.name, document | {"checksum": digest_of(document)})
     assert main(["benchmark", "--report-only", "--output", str(tmp_path)]) == 0
     table = (tmp_path / "table.md").read_text()
     assert "part_c0_s0_autoencoder.json is of an earlier format" in table and "| AE |" not in table
@@ -216,7 +215,7 @@ def test_changed_settings_of_inference_score_again_and_train_nothing(finished, d
         document = load_cell(path)
         if document["settings"]["inference"]:
             document["settings"]["inference"]["likelihood_share"] = 0.9
-            write_json(path, document | {"checksum": cells._checksum(document)})
+            write_json(path, document | {"checksum": digest_of(document)})
     before = {p: p.read_bytes() for p in (output / "runs").glob("*/iltm/rounds/*/*.safetensors")}
     assert main(command(data, recipe, output)) == 0
     assert "inference.likelihood_share 0.9 there, 0.35 now" in caplog.text

@@ -5,7 +5,6 @@ the method's; then follow where they come from, "draws" (bootstrap, see `statist
 made of the JSON files alone. The .npz holds `statistics.ImageStatistics`, for more draws or other metrics of an image.
 """
 
-import hashlib
 import io
 import json
 import logging
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from iltm_anomaly.benchmark.plan import digest_of
 from iltm_anomaly.benchmark.statistics import ImageStatistics
 from iltm_anomaly.pipeline import InferenceSettings
 from iltm_anomaly.training.checkpoint import file_digest, write_atomically, write_json
@@ -33,7 +33,7 @@ def save_cell(folder: Path, name: str, document: dict[str, Any], statistics: Ima
     np.savez_compressed(buffer, **statistics.arrays())
     write_atomically(folder / f"{name}.npz", buffer.getbuffer())
     document = document | {"statistics_sha256": file_digest(folder / f"{name}.npz")}
-    write_json(folder / f"{name}.json", document | {"checksum": _checksum(document)})
+    write_json(folder / f"{name}.json", document | {"checksum": digest_of(document)})
 
 
 def load_cell(path: Path) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def load_cell(path: Path) -> dict[str, Any]:
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        whole = document.pop("checksum") == _checksum(document)
+        whole = document.pop("checksum") == digest_of(document)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise CellDamagedError(f"{path} is damaged ({error})") from error
     if not whole:
@@ -91,10 +91,6 @@ def load_statistics(path: Path) -> ImageStatistics:
     """The .npz of a cell."""
     with np.load(path) as arrays:
         return ImageStatistics(**arrays)
-
-
-def _checksum(document: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def _changes(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from iltm_anomaly.data.contamination import contaminate, contamination_record, largest_train_size
 from iltm_anomaly.data.mvtec import is_category, list_categories, load_mvtec
 from iltm_anomaly.pipeline import InferenceSettings
+from iltm_anomaly.training.checkpoint import file_digest
 from iltm_anomaly.training.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -117,9 +118,7 @@ class Category:
             name = path.relative_to(root)
             if any(part.startswith(".") for part in name.parts) or path.name == "Thumbs.db":
                 continue  # of file browsers
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-            digest.update(f"{name.as_posix()}\0{content}\n".encode())
+            digest.update(f"{name.as_posix()}\0{file_digest(path)}\n".encode())
         return digest.hexdigest()
 
 

@@ -346,17 +346,17 @@ def _check_slices(reader: Any, count: int, folder: Path) -> None:
                     f"{name} slice {number} has no usable {what} ({tag.replace('|', ',')}), but {found}; export the series again"
                 )
     if count > 1:
-        for tag, (what, _) in SLICE_TAGS.items():
-            given = np.array([numbers(number, tag) for number in range(count)])
+        tables = {tag: np.array([numbers(number, tag) for number in range(count)]) for tag in SLICE_TAGS}
+        places = tables.pop("0020|0032")
+        for tag, given in tables.items():
             other = np.flatnonzero(np.abs(given - given[0]).max(1) > _ROUNDING)
-            if what != "position" and other.size:
+            if other.size:
                 raise VolumeReadError(
-                    f"{name} slice {other[0]} has another {what} ({tag.replace('|', ',')}) than slice 0, "
+                    f"{name} slice {other[0]} has another {SLICE_TAGS[tag][0]} ({tag.replace('|', ',')}) than slice 0, "
                     f"{given[other[0]].tolist()} and {given[0].tolist()}, so they are no stack; export them apart"
                 )
-        turn = numbers(0, "0020|0037")
+        turn = tables["0020|0037"][0]
         normal = np.cross(turn[:3], turn[3:])
-        places = np.array([numbers(number, "0020|0032") for number in range(count)])
         aside = places - places[0] - np.outer((places - places[0]) @ normal, normal)
         if (shift := float(np.linalg.norm(aside, axis=1).max())) > MAX_SHIFT:
             raise VolumeReadError(
