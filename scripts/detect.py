@@ -1,4 +1,4 @@
-"""`accelerate launch scripts/detect.py ...`: the options of `iltm-anomaly detect`."""
+"""`python scripts/detect.py ...`: the options of `iltm-anomaly detect`, in one process."""
 
 import sys
 

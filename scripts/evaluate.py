@@ -1,4 +1,4 @@
-"""`accelerate launch scripts/evaluate.py ...`: the options of `iltm-anomaly evaluate`."""
+"""`python scripts/evaluate.py ...`: the options of `iltm-anomaly evaluate`, in one process."""
 
 import sys
 

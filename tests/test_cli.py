@@ -159,6 +159,33 @@ def test_evaluate_of_the_last_round_alone_claims_nothing_of_its_masks(run, data,
     assert result["masked_share_defect_tokens"] is None and result["masked_share_normal_tokens"] is None
 
 
+def test_the_last_round_is_measured_as_the_pipeline_was_calibrated(run, data, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    edit(copy / "model" / "calibration.json", surprise_limit=1.0)
+    documents = []
+    for name, arguments in {"all": (copy,), "last": (copy, "--last-round"), "model": (copy / "model",)}.items():
+        model, *options = arguments
+        assert evaluate(model, data, tmp_path / name, *options) == 0
+        documents.append(json.loads((tmp_path / name / "results.json").read_text())["results"])
+    assert documents[0][-1]["pixel_auroc"] == documents[1][-1]["pixel_auroc"] == documents[2][-1]["pixel_auroc"]
+    assert evaluate(run, data, tmp_path / "whole") == 0
+    first, last = json.loads((tmp_path / "whole" / "results.json").read_text())["results"]
+    assert first["pixel_auroc"] == documents[0][0]["pixel_auroc"], "an earlier round has a limit of its own"
+    assert last["pixel_auroc"] != documents[0][-1]["pixel_auroc"]
+
+
+def test_what_is_missing_of_a_run_is_named(run, data, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    shutil.copy(run / "run.json", tmp_path / "run")
+    assert evaluate(tmp_path / "run", data, tmp_path / "out") == 2
+    assert "is not finished" in capsys.readouterr().err
+    shutil.copytree(run, tmp_path / "whole")
+    (tmp_path / "whole" / "images.arrow").unlink()
+    assert evaluate(tmp_path / "whole", data, tmp_path / "out") == 2
+    assert "earlier rounds cannot be measured without the training images" in capsys.readouterr().err
+
+
 def test_evaluate_refuses_data_that_has_changed(run, data, tmp_path, capsys):
 
     changed = tmp_path / "data"
@@ -189,6 +216,9 @@ def test_detect_skips_bad_files_and_names_them(run, data, tmp_path, capsys):
         assert (tmp_path / "out" / row["overlay"]).exists()
     for name in ("empty.png", "text.jpg"):
         assert name in by_name[name]["error"] and not by_name[name]["score"]
+    for _ in range(2):  # what it has drawn beside its inputs is no input
+        assert main(["detect", str(run), str(folder), "--output", str(folder / "found")]) == 0
+        assert "2 scored, " in capsys.readouterr().out
 
 
 def test_the_user_may_set_the_threshold(run, data, tmp_path, capsys):
@@ -218,6 +248,24 @@ def test_a_plain_folder_of_images_is_trained_on_as_it_is(data, recipe, tmp_path)
     folder = data / "part" / "train" / "good"
     assert main(["train", "--data", str(folder), "--preset", str(recipe), "--output", str(tmp_path), "--cpu"]) == 0
     assert json.loads((tmp_path / "model" / "training_report.json").read_text())["num_training_images"] == 24
+
+
+def test_pictures_of_a_run_are_no_images_to_train_on(run, tmp_path):
+    from iltm_anomaly.data.images import find_images
+
+    shutil.copytree(run, tmp_path / "runs" / "a")
+    assert find_images(run, recursive=True), "asked for, they are found"
+    Image.new("RGB", (64, 64)).save(tmp_path / "part.png")
+    assert find_images(tmp_path, recursive=True) == [tmp_path / "part.png"]
+
+
+@pytest.mark.parametrize(("options", "folder"), [([], "demo"), (["--volumes"], "demo_volumes")])
+def test_the_two_demos_have_folders_of_their_own(options, folder, monkeypatch):
+    called = []
+    monkeypatch.setattr("iltm_anomaly.demo.demo", lambda *arguments: called.append(("demo", *arguments)))
+    monkeypatch.setattr("iltm_anomaly.demo.demo_volumes", lambda *a: called.append(("demo_volumes", *a)))
+    assert main(["demo", *options]) == 0
+    assert called == [(folder, Path(folder), 0)]
 
 
 def test_training_survives_an_unreadable_image(data, recipe, tmp_path, caplog):

@@ -75,9 +75,25 @@ def test_iou_and_convergence():
 
 def test_a_mask_that_leaves_too_little_is_refused_and_names_the_threshold():
     keep = torch.tensor([True] + [False] * 9)
-    with pytest.raises(masking.TokenThresholdError, match=r"90%.*at most 50%.*token_threshold"):
-        masking.check_masked_fraction(keep, limit=-math.log(0.2))
-    assert masking.check_masked_fraction(keep, limit=1.0, largest=0.95) == pytest.approx(0.9)
+    rule = masking.RejectionRule(token_threshold=0.2)
+    with pytest.raises(masking.TokenThresholdError, match=r"90%.*allows 50%: lower token_threshold"):
+        masking.check_masked_fraction(keep, -math.log(0.2), rule)
+    with pytest.raises(masking.TokenThresholdError, match=r"outlier_scale 3\).*raise outlier_scale"):
+        masking.check_masked_fraction(keep, 1.0, masking.RejectionRule())
+    assert masking.check_masked_fraction(keep, 1.0, rule, largest=0.95) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("values", [{"token_threshold": 5}, {"neighbourhood": -1}, {"outlier_scale": math.nan}])
+def test_a_rule_out_of_range_is_refused(values):
+    with pytest.raises(ValueError, match=next(iter(values))):
+        masking.RejectionRule(**values)
+
+
+def test_the_score_threshold_does_not_depend_on_where_the_scale_of_scores_begins():
+    scores = torch.rand(200, generator=torch.Generator().manual_seed(0)) + 0.1
+    expected = masking.score_threshold(scores)
+    assert masking.score_threshold(scores - 0.7, lowest=-0.7) == pytest.approx(expected - 0.7, rel=1e-4)
+    assert 0.3 < masking.score_threshold(scores - 0.7, lowest=-0.7) < 10
 
 
 @pytest.mark.parametrize(("spatial", "grid"), [((16, 24), (2, 3)), ((8, 16, 8), (1, 2, 1))])

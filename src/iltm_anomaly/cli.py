@@ -131,14 +131,15 @@ def default_device() -> str:
 
 def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--volumes", action="store_true", help="generated whole-body PET in place of images")
-    parser.add_argument("--output", type=Path, default=Path("demo"), metavar="DIR", help="default: demo")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="default: demo, or demo_volumes")
     parser.add_argument("--seed", type=int, default=0)
 
 
 def run_demo(arguments: argparse.Namespace) -> None:
     from iltm_anomaly.demo import demo, demo_volumes
 
-    (demo_volumes if arguments.volumes else demo)(arguments.output, arguments.seed)
+    run, folder = (demo_volumes, "demo_volumes") if arguments.volumes else (demo, "demo")
+    run(arguments.output or Path(folder), arguments.seed)
 
 
 def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:

@@ -28,16 +28,22 @@ logger = logging.getLogger(__name__)
 COLUMNS = ["path", "score", "threshold", "abnormal", "abnormal_pixels", "overlay", "map", "mask", "error"]
 
 
-def list_inputs(inputs: list[str | Path], volumes: bool = False) -> list[Path]:
+OWN_FOLDERS = ("overlays", "maps", "masks")
+
+
+def list_inputs(inputs: list[str | Path], volumes: bool = False, output: Path | None = None) -> list[Path]:
     """Files as they are, folders by the images (volumes) below them; without NIfTI files every folder of DICOM files is one.
+    What an earlier call wrote below `output` is no input.
 
     Raises:
         ValueError: if an input does not exist, or a folder holds no image.
     """
     files: list[Path] = []
+    own = [] if output is None else [output.absolute() / name for name in OWN_FOLDERS]
     for item in map(Path, inputs):
         if item.is_dir():
             found = (find_volumes if volumes else find_images)(item, recursive=True)
+            found = [path for path in found if not any(folder in path.absolute().parents for folder in own)]
             if not found and volumes:
                 found = find_dicom_folders(item)
             if not found:
@@ -83,7 +89,7 @@ def detect(
         ValueError: if an input is missing, or if the only file given cannot be read.
     """
     volumes = pipeline.image_processor.is_volumetric
-    files = list_inputs(inputs, volumes)
+    files = list_inputs(inputs, volumes, output)
     output.mkdir(parents=True, exist_ok=True)
     threshold = pipeline.settings.score_threshold
     rows: list[dict] = []

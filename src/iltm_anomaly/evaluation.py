@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from datasets import Image as ImageFeature
 from PIL import Image
 from torch import Tensor
 
 from iltm_anomaly import masking
+from iltm_anomaly.data.cache import CacheDamagedError, PixelCache
 from iltm_anomaly.data.contamination import ContaminationRecord, apply_record
+from iltm_anomaly.data.images import to_rgb
 from iltm_anomaly.data.mvtec import load_mvtec
 from iltm_anomaly.data.volumes import load_volumes, read_mask, read_volume
 from iltm_anomaly.gallery import GalleryRow, draw_gallery, grey, project, window_of
@@ -26,11 +29,13 @@ from iltm_anomaly.training.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
+_UNDECODED = ImageFeature(decode=False)
+
 
 def resolve_model_folder(path: str | Path) -> tuple[str | Path, Path | None]:
     """A run folder gives its pipeline folder and itself; a pipeline folder or Hub id gives itself and None."""
     folder = Path(path)
-    if (folder / "rounds").is_dir():
+    if (folder / "run.json").is_file() or (folder / "rounds").is_dir():
         if not (folder / "model" / "model_index.json").is_file():
             raise ValueError(
                 f"the run in {folder} is not finished: continue it with `iltm-anomaly train ... --resume`"
@@ -106,6 +111,21 @@ def training_codes_and_masks(pipeline: ILTMAnomalyPipeline, dataset: Dataset) ->
     return pipeline.encode(torch.cat(pixels)), torch.stack(masks)
 
 
+def training_codes(pipeline: ILTMAnomalyPipeline, run_folder: Path) -> Tensor:
+    """Codes (N, *grid) of all training images of a run.
+
+    Raises:
+        ValueError: if the run's cache of them is damaged or was deleted.
+    """
+    try:
+        return pipeline.encode(PixelCache(run_folder / "images.arrow"))
+    except CacheDamagedError as error:
+        raise ValueError(
+            f"{error}: earlier rounds cannot be measured without the training images; `evaluate {run_folder / 'model'}` "
+            "measures the last one"
+        ) from error
+
+
 def score_dataset(
     pipeline: ILTMAnomalyPipeline, dataset: Dataset, show_progress: bool
 ) -> tuple[ILTMAnomalyOutput, dict[str, Any]]:
@@ -176,28 +196,23 @@ def evaluate_run(
         folders = [run_folder / "rounds" / f"round_{entry['round']}" for entry in rounds]
         priors = [PerformerPriorModel.from_pretrained(f).eval().to(pipeline.device) for f in folders]
     evaluated = rounds[-len(priors) :]
-    codes = None
     # unknown unless every round's teacher, the prior of the round before, and its training images are at hand
     shares: list[tuple[float | None, float | None]] = [(None, None)] * len(priors)
     if evaluated[0]["round"] == 0:
         shares[0] = (0.0, 0.0)
-        if train is not None and len(priors) > 1:
-            codes, pixel_masks = training_codes_and_masks(pipeline, train)
-            if volumes and any(
-                label == 1 and not mask for label, mask in zip(train["label"], train["mask"], strict=True)
-            ):
-                logger.warning(
-                    "shares of masked tokens are unknown: a training volume with lesions has no usable ground truth"
-                )
-            else:
-                rule = Recipe.from_dict(report["recipe"]).rounds.rule
-                shares[1:] = token_shares(codes, pixel_masks, priors[:-1], rounds[1:], rule)
+        if len(priors) > 1 and train is not None and _has_ground_truth(train):
+            rule = Recipe.from_dict(report["recipe"]).rounds.rule
+            shares[1:] = token_shares(*training_codes_and_masks(pipeline, train), priors[:-1], rounds[1:], rule)
 
-    results = []
+    # which tokens a round heals depends on how likely its own prior finds the training images
+    codes = training_codes(pipeline, run_folder) if run_folder is not None and len(priors) > 1 else None
+    limit, results = pipeline.settings.surprise_limit, []
     for entry, prior, (defect_share, normal_share) in zip(evaluated, priors, shares, strict=True):
         pipeline.prior = prior
-        if codes is not None:
-            pipeline.calibrate_surprise_limit(codes)  # a limit of its own for every round
+        if codes is not None and prior is not priors[-1]:
+            pipeline.calibrate_surprise_limit(codes)
+        else:
+            pipeline.settings.surprise_limit = limit  # as the pipeline was calibrated
         started = time.monotonic()
         scored, metrics = score_dataset(pipeline, test, show_progress)
         seconds = time.monotonic() - started
@@ -222,7 +237,6 @@ def evaluate_run(
     highest = [float(row.anomaly_map.max()) for row in rows]
     if threshold is None or threshold > max(highest):  # nothing would be seen of maps that all stay below it
         threshold = float(np.median(highest))
-    draw_gallery(rows, threshold, output / "gallery.png")
     document = {
         "results": results,
         "test_images": len(test),
@@ -236,7 +250,19 @@ def evaluate_run(
         **provenance(),
     }
     write_json(output / "results.json", document)
+    draw_gallery(rows, threshold, output / "gallery.png")
     return document
+
+
+def _has_ground_truth(train: Dataset) -> bool:
+    """Whether it is known of every training image where it is defective."""
+    masks = (
+        train["mask"] if train.features["mask"].dtype == "string" else train.cast_column("mask", _UNDECODED)["mask"]
+    )
+    unknown = sum(label != 0 and mask is None for label, mask in zip(train["label"], masks, strict=True))
+    if unknown:
+        logger.warning("shares of masked tokens are unknown: %d training images have no usable ground truth", unknown)
+    return not unknown
 
 
 def _good_of(test: Dataset) -> Dataset:
@@ -260,7 +286,7 @@ def gallery_rows(dataset: Dataset, output: ILTMAnomalyOutput, count: int = 10) -
         rows.append(
             GalleryRow(
                 label=[row["defect"] or "good", f"score {output.scores[index]:.2f}"],
-                image=row["image"],
+                image=to_rgb(row["image"]),
                 healed=output.healed_images[index],
                 anomaly_map=output.anomaly_maps[index],
                 truth=pixel_mask(row["mask"], row["image"].size),

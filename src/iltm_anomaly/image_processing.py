@@ -265,12 +265,13 @@ class ILTMImageProcessor(BaseImageProcessor):
         pixel_values = self.preprocess(image)["pixel_values"][0]
         return (pixel_values * 255).round().to(torch.uint8).numpy()
 
-    def restore_map(self, anomaly_map, original_size: Sequence[int] | VolumeGrid) -> np.ndarray:
+    def restore_map(self, anomaly_map, original_size: Sequence[int] | VolumeGrid, outside: float = 0.0) -> np.ndarray:
         """Brings a map of the model's size back to the input's own size.
 
         Args:
             anomaly_map: (H, W) or (D, H, W) tensor or array as large as `pixel_values`; the padding is cropped first.
             original_size: (height, width) or `VolumeGrid` of the input, from `original_sizes`.
+            outside: value of the voxels of a volume that the model does not see, outside the body or too far from it.
 
         Returns:
             (height, width) or (D, H, W) float32 array on the input's own grid, linearly interpolated (averaged where the
@@ -283,7 +284,7 @@ class ILTMImageProcessor(BaseImageProcessor):
                 "pass one map at a time"
             )
         if self.is_volumetric:
-            return self._restore_volume(values.numpy(), _as_grid(original_size))
+            return self._restore_volume(values.numpy(), _as_grid(original_size), outside)
         assert not isinstance(original_size, VolumeGrid)
         height, width = self.spatial_size
         values = values[:height, :width]

@@ -62,10 +62,10 @@ def outlier_limit(surprise: Tensor, scale: float = 3.0) -> float:
     return float(median + scale * NORMAL_MAD * np.median(np.abs(values - median)))
 
 
-def score_threshold(scores: Tensor) -> float:
-    """From which score on an image is abnormal, by the scores (N,) of training images: an outlier is one whose logarithm is. It
-    holds as long as fewer than half of them are contaminated."""
-    return math.exp(outlier_limit(scores.float().clamp(min=1e-6).log()))
+def score_threshold(scores: Tensor, lowest: float = 0.0) -> float:
+    """From which score on an image is abnormal, by the scores (N,) of training images: an outlier is one for which the logarithm
+    of its distance to the `lowest` possible score is. It holds as long as fewer than half of them are contaminated."""
+    return lowest + math.exp(outlier_limit((scores.float() - lowest).clamp(min=1e-6).log()))
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,22 @@ class RejectionRule:
         token_threshold: tau, a probability: every token for itself. None takes the outlier rule.
         neighbourhood: of the outlier rule, standard deviation in tokens of the window over which surprise is averaged.
         outlier_scale: of the outlier rule, robust standard deviations above the median.
+
+    Raises:
+        ValueError: if a value is out of range.
     """
 
     token_threshold: float | None = None
     neighbourhood: float = 1.0
     outlier_scale: float = 3.0
+
+    def __post_init__(self):
+        if self.token_threshold is not None and not 0 <= self.token_threshold <= 1:
+            raise ValueError(f"token_threshold is a probability, from 0 to 1, got {self.token_threshold}")
+        if not (0 <= self.neighbourhood < math.inf and 0 <= self.outlier_scale < math.inf):
+            raise ValueError(
+                f"need neighbourhood >= 0 and outlier_scale >= 0, got {self.neighbourhood} and {self.outlier_scale}"
+            )
 
     def surprise(self, log_likelihood: Tensor) -> Tensor:
         """(B, *grid) natural logarithms -> what is judged, (B, *grid) in nats."""
@@ -109,18 +120,22 @@ def mask_iou(keep_a: Tensor, keep_b: Tensor) -> float:
     return (~keep_a & ~keep_b).sum().item() / union if union else 1.0
 
 
-def check_masked_fraction(keep: Tensor, limit: float, largest: float = 0.5) -> float:
-    """Masked fraction of `keep`, checked; `limit` is only quoted.
+def check_masked_fraction(keep: Tensor, limit: float, rule: RejectionRule, largest: float = 0.5) -> float:
+    """Masked fraction of `keep`, checked; `limit` and the `rule` that it comes from are only quoted.
 
     Raises:
         TokenThresholdError: if it is above `largest`.
     """
     fraction = masked_fraction(keep)
     if fraction > largest:
+        given, remedy = (
+            (f"outlier_scale {rule.outlier_scale:g}", "raise outlier_scale")
+            if rule.token_threshold is None
+            else (f"token_threshold {rule.token_threshold:.2g}", "lower token_threshold")
+        )
         raise TokenThresholdError(
-            f"a limit of {limit:.2f} nats (token_threshold {math.exp(-limit):.2g}) would mask {fraction:.0%} of all training "
-            f"tokens, at most {largest:.0%} are allowed: lower token_threshold, or train the prior longer so that normal "
-            "tokens become likely"
+            f"a limit of {limit:.2f} nats ({given}) would mask {fraction:.0%} of all training tokens, max_masked_fraction allows "
+            f"{largest:.0%}: {remedy}, or train the prior longer so that normal tokens become likely"
         )
     return fraction
 

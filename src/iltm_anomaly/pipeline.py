@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from iltm_anomaly import __version__, masking
 from iltm_anomaly.abnormality import combine, density_map, resampling_gate, smooth, upsample_tokens
+from iltm_anomaly.data.cache import PixelCache
 from iltm_anomaly.data.volumes import Volume
 from iltm_anomaly.healing import heal, healed_log_likelihood
 from iltm_anomaly.hub.checks import check_finite, check_folder, read_json, tensor_shapes
@@ -264,7 +265,7 @@ class ILTMAnomalyPipeline:
             batch = self.image_processor.preprocess(images[start : start + batch_size])
             scored = self.score_batch(batch["pixel_values"], settings, seed or 0)
             for values, healed, size in zip(scored[0], scored[1], batch["original_sizes"], strict=True):
-                maps.append(self.image_processor.restore_map(values, size))
+                maps.append(self.image_processor.restore_map(values, size, lowest_value(settings)))
                 healed_images.append(self.image_processor.restore_image(healed, size))
             log_likelihoods.append(scored[2])
             resampled.append(scored[3])
@@ -338,29 +339,39 @@ class ILTMAnomalyPipeline:
         return masking.keep_mask(surprise, limit)
 
     @torch.no_grad()
-    def calibrate(self, pixel_values: Tensor, show_progress: bool = False) -> float:
+    def calibrate(self, pixel_values: Tensor, codes: Tensor | None = None, show_progress: bool = False) -> float:
         """Sets `surprise_limit`, `noise` if it is used, and `score_threshold` (`masking.score_threshold`) from training images
-        (N, C, *spatial) alone; no label is read.
+        alone; no label is read.
+
+        Args:
+            pixel_values: (N, C, *spatial) in [0, 1]; scoring them takes most of the time.
+            codes: (M, *grid) of all training images, if `pixel_values` are some of them: the limit is taken from these.
+            show_progress: a progress bar.
 
         Returns:
             The score threshold.
         """
-        codes = self.encode(pixel_values)
-        self.calibrate_surprise_limit(codes)
+        own = self.encode(pixel_values)
+        self.calibrate_surprise_limit(own if codes is None else codes)
         if self.settings.reconstruction_noise:
-            self.calibrate_noise(pixel_values, codes)
+            self.calibrate_noise(pixel_values, own)
         settings, batches = self.settings, pixel_values.split(images_at_once(pixel_values))
         scores = []
         for batch in tqdm(batches, desc="calibrating", unit="batch", disable=not show_progress):
             scores += [float(m.max()) for m in self.score_batch(batch, settings, 0)[0]]
-        settings.score_threshold = masking.score_threshold(torch.tensor(scores))
+        settings.score_threshold = masking.score_threshold(torch.tensor(scores), lowest_value(settings))
         return settings.score_threshold
 
     @torch.no_grad()
-    def encode(self, pixel_values: Tensor) -> Tensor:
-        """Codes (N, *grid) int64 of any number of images (N, C, *spatial) in [0, 1], a few at a time."""
-        batches = pixel_values.split(images_at_once(pixel_values))
-        return torch.cat([self.vqvae.encode(b.to(self.device, self.vqvae.dtype)) for b in batches])
+    def encode(self, images: Tensor | PixelCache) -> Tensor:
+        """Codes (N, *grid) int64 of any number of images (N, C, *spatial), float in [0, 1] or uint8, a few at a time."""
+        codes, step = [], images_at_once(images)
+        for start in range(0, len(images), step):
+            batch = images[start : start + step]
+            if batch.dtype == torch.uint8:
+                batch = batch.float() / 255
+            codes.append(self.vqvae.encode(batch.to(self.device, self.vqvae.dtype)))
+        return torch.cat(codes)
 
     @torch.no_grad()
     def calibrate_surprise_limit(self, codes: Tensor) -> None:
@@ -392,6 +403,8 @@ class ILTMAnomalyPipeline:
         folder.mkdir(parents=True, exist_ok=True)
         if self.noise is not None:
             save_file({"noise": self.noise.cpu().contiguous()}, folder / NOISE_FILE)
+        else:  # of another pipeline that was saved here
+            (folder / NOISE_FILE).unlink(missing_ok=True)
         # what makes `transformers.pipeline` take the folder
         (folder / "config.json").write_text(json.dumps({"model_type": TASK_MODEL_TYPE}, indent=2) + "\n")
         save_parts(self, folder)
@@ -461,17 +474,22 @@ class ILTMAnomalyPipeline:
             return upload(plan, private=private, token=token, revision=revision, commit_message=commit_message)
 
 
-def images_at_once(pixel_values: Tensor, most: int = 8) -> int:
+def images_at_once(images: Tensor | PixelCache, most: int = 8) -> int:
     """How many images (N, C, *spatial) go through the VQ-VAE together: `most`, fewer if they are large volumes."""
-    if pixel_values.dim() == 4:
+    if len(images.shape) == 4:
         return most
-    return max(1, min(most, VOXELS_AT_ONCE // math.prod(pixel_values.shape[1:])))
+    return max(1, min(most, VOXELS_AT_ONCE // math.prod(images.shape[1:])))
 
 
 def as_reconstructed(settings: InferenceSettings) -> float:
     """-log density where every reconstruction equals the pixel, which is what a pixel away from healed tokens counts as: zero if
     relative, else the lineage's constant density, 1 / (sqrt(2 pi) floor), 2 at a floor of 0.2."""
     return 0.0 if settings.relative_density else math.log(math.sqrt(2 * math.pi) * settings.bandwidth_floor)
+
+
+def lowest_value(settings: InferenceSettings) -> float:
+    """What no map falls below: see `abnormality.combine`."""
+    return 0.0 if settings.likelihood_share else as_reconstructed(settings)
 
 
 def save_parts(pipeline: Any, folder: Path) -> None:

@@ -54,7 +54,9 @@ def test_saves_and_loads_to_the_bit(run_folder, map, training_images, tmp_path):
 
 def test_kde_is_iltms_map_with_the_prior_of_round_0(run_folder, training_images):
     iltm = ILTMAnomalyPipeline.from_pretrained(run_folder / "model")
-    last = iltm(training_images[:4])
+    last, limit = iltm(training_images[:4]), iltm.settings.surprise_limit
+    iltm.calibrate_surprise_limit(iltm.encode(training_images))
+    assert iltm.settings.surprise_limit == limit, "training took it from all images, not from those it calibrates on"
     iltm.prior = PerformerPriorModel.from_pretrained(run_folder / "rounds" / "round_0").eval()
     assert len(training_images) > 6
     iltm.calibrate_surprise_limit(iltm.encode(training_images.float() / 255))  # as `evaluate` does for a round

@@ -120,7 +120,7 @@ def test_record_of_another_data_set(dataset):
         ((0.1, 0, 40), r"train_size 40 at fraction 0\.1 needs 36 good .* there are 20; use train_size=22 or less"),
         ((0.0, 0, 40), r"needs 40 good .* use train_size=20 or less"),
         ((0.6, 0, 1), r"fraction 0\.6 of train_size 1 leaves no good image"),
-        ((0.01, 0), r"is less than one defective image; it takes at least 100 images"),
+        ((0.01, 0), r"is less than one defective image; it takes at least 51 images"),
         ((1.0, 0), r"fraction must be in \[0, 1\), got 1\.0"),
         ((-0.1, 0), r"fraction must be in"),
         ((float("nan"), 0), r"fraction must be in"),

@@ -114,6 +114,17 @@ def test_bad_hub_data(hub, loaded):
         load_mvtec("org/parts")
 
 
+def test_masks_are_checked_as_those_of_folders(hub, loaded, caplog):
+    wide = Image.fromarray(np.full((6, 9), 255, dtype=np.uint8))
+    loaded["test"] = make_dataset(image=[image()], mask=[wide], defect=["cut"])
+    with pytest.raises(ValueError, match=r"mask in row 0 of the test split .* is 9 x 6 pixels, its image 8 x 6"):
+        load_mvtec("org/parts")
+    loaded["test"] = make_dataset(image=[image()], mask=[mask(0)], defect=["cut"])
+    with pytest.raises(ValueError, match=r"1 defective image\(s\) of the test split"):
+        load_mvtec("org/parts")
+    assert "marks no pixel" in caplog.text
+
+
 def test_unreadable_rows_are_left_out(hub, loaded, caplog):
     rows = [{"path": None, "bytes": b"no image"}, image(3), None]
     loaded["train"] = make_dataset(image=rows, mask=[None] * 3, defect=["good"] * 3)
@@ -139,6 +150,9 @@ def test_saved_to_disk_and_parquet(loaded, tmp_path):
     assert load_mvtec(tmp_path / "disk")["test"]["label"][:] == [0, 1, 1]
     with pytest.raises(ValueError, match="no category 'cup'"):
         load_hub_dataset(str(tmp_path / "disk"), "cup", True)
+    DatasetDict(test=loaded["test"]).save_to_disk(tmp_path / "test_only")
+    with pytest.raises(ValueError, match="has no split train"):
+        load_hub_dataset(str(tmp_path / "test_only"), "cup", True)
     (tmp_path / "parquet").mkdir()
     for name, split in loaded.items():
         split.to_parquet(tmp_path / "parquet" / f"{name}.parquet")

@@ -101,10 +101,13 @@ def test_mask_of_another_size(category):
         load_mvtec(category)
 
 
-def test_empty_mask_is_reported(category, caplog):
+def test_an_empty_mask_is_reported_and_its_image_not_tested_on(category, caplog):
+    before = len(load_mvtec(category)["test"])
     save_mask(category / "ground_truth" / "crack" / "000_mask.png", top=0)
-    load_mvtec(category)
-    assert "marks no pixel" in caplog.text
+    after = load_mvtec(category)["test"]
+    assert "000_mask.png marks no pixel" in caplog.text
+    assert len(after) == before - 1
+    assert all((mask is None) == (label == 0) for mask, label in zip(after["mask"], after["label"], strict=True))
 
 
 def test_unreadable_images_are_reported_and_left_out(category, caplog):

@@ -185,6 +185,16 @@ def test_a_tree_like_mvtecs_is_loaded(tmp_path):
         load_volumes(tmp_path)
 
 
+def test_a_training_volume_never_takes_the_ground_truth_of_a_test_volume(tmp_path):
+    for name in ("train/lesion/a", "train/lesion/b", "test/lesion/b"):
+        save(tmp_path / f"{name}.nii.gz")
+    for name in ("a", "b"):
+        save(tmp_path / f"ground_truth/lesion/{name}_mask.nii.gz", np.ones((5, 6, 7), np.uint8))
+    dataset = load_volumes(tmp_path)
+    assert dataset["test"][0]["mask"].endswith("b_mask.nii.gz")
+    assert dataset["train"][0]["mask"].endswith("a_mask.nii.gz") and dataset["train"][1]["mask"] is None
+
+
 def test_plain_folders_and_patterns_find_their_masks(tmp_path):
     for patient in ("p1", "p2"):
         for kind in ("suv", "ct", "lesion"):

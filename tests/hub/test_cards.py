@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub._eval_results import parse_eval_result_entries
 from PIL import Image
 
-from iltm_anomaly.hub.cards import COLUMNS, load_results, render_card, summarise
+from iltm_anomaly.hub.cards import COLUMNS, draw_picture, load_results, render_card, summarise
 from iltm_anomaly.hub.data_sources import DATA_SOURCES, DEMO, data_source
 from iltm_anomaly.training.recipe import load_recipe
 
@@ -116,6 +116,18 @@ def test_results_that_do_not_belong_together_are_refused(tmp_path):
         load_results([REPOSITORY / "docs" / "results" / "bench_metrics.json"])
 
 
+def test_a_metric_that_was_not_measured_is_left_out_of_the_picture():
+    document = json.loads(RESULTS[0].read_text())
+    for result in document["results"]:
+        result["image_auroc"] = None
+    without, whole = draw_picture([document]), draw_picture(load_results(RESULTS[:1]))
+    assert without is not None and without != whole
+    for result in document["results"]:
+        result |= {"pixel_auroc": None, "aupro": None}
+    assert draw_picture([document]) is None
+    assert "picture.png" not in render_card("parts", [document])
+
+
 def test_every_known_data_set_states_its_terms():
     assert data_source("../shared/data/mvtec") is data_source("mvtec/bottle") is DATA_SOURCES["mvtec"]
     assert data_source("demo_0/data/part") is data_source("demo_0/data/part", "demo") is DEMO
@@ -123,7 +135,7 @@ def test_every_known_data_set_states_its_terms():
     for source in DATA_SOURCES.values():
         assert source.terms and source.text and (source.citation or source is DEMO)
     for path in (REPOSITORY / "model_cards").glob("*/README.md"):
-        assert "not stated" not in path.read_text(), f"{path}: its data set is not in DATA_SOURCES"
+        assert "not stated" not in path.read_text(encoding="utf-8"), f"{path}: its data set is not in DATA_SOURCES"
 
 
 def test_the_name_of_a_folder_claims_nothing(tmp_path, monkeypatch):

@@ -148,8 +148,13 @@ def test_processes_in_sequence_timeouts_and_leftovers(load):
     main = load(process_id=0, timeout=0.1, **options)
     main.add_batch(predictions=scores[:6], references=masks[:6])
     assert worker.compute() is None
-    assert main.compute()["aupro"] == pytest.approx(metrics.aupro(scores, masks), abs=1e-12)
-    main.add_batch(predictions=scores, references=masks)
+    worker.add_batch(predictions=scores[6:], references=masks[6:])
+    assert worker.compute() is None  # again, before process 0 has read the first
+    for _ in range(2):
+        result = main.compute()
+        assert result["n_images"] == len(scores)
+        assert result["aupro"] == pytest.approx(metrics.aupro(scores, masks), abs=1e-12)
+        main.add_batch(predictions=scores[:6], references=masks[:6])
     with pytest.raises(ValueError, match="process 1 did not call compute"):
         main.compute()
 

@@ -105,6 +105,10 @@ def test_defaults_of_a_minimal_recipe(tmp_path):
         ({"mixed_precision": "fp8"}, "mixed_precision must be one of .*'fp8'"),
         ({"rounds": {"codes": "fresh"}}, "codes must be one of .*'fresh'"),
         ({"stage1": {"epochs": 1, "micro_batch_size": 0}}, "micro_batch_size must be at least 1, got 0"),
+        ({"augmentation": {"noise_std": "1e-2"}}, "recipe.augmentation.noise_std must be a number, got '1e-2': write"),
+        ({"rounds": {"token_threshold": 5.0}}, "token_threshold is a probability, from 0 to 1, got 5"),
+        ({"rounds": {"neighbourhood": -1.0}}, "neighbourhood >= 0"),
+        ({"stage1": {"epochs": 1, "ema_decay": [0.5]}}, r"ema_decay must be pairs .*got \[0.5\]"),
         ({"rounds": {"token_threshold": "low"}}, "recipe.rounds.token_threshold must be a number, got 'low'"),
     ],
 )
@@ -189,6 +193,9 @@ def test_a_recipe_is_for_images_or_for_volumes():
         (volume | {"vqvae": {}}, "needs spatial_dims: 3"),
         (MINIMAL | {"vqvae": {"spatial_dims": 3}}, "needs volume"),
         (volume | {"volume": {"spacng": 4}}, "'spacng'"),
+        (volume | {"volume": {"size": 64}}, "recipe.volume"),
+        (volume | {"volume": {"spacing": -1}}, "recipe.volume: .*spacing"),
+        (volume | {"volume": {"intensity_range": [6, 0]}}, "recipe.volume: .*intensity_range"),
     ):
         with pytest.raises(ValueError, match=reason):
             Recipe.from_dict(values)

@@ -15,7 +15,7 @@ from torch import Tensor
 from iltm_anomaly import masking
 from iltm_anomaly.abnormality import smooth, upsample_tokens
 from iltm_anomaly.baselines import VQVAE_TRANSFORMER
-from iltm_anomaly.baselines.modeling import AnomalyModelOutput, BaselineConfig, BaselineModel, check_pixels, unit_range
+from iltm_anomaly.baselines.modeling import AnomalyModelOutput, BaselineConfig, BaselineModel, check_pixels
 from iltm_anomaly.baselines.pipeline import BaselinePipeline
 from iltm_anomaly.baselines.training import images_digest
 from iltm_anomaly.data.cache import PixelCache
@@ -159,7 +159,7 @@ def from_run(run_folder: str | Path, map: str = "kde", device: str | torch.devic
     iltm.prior = PerformerPriorModel.from_pretrained(round_0).eval().to(iltm.device)
     images = PixelCache(run_folder / "images.arrow")
     # as `evaluate_run` does for every round: the limit from all training images
-    iltm.calibrate_surprise_limit(iltm.encode(unit_range(images[:])))
+    iltm.calibrate_surprise_limit(iltm.encode(images))
     pixel_values = calibration_images(images, report["seed"])  # those that ILTM itself was calibrated on
     iltm.calibrate_noise(pixel_values, iltm.encode(pixel_values))
 

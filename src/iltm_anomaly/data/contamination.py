@@ -7,6 +7,7 @@ and no training image is ever tested on. Defect types are read for this split an
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -227,9 +228,10 @@ def _counts(num_good: int, num_pool: int, fraction: float, train_size: int | Non
         defective = round(fraction * train_size)
         good = train_size - defective
     if fraction > 0 and defective == 0:
+        enough = next(count for count in itertools.count(1) if round(fraction * count) > 0)
         raise ValueError(
             f"fraction {fraction} of {good} training images is less than one defective image; "
-            f"it takes at least {math.ceil(1 / fraction)} images"
+            f"it takes at least {enough} images"
         )
     if good < 1:
         raise ValueError(

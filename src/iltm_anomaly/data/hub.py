@@ -74,6 +74,8 @@ def _load(name: str, category: str | None, load_kwargs: dict[str, Any]) -> Datas
             ) from error
     if category is None or category in configs:
         return loaded
+    if "train" not in loaded:
+        return loaded  # which the caller refuses
     if "category" in loaded["train"].column_names:
         names = sorted({value for split in loaded.values() for value in _names(split, "category")})
         if category not in names:
@@ -119,14 +121,23 @@ def _standardise(split: Dataset, name: str, require_masks: bool) -> Dataset:
         raise ValueError(f"{name} has no column image; it has: {', '.join(split.column_names)}")
     features = dataset_features()
     sources = split.select_columns(["image"]).cast_column("image", Image(decode=False))["image"]
-    readable = [row for row, _ in readable_images(sources)]
+    sizes = {row: (image.height, image.width) for row, image in readable_images(sources)}
+    readable = list(sizes)
     split = split if len(readable) == len(split) else split.select(readable)
     defects = _defects(split)
     masks: list[Any] = [None] * len(split)
     if "mask" in split.column_names:
         for row, source in enumerate(split.cast_column("mask", Image(decode=False))["mask"]):
             if source is not None and defects[row] != GOOD:
-                stored, _, _ = normalise_mask(source["bytes"] or source["path"])
+                stored, size, marks = normalise_mask(source["bytes"] or source["path"])
+                if size != (expected := sizes[readable[row]]):
+                    raise ValueError(
+                        f"the mask in row {readable[row]} of the {name} is {size[1]} x {size[0]} pixels, its image "
+                        f"{expected[1]} x {expected[0]}; resize one of them"
+                    )
+                if not marks:
+                    logger.warning("the mask in row %d of the %s marks no pixel; left out", readable[row], name)
+                    continue
                 masks[row] = features["mask"].encode_example(stored)
     missing = [row for row, mask in enumerate(masks) if mask is None and label_of(defects[row]) == 1]
     if require_masks and missing:

@@ -166,8 +166,14 @@ def check_unit_range(values: np.ndarray, name: str) -> np.ndarray:
     return np.clip(values, 0.0, 1.0)
 
 
+def run_folders(root: Path) -> list[Path]:
+    """Folders of training runs below `root`: their pictures are not data."""
+    found = (path.parent for path in root.rglob("images.arrow") if path.with_name("run.json").is_file())
+    return [folder for folder in found if folder != root]
+
+
 def find_images(folder: str | os.PathLike, recursive: bool = False) -> list[Path]:
-    """Image files of a folder (by suffix, hidden files and folders left out), sorted by path.
+    """Image files of a folder (by suffix; hidden files and folders and those of training runs left out), sorted by path.
 
     Args:
         folder: folder to search.
@@ -175,11 +181,13 @@ def find_images(folder: str | os.PathLike, recursive: bool = False) -> list[Path
     """
     root = Path(folder)
     candidates = root.rglob("*") if recursive else root.glob("*")
+    runs = run_folders(root) if recursive else []
     found = [
         path
         for path in candidates
         if path.suffix.lower() in IMAGE_SUFFIXES
         and not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(root).parts)
+        and not any(run in path.parents for run in runs)
         and path.is_file()
     ]
     return sorted(found, key=lambda path: path.relative_to(root).parts)

@@ -132,8 +132,8 @@ def _read_row(entry: tuple[Path, str | None, Path | None]) -> dict[str, Any] | t
             f"{image.width} x {image.height}; resize one of them"
         )
     if not has_defect:
-        logger.warning("mask %s marks no pixel although its image is of defect type %r", mask_path, defect)
-    return {"image": image_path, "mask": mask, "defect": defect}
+        logger.warning("mask %s marks no pixel although its image is of defect type %r; left out", mask_path, defect)
+    return {"image": image_path, "mask": mask if has_defect else None, "defect": defect}
 
 
 def _read_mask(path: Path) -> tuple[Any, tuple[int, int], bool]:
@@ -202,6 +202,8 @@ def _load_category(folder: Path, require_masks: bool) -> DatasetDict:
         if not rows and (unreadable or name == "train"):
             reason = f"the first of {len(unreadable)}: {unreadable[0][1]}" if unreadable else "the folder holds none"
             raise ValueError(f"no readable image in {folder / name} ({reason})")
+        if name == "test" and require_masks:  # of a mask that marks nothing
+            rows = [row for row in rows if row["defect"] == GOOD or row["mask"] is not None]
         splits[name] = build_dataset(rows, name)
     return DatasetDict(splits)
 

@@ -20,7 +20,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
-from .images import ImageReadError
+from .images import ImageReadError, run_folders
 from .schema import GOOD, label_of
 
 if TYPE_CHECKING:
@@ -457,13 +457,15 @@ def is_mask_name(path: str | os.PathLike) -> bool:
 
 def find_volumes(folder: str | os.PathLike, recursive: bool = False) -> list[Path]:
     """NIfTI files of a folder, sorted by path. Hidden ones are left out, and those named like ground truth; where no volume has
-    the rest of that name, as with `no_lesion`, a warning names them."""
+    the rest of that name, as with `no_lesion`, a warning names them. What a training run drew (`run_folders`) is left out."""
     root = Path(folder)
+    runs = run_folders(root) if recursive else []
     found = sorted(
         path
         for path in (root.rglob("*") if recursive else root.glob("*"))
         if is_volume_file(path)
         and not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(root).parts)
+        and not any(run in path.parents for run in runs)
         and path.is_file()
     )
     volumes = [path for path in found if not is_mask_name(path)]
@@ -520,11 +522,13 @@ def load_volumes(root: str | os.PathLike, category: str | None = None) -> Datase
             f"{folder} has a folder test or ground_truth and none named train: give the one that holds all three"
         )
     if (folder / "train").is_dir():
-        splits = {}
-        for split in ("train", "test"):
-            if (folder / split).is_dir():
-                splits[split] = _build(_list_split(folder, split), split, str(folder / split))
-        return DatasetDict(splits)
+        entries_of = {split: _list_split(folder, split) for split in ("train", "test") if (folder / split).is_dir()}
+        tested = {mask for _, _, mask in entries_of.get("test", [])}
+        # Ground truth is numbered as in test; what a test volume has is never a training volume's.
+        entries_of["train"] = [
+            (p, defect, None if mask in tested else mask) for p, defect, mask in entries_of["train"]
+        ]
+        return DatasetDict({split: _build(found, split, str(folder / split)) for split, found in entries_of.items()})
     entries: list[Entry] = [(path, None, find_mask_beside(path)) for path in find_volumes(folder, recursive=True)]
     if not entries:
         dicom = "; DICOM must be converted to NIfTI for training" if find_dicom_folders(folder) else ""

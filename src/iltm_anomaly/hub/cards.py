@@ -82,14 +82,20 @@ def _of_volumes(documents: list[dict[str, Any]], report: dict[str, Any]) -> bool
     return bool((report.get("recipe") or {}).get("volume")) or any("lesions" in d["results"][0] for d in documents)
 
 
-def draw_picture(documents: list[dict[str, Any]]) -> bytes:
-    """A PNG of each metric after each round, a dot a seed and a line through the means. No image of any data set is in it."""
+def draw_picture(documents: list[dict[str, Any]]) -> bytes | None:
+    """A PNG of each metric that all rounds of all seeds have, a dot a seed and a line through the means; None without such a
+    metric. No image of any data set is in it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    results = [result for document in documents for result in document["results"]]
+    # a test set without good images has no image AUROC
+    labels = [label for label in METRICS if all(result.get(COLUMNS[label]) is not None for result in results)]
+    if not labels:
+        return None
     rounds = [r["round"] for r in documents[0]["results"]]
     figure = Figure(figsize=(8, 2.6), dpi=100, layout="constrained")
-    for axes, label in zip(figure.subplots(1, len(METRICS)), METRICS, strict=True):
+    for axes, label in zip(figure.subplots(1, len(labels), squeeze=False)[0], labels, strict=True):
         values = [[100 * r[COLUMNS[label]] for r in d["results"]] for d in documents]
         for seed in values:
             axes.plot(rounds, seed, "o", color="tab:blue", alpha=0.5)

@@ -264,10 +264,9 @@ class PerformerPriorModel(PreTrainedModel):
     @torch.no_grad()
     def log_likelihood(self, codes: Tensor) -> Tensor:
         """Natural log-probability of each code given the true codes before it: (B, N) -> (B, N) float32, always finite."""
-        parts = []
-        for part in codes.split(
-            max(1, min(SCORING_BATCH, SCORING_TOKENS // codes.shape[1]))
-        ):  # the logits of a whole data set would not fit
+        parts, largest = [], max(1, min(SCORING_BATCH, SCORING_TOKENS // codes.shape[1]))
+        # the logits of a whole data set would not fit; a power of two divides what a process is given (`over_processes`)
+        for part in codes.split(1 << (largest.bit_length() - 1)):
             log_probability = self(part, compute_loss=False).logits.log_softmax(-1)
             parts.append(log_probability.gather(-1, part.unsqueeze(-1)).squeeze(-1))
         return torch.cat(parts)

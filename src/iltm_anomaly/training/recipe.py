@@ -74,6 +74,9 @@ class StageRecipe:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        for pair in self.ema_decay or []:
+            if not (isinstance(pair, list | tuple) and len(pair) == 2 and pair[0] >= 0 and 0 <= pair[1] < 1):
+                raise ValueError(f"ema_decay must be pairs [first epoch, decay from 0 to 1], got {self.ema_decay}")
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Steps of the whole stage."""
@@ -135,6 +138,7 @@ class RoundsRecipe:
             raise ValueError(f"codes must be one of {CODES}, got {self.codes!r}")
         if self.rounds < 0 or (self.code_copies is not None and self.code_copies < 1):
             raise ValueError(f"need rounds >= 0 and code_copies >= 1, got {self.rounds} and {self.code_copies}")
+        assert self.rule  # which checks its fields: now, not after days of training
 
     @property
     def rule(self) -> RejectionRule:
@@ -223,6 +227,7 @@ def _build(cls, values: dict[str, Any], where: str):
 def _check_parts(recipe: Recipe) -> None:
     """Builds every part once. Configurations of transformers take any keyword: a misspelt one would have no effect."""
     from iltm_anomaly.data.augmentation import AugmentationConfig
+    from iltm_anomaly.image_processing import ILTMImageProcessor
     from iltm_anomaly.pipeline import InferenceSettings
     from iltm_anomaly.prior import PerformerPriorConfig
     from iltm_anomaly.vqvae import VQVAEConfig
@@ -251,8 +256,19 @@ def _check_parts(recipe: Recipe) -> None:
         )
     grid = (side // vqvae.downsampling,) * vqvae.spatial_dims
     PerformerPriorConfig(vocab_size=vqvae.vocab_size, grid_shape=grid, **recipe.prior)
+    for setting in fields(AugmentationConfig):
+        if setting.name in recipe.augmentation:
+            _checked(setting, recipe.augmentation[setting.name], "recipe.augmentation")
     AugmentationConfig(**recipe.augmentation)
     InferenceSettings(**recipe.inference)
+    if recipe.volume is not None:
+        given = {name: value for name, value in recipe.volume.items() if value is not None}
+        found: dict[str, Any] = {"size": [side] * 3, "spacing": 1.0}  # stand for what the training volumes will tell
+        found |= {} if "intensity_percentiles" in given else {"intensity_range": [0.0, 1.0]}
+        try:
+            ILTMImageProcessor.for_volumes([], size_divisor=vqvae.downsampling, **(found | given))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"recipe.volume: {error}") from error
 
 
 def _checked(known, value: Any, where: str) -> Any:

@@ -109,7 +109,8 @@ class TrainingRun:
         pipeline.to(self.accelerator.device)
 
         def finish() -> None:
-            pipeline.calibrate(calibration_images(pixels, self.seed), show_progress=self.show_progress)
+            codes = pipeline.encode(pixels)
+            pipeline.calibrate(calibration_images(pixels, self.seed), codes, show_progress=self.show_progress)
             pipeline.training_report = {
                 "recipe": self.recipe.to_dict(),
                 "seed": self.seed,
@@ -362,10 +363,10 @@ class TrainingRun:
         self, teacher: PerformerPriorModel, codes: Tensor, grid: tuple[int, ...]
     ) -> tuple[Tensor, dict[str, Any]]:
         """Keep-masks (N, copies, tokens) by the recipe's rule, and how they came about."""
-        surprise = self._surprise(teacher, codes, grid)
-        limit = self.recipe.rounds.rule.limit(surprise)
+        rounds, surprise = self.recipe.rounds, self._surprise(teacher, codes, grid)
+        limit = rounds.rule.limit(surprise)
         keep = masking.keep_mask(surprise, limit).view(codes.shape)
-        fraction = masking.check_masked_fraction(keep, limit, self.recipe.rounds.max_masked_fraction)
+        fraction = masking.check_masked_fraction(keep, limit, rounds.rule, rounds.max_masked_fraction)
         return keep, {"masked_fraction": fraction, "surprise_limit": limit}
 
     def _train_rounds(

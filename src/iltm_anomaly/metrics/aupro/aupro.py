@@ -5,6 +5,7 @@ of one rank only. Here batches go straight to numpy, and processes exchange pool
 """
 
 # One module per import line: `evaluate.load` finds the dependencies of this file by pattern.
+import glob
 import os
 import time
 import uuid
@@ -64,8 +65,10 @@ class AUPRO(evaluate.Metric):
         if self.config_name not in ("default", "streaming"):
             raise ValueError(f'unknown configuration {self.config_name!r}; there are "default" and "streaming"')
         self._reset()
-        if self.num_process > 1 and os.path.exists(self._state_file(self.process_id)):
-            os.remove(self._state_file(self.process_id))  # left by a run that died before process 0 read it
+        self._computed = 0  # calls of compute()
+        if self.num_process > 1:
+            for path in glob.glob(self._state_file(self.process_id, "*")):
+                os.remove(path)  # left by a run that died before process 0 read it
 
     def _info(self) -> evaluate.MetricInfo:
         maps = datasets.Sequence(datasets.Sequence(datasets.Value("float32")))
@@ -115,6 +118,7 @@ class AUPRO(evaluate.Metric):
             self.add_batch(predictions=predictions, references=references, spatial_dims=spatial_dims)
         state = self._state
         self._reset()
+        self._computed += 1
         if self.process_id > 0:
             self._publish(state)
             return None
@@ -134,19 +138,21 @@ class AUPRO(evaluate.Metric):
         fpr, pro, thresholds = (np.asarray(results[name]) for name in ("fpr", "pro", "thresholds"))
         return plot_pro_curve(ProCurve(fpr, pro, thresholds, results["limit"], results["aupro"]), ax=ax, label=label)
 
-    def _state_file(self, process_id: int) -> str:
-        return os.path.join(self.data_dir, f"{self.experiment_id}-{self.num_process}-{process_id}.npz")
+    def _state_file(self, process_id: int, call: int | str) -> str:
+        # numbered: a process may call compute() again before process 0 has read what it left the first time
+        return os.path.join(self.data_dir, f"{self.experiment_id}-{self.num_process}-{process_id}-{call}.npz")
 
     def _publish(self, state: RegionPool | StreamingAUPRO) -> None:
         """Leave the state where process 0 finds it, whole or not at all."""
-        temporary = f"{self._state_file(self.process_id)}.{uuid.uuid4().hex}"
+        path = self._state_file(self.process_id, self._computed)
+        temporary = f"{path}.{uuid.uuid4().hex}"
         with open(temporary, "wb") as file:
             np.savez(file, **state.state_dict())
-        os.replace(temporary, self._state_file(self.process_id))
+        os.replace(temporary, path)
 
     def _collect(self, state: RegionPool | StreamingAUPRO, process_id: int) -> None:
         """Wait for the state of another process, merge it into this one's and remove its file."""
-        path = self._state_file(process_id)
+        path = self._state_file(process_id, self._computed)
         deadline = time.monotonic() + self.timeout
         while not os.path.exists(path):
             if time.monotonic() > deadline:
