@@ -40,13 +40,26 @@ class FakeBaseline:
     """A method: what its settings say about its training."""
 
     class model_class:
-        @staticmethod
-        def recipe_for(preset, category=None, config=None) -> BaselineRecipe:
-            return BaselineRecipe(StageRecipe(epochs=10, batch_size=4), config or {})
+        stage: StageRecipe | None = StageRecipe(epochs=10, batch_size=4)
+
+        @classmethod
+        def recipe_for(cls, preset, category=None, config=None) -> BaselineRecipe:
+            return BaselineRecipe(cls.stage, config or {})
 
         @staticmethod
         def config_defaults() -> dict:
             return {"smoothing": 0.5}
+
+        @staticmethod
+        def configure(processor, num_images, settings) -> None:
+            pass
+
+
+class FakeMeanImage(FakeBaseline):
+    """One that is not trained."""
+
+    class model_class(FakeBaseline.model_class):
+        stage = None
 
 
 class FakeBaselines:
@@ -83,7 +96,8 @@ def install(monkeypatch) -> FakeBaselines:
     fake = FakeBaselines()
     package, transformer = types.ModuleType("iltm_anomaly.baselines"), types.ModuleType("vqvae_transformer")
     package.BASELINES, package.train_baseline = dict.fromkeys(NAMES, FakeBaseline), fake.train_baseline
-    transformer.from_run = fake.from_run
+    package.BASELINES["mean_image"] = FakeMeanImage
+    transformer.from_run, transformer.residual_settings = fake.from_run, lambda: {"num_samples": 5}
     monkeypatch.setitem(sys.modules, "iltm_anomaly.baselines", package)
     monkeypatch.setitem(sys.modules, "iltm_anomaly.baselines.vqvae_transformer", transformer)
     return fake

@@ -98,10 +98,13 @@ def test_one_run_serves_iltm_and_both_rows_of_round_zero(finished):
 def test_baselines_get_the_images_of_the_run_and_the_time_of_one_round(finished):
     output, fake = finished
     for call in fake.calls:
+        assert call["images"] == 16 and call["seed"] == 0 and call["preset"] == "tiny" and call["resume"]
+        if call["name"] == "mean_image":
+            assert call["budget_seconds"] is None
+            continue
         group = call["output"].parent
         stages = [json.loads(path.read_text()) for path in group.glob("iltm/rounds/round_*/stage.json")]
         assert call["budget_seconds"] == max(stage["seconds"] for stage in stages) > 0
-        assert call["images"] == 16 and call["seed"] == 0 and call["preset"] == "tiny" and call["resume"]
     for level in ("0", "0.2"):
         assert len({cell(output, level, method)["images_sha256"] for method in METHODS}) == 1
         budget = cell(output, level, "autoencoder")["budget"]
@@ -178,6 +181,7 @@ def test_other_settings_measure_a_baseline_again_but_no_run(finished, data, reci
     shutil.copytree(finished[0], output)
     assert main(command(data, recipe, output, "--baseline-seconds", "9")) == 0
     assert {call["budget_seconds"] for call in fake.calls} == {9.0} and len(fake.calls) == 4
+    assert "cells of different" not in (output / "table.md").read_text()
     assert "baseline_seconds None there, 9.0 now" in caplog.text
     assert cell(output, "0.2", "autoencoder")["budget"]["from"] == "--baseline-seconds"
     for name in ("iltm", "vqvae_transformer"):
@@ -219,7 +223,7 @@ def test_changed_settings_of_inference_score_again_and_train_nothing(finished, d
     before = {p: p.read_bytes() for p in (output / "runs").glob("*/iltm/rounds/*/*.safetensors")}
     assert main(command(data, recipe, output)) == 0
     assert "inference.likelihood_share 0.9 there, 0.35 now" in caplog.text
-    assert caplog.text.count("calibrated again, not trained") == 2 and not fake.calls
+    assert caplog.text.count("is calibrated again") == 2 and not fake.calls
     assert all(json.loads(path.read_text())["likelihood_share"] == value for path, value in recorded.items())
     assert before == {p: p.read_bytes() for p in before} and len(before) == 4
     for name in ("iltm", "vqvae_transformer", "vqvae_transformer_residual"):
@@ -260,9 +264,11 @@ def test_a_group_that_another_process_works_on_is_left_to_it(data, recipe, fake,
     assert len(list((tmp_path / "cells").glob("*.json"))) == 2
 
 
-def test_real_methods_take_the_whole_way(data, recipe, tmp_path):
+def test_real_methods_take_the_whole_way(data, recipe, tmp_path, monkeypatch):
     """The other tests fake them."""
-    more = ["--methods", "vqvae_transformer", "vqvae_transformer_residual", "autoencoder", "--baseline-seconds", "3"]
+    monkeypatch.setattr("iltm_anomaly.training.run.CALIBRATION_IMAGES", 6)  # fewer than there are, as of any real set
+    methods = ["iltm", "vqvae_transformer", "vqvae_transformer_residual", "autoencoder"]
+    more = ["--methods", *methods, "--baseline-seconds", "3"]
     more += ["--baseline-config", "autoencoder.dropout=0.4"]
     words = command(data, recipe, tmp_path, *more)
     words.remove("0")
@@ -275,6 +281,8 @@ def test_real_methods_take_the_whole_way(data, recipe, tmp_path):
     assert images[0] == images[1]
     kde, residual = (cell(tmp_path, "0.2", f"vqvae_transformer{end}")["results"][-1] for end in ("", "_residual"))
     assert kde["aupro"] != residual["aupro"] and kde["round"] == residual["round"] == 0
+    round_0 = cell(tmp_path, "0.2", "iltm")["results"][0]
+    assert [kde[metric] for metric in METRICS] == pytest.approx([round_0[metric] for metric in METRICS], abs=1e-4)
     assert "Missing cells" not in (tmp_path / "table.md").read_text()
 
 
@@ -341,10 +349,76 @@ def test_what_rests_on_a_failed_run_fails_with_its_reason_and_the_run_is_tried_o
         raise RuntimeError("out of luck")
 
     monkeypatch.setattr(runner, "train", fail)
-    assert main(command(data, recipe, tmp_path, "--methods", "iltm", "vqvae_transformer", "mean_image")) == 2
+    more = ["--methods", "iltm", "vqvae_transformer", "autoencoder", "mean_image"]
+    assert main(command(data, recipe, tmp_path, *more)) == 2
     assert tried == [0.0, 0.2]
     error = capsys.readouterr().err
     assert "6 cells failed" in error and error.count("out of luck") >= 6
+    # which needs no time of a run
+    assert [path.stem for path in sorted((tmp_path / "cells").glob("*.json"))] == [
+        "part_c0.2_s0_mean_image",
+        "part_c0_s0_mean_image",
+    ]
+
+
+def test_a_failure_is_told_although_the_report_fails_too(finished, data, recipe, fake, tmp_path, capsys):
+    output = tmp_path / "copy"
+    shutil.copytree(finished[0], output)
+    fake.failing = {"vae"}
+    words = command(data, recipe, output, "--methods", "vae", "mean_image", "--baseline-seconds", "5")
+    words[words.index("common")] = "15"
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "were not trained on the same images: they have 1" in error
+    assert "2 cells failed" in error and "vae cannot be trained here" in error
+
+
+def test_a_baseline_that_has_begun_goes_on_with_its_own_time(finished, data, recipe, fake, tmp_path):
+    output = tmp_path / "copy"
+    shutil.copytree(finished[0], output)
+    (output / "cells" / "part_c0.2_s0_autoencoder.json").unlink()
+    (folder,) = output.glob("runs/part_c0.2_*/autoencoder_*")
+    write_json(folder / "run.json", {"budget_seconds": 123.4})  # fakes write none
+    assert main(command(data, recipe, output)) == 0
+    assert [call["budget_seconds"] for call in fake.calls] == [123.4]
+
+
+def test_a_category_may_be_the_folder_itself_and_need_not_allow_every_level(data, fake, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(data / "sets" / "part")
+    arguments = BenchmarkArguments(".", tmp_path, ["."], ["mean_image"], [0.0, 0.2, 0.9], preset="tiny")
+    with caplog.at_level("INFO"):
+        plan = make_plan(arguments)
+    assert {group.category.name for group in plan.groups} == {"part"} and not any(group.error for group in plan.groups)
+    assert "part: 11 training images at every level, all that contamination 0.9 allows" in caplog.text
+    shutil.copytree(data / "sets" / "part", tmp_path / "few")
+    for path in sorted((tmp_path / "few" / "test").glob("*/*.png")):
+        if path.parent.name != "good":
+            path.unlink()
+    arguments = BenchmarkArguments(str(tmp_path), tmp_path, ["few"], ["mean_image"], [0.0, 0.2], preset="tiny")
+    assert all(
+        "no defective test image" in group.error or "the pool" in group.error for group in make_plan(arguments).groups
+    )
+
+
+def test_fields_of_other_methods_are_checked_before_anything_is_trained(data, tmp_path):
+    def plan(**config):
+        return make_plan(
+            BenchmarkArguments(
+                str(data), tmp_path, ["sets/part"], ["all"], [0.0], preset="tiny", baseline_config=config
+            )
+        )
+
+    assert plan(autoencoder={"smoothing": 0}, cutpaste={"scar_width": [2, 16]}).groups
+    for method, name, value in (
+        ("autoencoder", "smoothing", "wide"),
+        ("cutpaste", "area", [0.5, 0.1]),
+        ("vae", "smoothing", 2),
+    ):
+        with pytest.raises(ValueError, match=name):
+            plan(**{method: {name: value}})
+    for method, name in (("cutpaste", "smoothing"), ("patchcore", "bank_rows")):  # would have no effect
+        with pytest.raises(ValueError, match=f"{method} has no setting '{name}'"):
+            plan(**{method: {name: 1}})
 
 
 def test_an_impossible_level_fails_alone(data, recipe, fake, tmp_path, capsys):

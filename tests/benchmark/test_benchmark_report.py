@@ -8,7 +8,7 @@ import pytest
 from iltm_anomaly.benchmark.cells import CellDamagedError, load_cell, save_cell
 from iltm_anomaly.benchmark.plan import METHODS
 from iltm_anomaly.benchmark.published import comparable, is_impossible, load_published, published
-from iltm_anomaly.benchmark.report import markdown, markdown_differences, markdown_drops, markdown_means, write_report
+from iltm_anomaly.benchmark.report import markdown, markdown_differences, markdown_drops, markdown_times, write_report
 from iltm_anomaly.benchmark.results import Results
 from iltm_anomaly.benchmark.statistics import METRICS, ImageStatistics, interval, pack
 from iltm_anomaly.benchmark.tables import latex_level, level_table, markdown_level
@@ -42,6 +42,8 @@ def document(method: str, category: str, level: float, seed: int, auroc: float, 
             "category": category,
             "contamination": level,
             "seed": seed,
+            "recipe": {"name": "cpu"},
+            "baseline_seconds": None,
             "baseline": None,
             "inference": None,
         },
@@ -166,11 +168,14 @@ def test_a_mixture_is_said_and_the_mean_panel_needs_no_level_that_one_set_alone_
     text = markdown(results)
     assert "## Each method minus the mean image" in text and "Not comparable" not in text
     documents = example()
-    documents[0] = documents[0] | {"training_images": 99, "preset": "tiny"}
+    documents[0] = documents[0] | {"preset": "tiny"}
+    for one in documents:
+        if one["images_sha256"] == "bottle0.00":
+            one["training_images"] = 99
     found = Results([*documents, document("iltm", "commutator", 0.05, 0, 0.9)])
     problems = "; ".join(found.problems)
     assert "different presets: bottle at 0, seed 0 / " in problems
-    assert "different numbers of training images of bottle: bottle at 0, seed 0 / bottle at 0, seed 0, " in problems
+    assert "different numbers of training images of bottle: bottle at 0, seed 0 / bottle at 0.1, seed 0, " in problems
     assert found.levels == [0, 0.05, 0.1] and found.drop_range() == results.drop_range() is not None
     assert "- cells of different presets" in markdown(found)
     # a method may have settings of its own for every category
@@ -180,11 +185,32 @@ def test_a_mixture_is_said_and_the_mean_panel_needs_no_level_that_one_set_alone_
     assert not any("settings of NSA" in problem for problem in Results(documents).problems)
 
 
-def test_the_share_of_its_recipe_that_a_method_was_trained_for_is_shown():
-    documents = [document("nsa", name, 0.1, 0, 0.9) for name in ("bottle", "cable")]
-    for cell, steps in zip(documents, (1827, 4000), strict=True):
-        cell["budget"] = {"seconds": 431.4, "steps": steps, "planned_steps": 4000}
-    assert "| NSA | 90.0 | 80.0 | 95.0 | 63 | 431 | 46% to 100% |" in markdown_means(Results(documents))
+def test_times_and_the_share_of_its_recipe_that_a_method_was_trained_for_are_shown_per_set_and_level():
+    documents = [
+        document("nsa", name, level, 0, 0.9) for name, level in (("bottle", 0.0), ("bottle", 0.1), ("cable", 0.1))
+    ]
+    for cell, seconds, steps in zip(documents, (401.0, 431.4, 500.0), (1655, 1827, 4000), strict=True):
+        cell["budget"] = {"seconds": seconds, "steps": steps, "planned_steps": 4000}
+    documents.append(document("mean_image", "bottle", 0.1, 0, 0.7))
+    documents[-1]["budget"] = {"seconds": None, "steps": 0, "planned_steps": 0}
+    table = markdown_times(Results(documents))
+    assert "| category | contamination | time limit | NSA | Mean image |" in table
+    for line in (
+        "bottle | 0 % | 401 | 63 (41%) | -",
+        "bottle | 10 % | 431 | 63 (46%) | 70",
+        "cable | 10 % | 500 | 63 (100%) | -",
+    ):
+        assert f"| {line} |" in table
+
+
+def test_a_table_of_one_method_with_two_budgets_or_recipes_says_so():
+    documents = [document(method, "bottle", level, 0, 0.9) for method in ("iltm", "nsa") for level in (0.0, 0.1)]
+    documents[1]["settings"]["recipe"] = {"name": "cpu", "stage1": {"steps": 99}}
+    documents[3]["settings"]["baseline_seconds"] = 9.0
+    problems = Results(documents).problems
+    assert len(problems) == 2
+    assert "cells of different recipes of ILTM: bottle at 0, seed 0 / bottle at 0.1, seed 0" in problems
+    assert "cells of different --baseline-seconds: bottle at 0, seed 0 / bottle at 0.1, seed 0" in problems
 
 
 def test_identical_methods_differ_by_nothing_with_an_interval_of_nothing():
@@ -253,6 +279,8 @@ def test_cells_of_other_images_are_not_compared():
     first, second = document("iltm", "bottle", 0, 0, 0.9), document("nsa", "bottle", 0, 0, 0.8)
     with pytest.raises(ValueError, match="not trained on the same images"):
         Results([first, second | {"images_sha256": "other"}])
+    with pytest.raises(ValueError, match="they have 155 and 99 training images"):
+        Results([first, second | {"images_sha256": "other", "training_images": 99}])
     second["draws"]["test_sha256"] = "other"
     with pytest.raises(ValueError, match="not tested on the same images"):
         Results([first, second])

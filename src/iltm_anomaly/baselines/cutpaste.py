@@ -55,6 +55,7 @@ class CutPasteConfig(ResNetBaselineConfig):
     """
 
     model_type = "iltm_cutpaste"
+    fixed_fields = (*ResNetBaselineConfig.fixed_fields, "smoothing")  # overlapping patches are smooth enough
 
     head_sizes: tuple[int, ...] | list[int] = (512, 128)
     patch_share: float = 0.25

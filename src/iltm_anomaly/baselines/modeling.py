@@ -55,6 +55,8 @@ class BaselineConfig(PreTrainedConfig):
 
     # fields that count layers; all other whole numbers are widths of something
     depth_fields: ClassVar[tuple[str, ...]] = ()
+    # fields that nobody sets: they follow from others, or the method has no use for them
+    fixed_fields: ClassVar[tuple[str, ...]] = ("image_size", "in_channels")
 
     image_size: tuple[int, ...] | list[int] = (128, 128)
     in_channels: int = 3
@@ -86,6 +88,15 @@ class BaselineConfig(PreTrainedConfig):
             for key, value in _whole_numbers(name, getattr(self, name)):
                 (depths if name in self.depth_fields else widths)[key] = value
         return depths, widths
+
+
+def _as_float(value: Any, kind: str) -> Any:
+    """1 as 1.0, alone or in a list, where a field's type `kind` knows numbers of no other kind: people write it so."""
+    if "float" not in kind or "int" in kind:
+        return value
+    if isinstance(value, list | tuple):
+        return [_as_float(item, kind) for item in value]
+    return float(value) if type(value) is int else value
 
 
 def _whole_numbers(name: str, value: Any) -> Iterator[tuple[str, int]]:
@@ -145,8 +156,8 @@ class BaselineModel(PreTrainedModel):
 
     @classmethod
     def config_defaults(cls) -> dict[str, Any]:
-        """Fields of the configuration that a recipe can set, with their defaults; size and channels follow from the processor."""
-        inherited = {f.name for f in fields(PreTrainedConfig)} | {"image_size", "in_channels"}
+        """Fields of the configuration that a recipe can set, with their defaults."""
+        inherited = {f.name for f in fields(PreTrainedConfig)} | set(cls.config_class.fixed_fields)
         return {f.name: f.default for f in fields(cls.config_class) if f.name not in inherited}
 
     @classmethod
@@ -162,8 +173,9 @@ class BaselineModel(PreTrainedModel):
         if unknown := sorted(set(settings) - set(own)):
             raise ValueError(f"{cls.__name__} has no setting {unknown[0]!r}; it has {own}")
         size = {"image_size": processor.padded_size, "in_channels": processor.num_channels}
+        kinds = {f.name: str(f.type) for f in fields(cls.config_class)}
         try:
-            return cls.config_class(**size | settings)
+            return cls.config_class(**size | {name: _as_float(value, kinds[name]) for name, value in settings.items()})
         except StrictDataclassError as error:
             raise ValueError(f"{cls.__name__}: {error}") from error
 

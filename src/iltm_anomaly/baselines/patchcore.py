@@ -60,6 +60,7 @@ class PatchCoreConfig(BaselineConfig):
     """
 
     model_type = "iltm_patchcore"
+    fixed_fields = (*BaselineConfig.fixed_fields, "bank_rows")
 
     backbone: str = OFFLINE_BACKBONE
     backbone_config: dict | None = None

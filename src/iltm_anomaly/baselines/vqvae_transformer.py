@@ -138,6 +138,12 @@ def gated_residual(image: Tensor, healed: Tensor, resampled: Tensor) -> Tensor:
     return (image - healed).abs().mean(0) * gate
 
 
+def residual_settings() -> dict[str, Any]:
+    """What the map "residual" depends on beside the run."""
+    defaults = VQVAETransformerModel.config_defaults()
+    return {name: defaults[name] for name in ("token_threshold", "num_samples", "smoothing")}
+
+
 def from_run(run_folder: str | Path, map: str = "kde", device: str | torch.device | None = None) -> BaselinePipeline:
     """VQ-VAE + Transformer from a finished ILTM run, calibrated on its training images as ILTM is.
 

@@ -8,12 +8,13 @@ made of the JSON files alone. The .npz holds `statistics.ImageStatistics`, for m
 import io
 import json
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from iltm_anomaly.benchmark.plan import digest_of
+from iltm_anomaly.benchmark.plan import METHODS, digest_of
 from iltm_anomaly.benchmark.statistics import ImageStatistics
 from iltm_anomaly.pipeline import InferenceSettings
 from iltm_anomaly.training.checkpoint import file_digest, write_atomically, write_json
@@ -61,11 +62,14 @@ def is_finished(folder: Path, name: str, settings: dict[str, Any]) -> bool:
     if not path.exists():
         return False
     try:
-        found = load_cell(path)["settings"]
+        document = load_cell(path)
     except CellDamagedError as error:
         logger.warning("%s: measured again", error)
         return False
-    changes = _changes(found, settings)
+    if not _is_of_this_format(document):
+        logger.warning("%s is of an earlier format: measured again", path)
+        return False
+    changes = _changes(document["settings"], settings)
     if changes:
         logger.warning("%s has other settings (%s): measured again", path, "; ".join(changes))
     return not changes
@@ -80,11 +84,15 @@ def load_cells(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
         except CellDamagedError as error:
             problems.append(f"{error}; left out")
             continue
-        if "kind" in document["draws"] and "baseline" in document["settings"]:
+        if _is_of_this_format(document):
             documents.append(document)
         else:
             problems.append(f"{path} is of an earlier format; left out, the same command measures it again")
     return documents, problems
+
+
+def _is_of_this_format(document: dict[str, Any]) -> bool:
+    return "kind" in document["draws"] and "baseline" in document["settings"]
 
 
 def load_statistics(path: Path) -> ImageStatistics:
@@ -105,10 +113,11 @@ def _changes(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
 def _completed(settings: dict[str, Any]) -> dict[str, Any]:
     """With today's defaults of fields of ILTM that did not exist when the cell was measured."""
     settings = dict(settings)
-    try:
-        settings["recipe"] = Recipe.from_dict(settings["recipe"]).to_dict()
-        if settings["inference"] is not None:
+    # what is of another version, or is not ILTM's, differs as it is
+    with suppress(ValueError, KeyError):
+        recipe = Recipe.from_dict(settings["recipe"]).to_dict()
+        settings["recipe"] = {name: recipe[name] for name in recipe if name != "inference"}
+    if settings["inference"] is not None and METHODS[settings["method"]].has_kde:
+        with suppress(ValueError):
             settings["inference"] = vars(InferenceSettings.from_dict(settings["inference"]))
-    except (ValueError, KeyError):
-        pass  # of another version: it differs as it is
     return settings

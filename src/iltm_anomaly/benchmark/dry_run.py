@@ -190,8 +190,9 @@ def dry_run(plan: Plan, arguments: BenchmarkArguments, show: Callable[[str], Non
     failures = {group.name: group.error for group in plan.groups if group.error is not None}
     methods = plan.groups[0].methods
     device = "cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu"
-    own_time = arguments.baseline_seconds is None and plan.recipe.name != OWN_SCHEDULE
-    if any(METHODS[method].of_run for method in methods) or own_time:  # else there is no ILTM run
+    if any(
+        METHODS[method].of_run or plan.has_time_of_round(arguments, plan.groups[0], method) for method in methods
+    ):  # else there is no ILTM run
         started = time.monotonic()
         try:
             costs = check_iltm(plan.recipe)

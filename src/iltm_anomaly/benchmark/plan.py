@@ -2,18 +2,23 @@
 
 import hashlib
 import json
+import logging
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iltm_anomaly.data.contamination import contaminate, contamination_record, largest_train_size
 from iltm_anomaly.data.mvtec import is_category, list_categories, load_mvtec
+from iltm_anomaly.image_processing import ILTMImageProcessor
 from iltm_anomaly.pipeline import InferenceSettings
 from iltm_anomaly.training.checkpoint import file_digest
 from iltm_anomaly.training.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -175,6 +180,9 @@ class Plan:
     def settings(self, arguments: BenchmarkArguments, group: Group, method: str) -> dict[str, Any]:
         """What a cell depends on, defaults of the code among them; it is measured anew once that has changed."""
         about = METHODS[method]
+        recipe = {name: value for name, value in self.recipe.to_dict().items() if name != "inference"}
+        if not about.of_run and not self.has_time_of_round(arguments, group, method):
+            recipe = {name: recipe[name] for name in ("image_size", "num_channels")}
         settings = {
             "method": method,
             "category": group.category.name,
@@ -182,12 +190,21 @@ class Plan:
             "seed": group.seed,
             "train_size": group.train_size,
             "split_sha256": group.digest,
-            "recipe": self.recipe.to_dict(),
+            "recipe": recipe,
             "baseline_seconds": None if about.of_run else arguments.baseline_seconds,
             "baseline": None if about.of_run else self.baseline(arguments, group, method),
-            "inference": vars(InferenceSettings(**self.recipe.inference)) if about.has_kde else None,
+            "inference": self._inference(about) if about.of_run else None,
         }
         return json.loads(json.dumps(settings))  # as a cell gives them back
+
+    def _inference(self, about: Method) -> dict[str, Any]:
+        from iltm_anomaly.baselines.vqvae_transformer import residual_settings
+
+        return vars(InferenceSettings(**self.recipe.inference)) if about.has_kde else residual_settings()
+
+    def run_digest(self, group: Group) -> str:
+        """SHA-256 of all that training an ILTM run depends on."""
+        return digest_of([group.digest, self.recipe.to_dict() | {"inference": None}])
 
     @property
     def baseline_preset(self) -> str:
@@ -201,6 +218,12 @@ class Plan:
         model_class, config = BASELINES[method].model_class, arguments.baseline_config.get(method)
         recipe = asdict(model_class.recipe_for(self.baseline_preset, group.category.name, config))
         return recipe | {"config": model_class.config_defaults() | recipe["config"]}
+
+    def has_time_of_round(self, arguments: BenchmarkArguments, group: Group, method: str) -> bool:
+        """Whether another method is trained for as long as a round of the prior was, so that it needs the ILTM run."""
+        if arguments.baseline_seconds is not None or self.recipe.name == OWN_SCHEDULE:
+            return False
+        return self.baseline(arguments, group, method)["stage"] is not None
 
 
 def resolve_methods(names: list[str]) -> list[str]:
@@ -238,7 +261,8 @@ def resolve_categories(data: str, names: list[str]) -> list[Category]:
             f"{root} has no categor{'ies' if absent[1:] else 'y'} {', '.join(absent)}: a category is a folder that holds a "
             f"folder train. Here are {', '.join(list_categories(root)) or 'none'}; give those of subfolders as mvtec/bottle"
         )
-    categories = [Category((root / p).name, str((root / p).parent), (root / p).name) for p in wanted]
+    folders = [Path(os.path.abspath(root / path)) for path in wanted]  # "." has no name
+    categories = [Category(folder.name, str(folder.parent), folder.name) for folder in folders]
     if len({category.name for category in categories}) < len(categories):
         raise ValueError(f"two of the categories {', '.join(wanted)} have the same name: measure them in two folders")
     return categories
@@ -254,12 +278,12 @@ def make_plan(arguments: BenchmarkArguments) -> Plan:
     if recipe.is_volumetric:
         raise ValueError(f"preset {arguments.preset} is for volumes; the benchmark is one of images")
     methods = resolve_methods(arguments.methods)
-    _check_baseline_config(arguments)
+    _check_baseline_config(arguments, recipe)
     groups = []
     for category in resolve_categories(arguments.data, arguments.categories):
         try:
             dataset, error = load_mvtec(category.source, category.folder), None
-            train_size, files = _train_size(dataset, arguments), category.digest()
+            train_size, files = _train_size(category.name, dataset, arguments), category.digest()
         except (ValueError, OSError) as problem:
             dataset, train_size, files, error = None, None, "", str(problem)
         for fraction in arguments.contamination:
@@ -271,13 +295,17 @@ def make_plan(arguments: BenchmarkArguments) -> Plan:
     return Plan(recipe, groups)
 
 
-def _check_baseline_config(arguments: BenchmarkArguments) -> None:
+def _check_baseline_config(arguments: BenchmarkArguments, recipe: Recipe) -> None:
+    """Before hours of training rather than after."""
     from iltm_anomaly.baselines import BASELINES
 
+    processor = ILTMImageProcessor(size=recipe.image_size, num_channels=recipe.num_channels)
     for method, config in arguments.baseline_config.items():
-        known = sorted(BASELINES[method].model_class.config_defaults())
+        model_class = BASELINES[method].model_class
+        known = sorted(model_class.config_defaults())
         if unknown := sorted(set(config) - set(known)):
             raise ValueError(f"{method} has no setting {unknown[0]!r}; it has {', '.join(known)}")
+        model_class.configure(processor, 1, config)
 
 
 def _split(group: Group, dataset: "DatasetDict") -> None:
@@ -298,9 +326,19 @@ def digest_of(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _train_size(dataset: "DatasetDict", arguments: BenchmarkArguments) -> int | None:
+def _train_size(category: str, dataset: "DatasetDict", arguments: BenchmarkArguments) -> int | None:
     if arguments.train_size == ALL:
         return None
     if arguments.train_size != COMMON:
         return int(arguments.train_size)
-    return min(largest_train_size(dataset, fraction) for fraction in arguments.contamination)
+    sizes = {fraction: largest_train_size(dataset, fraction) for fraction in arguments.contamination}
+    possible = {
+        fraction: size for fraction, size in sizes.items() if size
+    }  # the others fail with a reason of their own
+    if not possible:
+        return None
+    size = min(possible.values())
+    if size < max(possible.values()):
+        levels = ", ".join(f"{fraction:g}" for fraction, own in possible.items() if own == size)
+        logger.info("%s: %d training images at every level, all that contamination %s allows", category, size, levels)
+    return size

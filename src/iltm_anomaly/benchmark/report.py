@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from iltm_anomaly.benchmark.plan import METHODS
 from iltm_anomaly.benchmark.plot import draw_plot
@@ -47,6 +48,7 @@ def markdown(results: Results) -> str:
         parts += [f"## {percent(level)} of the training images defective", text]
         parts += [OTHER_SEEDS] if "‡" in text else []
     parts += ["## Mean over categories", markdown_means(results)]
+    parts += ["## Training time", markdown_times(results)]
     parts += ["## Drop under contamination", markdown_drops(results)]
     for reference, title, notes in (
         (REFERENCE, "ILTM minus each method", _difference_notes()),
@@ -74,7 +76,8 @@ def _conditions(results: Results) -> str:
     presets = sorted({document["preset"] for document in documents})
     sizes = sorted({(d["settings"]["category"], d["training_images"]) for d in documents})
     per_category = {c: "/".join(str(n) for name, n in sizes if name == c) for c in results.categories()}
-    commits = sorted({str(document.get("commit"))[:7] for document in documents})
+    hashes = (str(document.get("commit")).partition("+") for document in documents)
+    commits = sorted({f"{commit[:7]}{plus}{changes}" for commit, plus, changes in hashes})
     devices = sorted({f"{d['hardware']['device']}, {d['hardware']['threads']} thread(s)" for d in documents})
     return (
         f"{len(results.documents)} cells. Preset {', '.join(presets)}. Training images: "
@@ -85,31 +88,54 @@ def _conditions(results: Results) -> str:
 
 
 def markdown_means(results: Results) -> str:
-    """One row per method: each metric at each level, mean over the categories that all methods have, and time."""
+    """One row per method: each metric at each level, mean over the categories that all methods have."""
     header = ["method", *(f"{title} at {percent(level)}" for level in results.levels for title in TITLES.values())]
     lines = []
     for method in results.methods():
         vectors = [results.mean(method, level, metric) for level in results.levels for metric in TITLES]
         shown = ["-" if vector is None else f"{100 * vector[0]:.1f}" for vector in vectors]
-        lines.append([METHODS[method].title, *shown, *_effort(results, method)])
+        lines.append([METHODS[method].title, *shown])
     over = "; ".join(f"{percent(level)}: {', '.join(results.complete(level)) or 'none'}" for level in results.levels)
+    return markdown_table(header, lines) + f"\n\nCategories: {over}."
+
+
+def markdown_times(results: Results) -> str:
+    """One row per category and level: how long the other methods might train, and what each method took."""
+    methods = results.methods()
+    lines = []
+    for category in results.categories():
+        for level in results.levels:
+            cells = {
+                method: [
+                    document
+                    for key, document in results.documents.items()
+                    if key[:3] == (method, category, level) and document["training_seconds"] is not None
+                ]
+                for method in methods
+            }
+            limits = [
+                budget["seconds"]
+                for documents in cells.values()
+                for budget in (document.get("budget", {}) for document in documents)
+                if budget.get("planned_steps") and budget["seconds"] is not None
+            ]
+            if any(cells.values()):
+                limit = f"{median(limits):.0f}" if limits else ""
+                lines.append([category, percent(level), limit, *map(_effort, cells.values())])
+    header = ["category", "contamination", "time limit", *(METHODS[method].title for method in methods)]
     return (
-        markdown_table([*header, "training, s", "time limit, s", "steps taken of its recipe"], lines)
-        + f"\n\nCategories: {over}. Times are medians over cells, steps the least and the most of all cells."
+        "Seconds, medians over seeds; in brackets the steps taken of those of the recipe. The limit is that of the "
+        "methods that are trained on their own.\n\n" + markdown_table(header, lines)
     )
 
 
-def _effort(results: Results, method: str) -> list[str]:
-    """How long a method has trained, how long it might, and how much of what its recipe has that is."""
-    documents = [document for key, document in results.documents.items() if key[0] == method]
+def _effort(documents: list[dict[str, Any]]) -> str:
+    if not documents:
+        return "-"
     budgets = [document.get("budget", {}) for document in documents]
     shares = [budget["steps"] / budget["planned_steps"] for budget in budgets if budget.get("planned_steps")]
-    times = [
-        [value for value in values if value is not None]
-        for values in ([d["training_seconds"] for d in documents], [budget.get("seconds") for budget in budgets])
-    ]
-    steps = f"{min(shares):.0%} to {max(shares):.0%}" if shares else ""
-    return [*(f"{median(values):.0f}" if values else "" for values in times), steps]
+    seconds = f"{median(document['training_seconds'] for document in documents):.0f}"
+    return seconds + (f" ({median(shares):.0%})" if shares else "")
 
 
 def markdown_drops(results: Results) -> str:

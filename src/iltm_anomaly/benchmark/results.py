@@ -83,14 +83,18 @@ class Results:
             draws = document["draws"]
             for images, found in (
                 (("tested", category, seed), (draws["test_sha256"], draws["count"], draws["kind"])),
-                (("trained", category, level, seed), document["images_sha256"]),
+                (("trained", category, level, seed), (document["images_sha256"], document["training_images"])),
             ):
                 expected, other = seen.setdefault(images, (found, key))
                 if found != expected:
-                    raise ValueError(
-                        f"cells {other} and {key} were not {images[0]} on the same images: the data changed between them. "
-                        "Delete the older one and run the benchmark again"
+                    counts = expected[1], found[1]
+                    reason = (
+                        f"they have {counts[0]} and {counts[1]} training images. Measure all methods with the same levels, or "
+                        "with --train-size"
+                        if images[0] == "trained" and counts[0] != counts[1]
+                        else "the data changed between them. Delete the older one and run the benchmark again"
                     )
+                    raise ValueError(f"cells {other} and {key} were not {images[0]} on the same images: {reason}")
 
     def _mixtures(self) -> list[str]:
         """What of the conditions is not the same in all cells that a table sets side by side."""
@@ -98,8 +102,12 @@ class Results:
         for document in self.documents.values():
             settings = document["settings"]
             method, category = settings["method"], settings["category"]
+            of_run = METHODS[method].of_run
             for what, value in (
                 ("presets", document["preset"]),
+                ("recipes of ILTM", settings["recipe"])
+                if of_run
+                else ("--baseline-seconds", settings["baseline_seconds"]),
                 (f"numbers of training images of {category}", document["training_images"]),
                 (f"settings of {METHODS[method].title} on {category}", (settings["baseline"], settings["inference"])),
             ):

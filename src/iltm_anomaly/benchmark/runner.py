@@ -1,9 +1,8 @@
 """Measures the cells of a plan, one after the other; what is finished stays, whatever happens to the others."""
 
 import logging
-import shutil
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,14 +27,11 @@ from iltm_anomaly.data.cache import CacheDamagedError, PixelCache, build_cache
 from iltm_anomaly.evaluation import evaluate_run, pixel_mask
 from iltm_anomaly.image_processing import ILTMImageProcessor
 from iltm_anomaly.metrics import evaluate_maps
-from iltm_anomaly.pipeline import InferenceSettings
 from iltm_anomaly.provenance import provenance
 from iltm_anomaly.training.checkpoint import load_json
 from iltm_anomaly.training.task import TrainArguments, train
 
 logger = logging.getLogger(__name__)
-
-CALIBRATED: dict[str, Any] = {"surprise_limit": None, "score_threshold": None}
 
 
 @dataclass
@@ -138,8 +134,7 @@ class GroupRun:
         self.plan, self.recipe, self.arguments = plan, plan.recipe, arguments
         self.group, self.dataset = group, group.dataset
         # the same split of other files, and an edited recipe of the same name, are other runs
-        digest = digest_of([group.digest, self.recipe.to_dict()])
-        self.folder = arguments.output / "runs" / f"{group.name}_{self.recipe.name}_{digest[:12]}"
+        self.folder = arguments.output / "runs" / f"{group.name}_{self.recipe.name}_{plan.run_digest(group)[:12]}"
         self.device = "cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu"
         self.failure: Exception | None = None
 
@@ -171,9 +166,6 @@ class GroupRun:
     @cached_property
     def _trained(self) -> Path:
         folder = self.folder / "iltm"
-        if (folder / "model").exists() and not self._has_settings(folder / "model"):
-            logger.warning("%s: settings of inference have changed: calibrated again, not trained", folder)
-            shutil.rmtree(folder / "model")
         # accelerate keeps one precision and device per process; the method before may have had others
         AcceleratorState._reset_state(reset_partial_state=True)
         train(
@@ -190,12 +182,6 @@ class GroupRun:
             )
         )
         return folder
-
-    def _has_settings(self, model: Path) -> bool:
-        """Whether a pipeline has the recipe's settings of inference, whatever calibration has added to them."""
-        found = InferenceSettings.from_dict(load_json(model / "calibration.json"))
-        wanted = InferenceSettings(**self.recipe.inference)
-        return replace(found, **CALIBRATED) == replace(wanted, **CALIBRATED)
 
     @staticmethod
     def report(folder: Path) -> dict[str, Any]:
@@ -236,12 +222,21 @@ class GroupRun:
 
     # The others
 
-    def budget(self) -> tuple[float | None, str]:
-        """Seconds that a baseline may train for, None for its own schedule, and where they come from."""
+    def budget(self, method: str, folder: Path) -> tuple[float | None, str]:
+        """Seconds that a baseline may train for, None for as long as it likes, and where they come from.
+
+        Args:
+            method: the baseline.
+            folder: of its run; one that has begun goes on with the time that it was given.
+        """
         if self.arguments.baseline_seconds is not None:
             return self.arguments.baseline_seconds, "--baseline-seconds"
         if self.recipe.name == OWN_SCHEDULE:
             return None, "the schedule of the method's own paper"
+        if not self.plan.has_time_of_round(self.arguments, self.group, method):
+            return None, "nothing is trained"
+        if (folder / "run.json").exists():
+            return load_json(folder / "run.json")["budget_seconds"], "the round of the prior that it began with"
         rounds = self.report(self.iltm)["rounds"]
         longest = max(rounds, key=lambda entry: entry["seconds"])
         return longest["seconds"], f"round {longest['round']} of the prior in the ILTM run, the longest"
@@ -249,11 +244,11 @@ class GroupRun:
     def _measure_baseline(self, method: str) -> Measured:
         from iltm_anomaly.baselines import train_baseline
 
-        budget, source = self.budget()
         preset, config = self.plan.baseline_preset, self.arguments.baseline_config.get(method)
         given = self.arguments.baseline_seconds
         described = digest_of(self.plan.baseline(self.arguments, self.group, method))
         name = f"{method}_{described[:8]}" + (f"_{given:g}s" if given is not None else "")
+        budget, source = self.budget(method, self.folder / name)
         started = time.monotonic()
         pipeline = train_baseline(
             method,

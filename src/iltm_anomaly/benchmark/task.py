@@ -29,6 +29,10 @@ def benchmark(arguments: BenchmarkArguments) -> list[Path]:
         if not failures and not left:
             raise
         written = []  # every cell failed, and the failures say more, or other processes work on all of them
+    except ValueError as error:
+        if failures:
+            error.add_note(_listed(failures, "cells", "the same command tries these again"))
+        raise
     _raise_for(failures, "cells", "the others are finished; the same command tries these again")
     return written
 
@@ -47,5 +51,9 @@ def check(arguments: BenchmarkArguments) -> None:
 
 def _raise_for(failures: dict[str, str], what: str, remark: str) -> None:
     if failures:
-        listed = "\n".join(f"  {name}: {error}" for name, error in failures.items())
-        raise CellsFailedError(f"{len(failures)} {what} failed ({remark}):\n{listed}")
+        raise CellsFailedError(_listed(failures, what, remark))
+
+
+def _listed(failures: dict[str, str], what: str, remark: str) -> str:
+    lines = (f"  {name}: {error}" for name, error in failures.items())
+    return "\n".join([f"{len(failures)} {what} failed ({remark}):", *lines])

@@ -194,7 +194,8 @@ def _load_category(folder: Path, require_masks: bool) -> DatasetDict:
         more = f" and {len(missing) - _NAMED_IN_ERRORS} more" if len(missing) > _NAMED_IN_ERRORS else ""
         raise ValueError(
             f"{len(missing)} defective test image(s) without a mask: {listed}{more}; a mask is expected at "
-            f"{folder / 'ground_truth'}/<defect>/<name>_mask.png (require_masks=False loads them with mask None)"
+            f"{folder / 'ground_truth'}/<defect>/<name>_mask.png: add them, or take the images out (in Python, "
+            "require_masks=False loads them with mask None)"
         )
     splits = {}
     for name, entries in (("train", train), ("test", test)):

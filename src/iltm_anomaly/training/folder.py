@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=PreTrainedModel)
 WEIGHTS, STAGE = "model.safetensors", "stage.json"
 MEMORY_ONLY = ("micro_batch_size",)  # fields of a stage that a resumed run may change
+CALIBRATION_ONLY = "inference."  # fields of a recipe that no training depends on
 
 
 class RunFolderError(RuntimeError):
@@ -61,8 +62,8 @@ class RunFolder:
     # Whose folder it is
 
     def claim(self, recipe: Recipe, seed: int, resume: bool) -> str | None:
-        """Checks that a run with this recipe and seed may use the folder; returns the checksum of the images of the run that it
-        holds, None if it holds none.
+        """Checks that a run with this recipe, whatever its settings of inference, and seed may use the folder; returns the
+        checksum of the images of the run that it holds, None if it holds none.
 
         Raises:
             RunFolderError: if it holds a run and `resume` is False, or another run.
@@ -78,7 +79,9 @@ class RunFolder:
         changes = [
             f"{key} ({theirs.get(key)} there, {ours.get(key)} now)"
             for key in sorted(theirs.keys() | ours.keys())
-            if theirs.get(key) != ours.get(key) and key.rsplit(".", 1)[-1] not in MEMORY_ONLY
+            if theirs.get(key) != ours.get(key)
+            and key.rsplit(".", 1)[-1] not in MEMORY_ONLY
+            and not key.startswith(CALIBRATION_ONLY)
         ]
         if found["seed"] != seed:
             changes.insert(0, f"seed ({found['seed']} there, {seed} now)")
@@ -108,6 +111,7 @@ class RunFolder:
                 "images_sha256": images_digest,
                 "data": data_record(),
             }
+            known["recipe"] = recipe.to_dict()  # what may change has, perhaps
             known["sittings"] = [*known.get("sittings", []), sitting]
             write_atomically(self.path / "recipe.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=False).encode())
             write_json(self._record, known)

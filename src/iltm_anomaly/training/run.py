@@ -5,7 +5,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from iltm_anomaly.pipeline import ILTMAnomalyPipeline, InferenceSettings, images
 from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
 from iltm_anomaly.prior.modeling_performer_prior import SCORING_BATCH
 from iltm_anomaly.provenance import provenance
-from iltm_anomaly.training.checkpoint import CheckpointError, check_writable, fill_folder, remove_checkpoint
+from iltm_anomaly.training.checkpoint import CheckpointError, check_writable, fill_folder, load_json, remove_checkpoint
 from iltm_anomaly.training.folder import RunFolder, RunFolderError, flat
 from iltm_anomaly.training.loop import Hooks, LoopSettings, fit, loading_threads, steps_per_epoch, total_steps
 from iltm_anomaly.training.processes import on_main, over_processes
@@ -79,7 +79,7 @@ class TrainingRun:
         Args:
             images: the training images; a stream will do, they are read once, in order, by the main process.
             data_record: () -> where they come from, kept in the report; asked once, by the main process, when a run begins.
-            resume: continue what the folder holds.
+            resume: continue what the folder holds; a finished run whose settings of inference have changed is calibrated again.
             source: () -> what changes when the images do, such as the fingerprint of a data set, or None; asked by the main
                 process. With it a resumed run knows without reading them that the images are those it has in its cache.
 
@@ -96,8 +96,10 @@ class TrainingRun:
         expected = self.folder.claim(self.recipe, self.seed, resume)
         model_folder = self.output / "model"
         if expected is not None and model_folder.exists():
-            logger.info("the run in %s is complete: nothing is left to do", self.output)
-            return model_folder
+            if self._is_calibrated(model_folder):
+                logger.info("the run in %s is complete: nothing is left to do", self.output)
+                return model_folder
+            logger.warning("settings of inference have changed: the run in %s is calibrated again", self.output)
         check_writable(self.output)
         pixels, processor = self._load(images, source, expected)
         data = self.folder.record(self.recipe, self.seed, len(pixels), pixels.digest, data_record)
@@ -127,6 +129,15 @@ class TrainingRun:
 
         on_main(self.accelerator, finish)
         return model_folder
+
+    def _is_calibrated(self, model_folder: Path) -> bool:
+        """Whether a finished pipeline has the recipe's settings of inference, whatever calibration has added to them."""
+        measured: dict[str, Any] = {"surprise_limit": None, "score_threshold": None}
+        try:
+            found = InferenceSettings.from_dict(load_json(model_folder / "calibration.json"))
+        except (OSError, ValueError, TypeError):
+            return False
+        return replace(found, **measured) == replace(InferenceSettings(**self.recipe.inference), **measured)
 
     def _start_trackers(self) -> None:
         values = flat(self.recipe.to_dict()) | {"seed": self.seed}
