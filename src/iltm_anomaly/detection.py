@@ -26,8 +26,6 @@ from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 logger = logging.getLogger(__name__)
 
 COLUMNS = ["path", "score", "threshold", "abnormal", "abnormal_pixels", "overlay", "map", "mask", "error"]
-
-
 OWN_FOLDERS = ("overlays", "maps", "masks")
 
 

@@ -115,8 +115,7 @@ def _completed(settings: dict[str, Any]) -> dict[str, Any]:
     settings = dict(settings)
     # what is of another version, or is not ILTM's, differs as it is
     with suppress(ValueError, KeyError):
-        recipe = Recipe.from_dict(settings["recipe"]).to_dict()
-        settings["recipe"] = {name: recipe[name] for name in recipe if name != "inference"}
+        settings["recipe"] = Recipe.from_dict(settings["recipe"]).training_fields()
     if settings["inference"] is not None and METHODS[settings["method"]].has_kde:
         with suppress(ValueError):
             settings["inference"] = vars(InferenceSettings.from_dict(settings["inference"]))

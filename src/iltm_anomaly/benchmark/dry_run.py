@@ -190,9 +190,8 @@ def dry_run(plan: Plan, arguments: BenchmarkArguments, show: Callable[[str], Non
     failures = {group.name: group.error for group in plan.groups if group.error is not None}
     methods = plan.groups[0].methods
     device = "cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu"
-    if any(
-        METHODS[method].of_run or plan.has_time_of_round(arguments, plan.groups[0], method) for method in methods
-    ):  # else there is no ILTM run
+    need_run = (METHODS[m].of_run or plan.has_time_of_round(arguments, plan.groups[0], m) for m in methods)
+    if any(need_run):
         started = time.monotonic()
         try:
             costs = check_iltm(plan.recipe)

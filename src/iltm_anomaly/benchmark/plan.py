@@ -180,7 +180,7 @@ class Plan:
     def settings(self, arguments: BenchmarkArguments, group: Group, method: str) -> dict[str, Any]:
         """What a cell depends on, defaults of the code among them; it is measured anew once that has changed."""
         about = METHODS[method]
-        recipe = {name: value for name, value in self.recipe.to_dict().items() if name != "inference"}
+        recipe = self.recipe.training_fields()
         if not about.of_run and not self.has_time_of_round(arguments, group, method):
             recipe = {name: recipe[name] for name in ("image_size", "num_channels")}
         settings = {
@@ -204,7 +204,7 @@ class Plan:
 
     def run_digest(self, group: Group) -> str:
         """SHA-256 of all that training an ILTM run depends on."""
-        return digest_of([group.digest, self.recipe.to_dict() | {"inference": None}])
+        return digest_of([group.digest, self.recipe.training_fields()])
 
     @property
     def baseline_preset(self) -> str:
@@ -332,9 +332,8 @@ def _train_size(category: str, dataset: "DatasetDict", arguments: BenchmarkArgum
     if arguments.train_size != COMMON:
         return int(arguments.train_size)
     sizes = {fraction: largest_train_size(dataset, fraction) for fraction in arguments.contamination}
-    possible = {
-        fraction: size for fraction, size in sizes.items() if size
-    }  # the others fail with a reason of their own
+    # levels that are out of reach fail with a reason of their own
+    possible = {fraction: size for fraction, size in sizes.items() if size}
     if not possible:
         return None
     size = min(possible.values())

@@ -7,7 +7,7 @@ image, and two images would no longer be comparable.
 import io
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -166,31 +166,31 @@ def check_unit_range(values: np.ndarray, name: str) -> np.ndarray:
     return np.clip(values, 0.0, 1.0)
 
 
-def run_folders(root: Path) -> list[Path]:
-    """Folders of training runs below `root`: their pictures are not data."""
-    found = (path.parent for path in root.rglob("images.arrow") if path.with_name("run.json").is_file())
-    return [folder for folder in found if folder != root]
+def data_files(root: Path, recursive: bool, wanted: Callable[[Path], bool]) -> list[Path]:
+    """Files of a folder that are `wanted`, sorted by path. Left out are hidden files and folders, what macOS puts into archives,
+    and training runs below the folder: their pictures are not data."""
+    paths = list(root.rglob("*") if recursive else root.glob("*"))
+    caches = (path for path in paths if path.name == "images.arrow" and path.parent != root)
+    runs = {path.parent for path in caches if path.with_name("run.json").is_file()}
+    found = [
+        path
+        for path in paths
+        if wanted(path)
+        and not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(root).parts)
+        and runs.isdisjoint(path.parents)
+        and path.is_file()
+    ]
+    return sorted(found, key=lambda path: path.relative_to(root).parts)
 
 
 def find_images(folder: str | os.PathLike, recursive: bool = False) -> list[Path]:
-    """Image files of a folder (by suffix; hidden files and folders and those of training runs left out), sorted by path.
+    """Image files of a folder, by suffix, as `data_files` lists them.
 
     Args:
         folder: folder to search.
         recursive: also search its subfolders.
     """
-    root = Path(folder)
-    candidates = root.rglob("*") if recursive else root.glob("*")
-    runs = run_folders(root) if recursive else []
-    found = [
-        path
-        for path in candidates
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(root).parts)
-        and not any(run in path.parents for run in runs)
-        and path.is_file()
-    ]
-    return sorted(found, key=lambda path: path.relative_to(root).parts)
+    return data_files(Path(folder), recursive, lambda path: path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _from_sixteen_bit(values: np.ndarray) -> Image.Image:

@@ -20,7 +20,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
-from .images import ImageReadError, run_folders
+from .images import ImageReadError, data_files
 from .schema import GOOD, label_of
 
 if TYPE_CHECKING:
@@ -456,18 +456,9 @@ def is_mask_name(path: str | os.PathLike) -> bool:
 
 
 def find_volumes(folder: str | os.PathLike, recursive: bool = False) -> list[Path]:
-    """NIfTI files of a folder, sorted by path. Hidden ones are left out, and those named like ground truth; where no volume has
-    the rest of that name, as with `no_lesion`, a warning names them. What a training run drew (`run_folders`) is left out."""
-    root = Path(folder)
-    runs = run_folders(root) if recursive else []
-    found = sorted(
-        path
-        for path in (root.rglob("*") if recursive else root.glob("*"))
-        if is_volume_file(path)
-        and not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(root).parts)
-        and not any(run in path.parents for run in runs)
-        and path.is_file()
-    )
+    """NIfTI files of a folder, as `data_files` lists them. Those named like ground truth are left out; where no volume has the
+    rest of that name, as with `no_lesion`, a warning names them."""
+    found = data_files(Path(folder), recursive, is_volume_file)
     volumes = [path for path in found if not is_mask_name(path)]
     stems = [volume_stem(path) for path in volumes]
     for path in found:

@@ -41,7 +41,6 @@ logger = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=PreTrainedModel)
 WEIGHTS, STAGE = "model.safetensors", "stage.json"
 MEMORY_ONLY = ("micro_batch_size",)  # fields of a stage that a resumed run may change
-CALIBRATION_ONLY = "inference."  # fields of a recipe that no training depends on
 
 
 class RunFolderError(RuntimeError):
@@ -75,13 +74,11 @@ class RunFolder:
             return None
         if not resume:
             raise RunFolderError(f"{self.path} already holds a run: pass --resume to continue it, or another --output")
-        theirs, ours = flat(_completed(found["recipe"])), flat(recipe.to_dict())
+        theirs, ours = flat(_completed(found["recipe"])), flat(recipe.training_fields())
         changes = [
             f"{key} ({theirs.get(key)} there, {ours.get(key)} now)"
             for key in sorted(theirs.keys() | ours.keys())
-            if theirs.get(key) != ours.get(key)
-            and key.rsplit(".", 1)[-1] not in MEMORY_ONLY
-            and not key.startswith(CALIBRATION_ONLY)
+            if theirs.get(key) != ours.get(key) and key.rsplit(".", 1)[-1] not in MEMORY_ONLY
         ]
         if found["seed"] != seed:
             changes.insert(0, f"seed ({found['seed']} there, {seed} now)")
@@ -207,9 +204,9 @@ class RunFolder:
 
 
 def _completed(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe of an earlier version with the fields that it did not have yet."""
+    """What training depended on, of an earlier version with the fields that it did not have yet."""
     try:
-        return Recipe.from_dict(recipe).to_dict()
+        return Recipe.from_dict(recipe).training_fields()
     except ValueError:
         return recipe
 

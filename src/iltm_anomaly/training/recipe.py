@@ -138,7 +138,7 @@ class RoundsRecipe:
             raise ValueError(f"codes must be one of {CODES}, got {self.codes!r}")
         if self.rounds < 0 or (self.code_copies is not None and self.code_copies < 1):
             raise ValueError(f"need rounds >= 0 and code_copies >= 1, got {self.rounds} and {self.code_copies}")
-        assert self.rule  # which checks its fields: now, not after days of training
+        _ = self.rule  # checks its fields: now, not after days of training
 
     @property
     def rule(self) -> RejectionRule:
@@ -198,6 +198,10 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as written to `recipe.yaml` of a run."""
         return asdict(self)
+
+    def training_fields(self) -> dict[str, Any]:
+        """`to_dict` without the settings of inference, on which no training depends."""
+        return {name: value for name, value in self.to_dict().items() if name != "inference"}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Recipe":
