@@ -1,5 +1,7 @@
 """DICOM series, written by SimpleITK; skipped without the extra `dicom`."""
 
+import locale
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,14 @@ from iltm_anomaly.detection import list_inputs
 sitk = pytest.importorskip("SimpleITK", reason="needs the extra dicom")
 
 SHAPE, SPACING, ORIGIN = (7, 6, 5), (2.0, 3.0, 4.0), (-10.0, 20.0, 100.0)
+
+
+@pytest.fixture(autouse=True)
+def kept_locale():
+    """Writing with SimpleITK leaves the whole process in the locale C, where Python reads text as ASCII; reading does not."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
 
 
 def save(folder, values, places=None, **tags):
