@@ -14,6 +14,7 @@ from PIL import Image
 from iltm_anomaly import ILTMAnomalyPipeline
 from iltm_anomaly.gallery import overlay
 from iltm_anomaly.image_processing import ImageReadError, read_image
+from iltm_anomaly.pipeline import lowest_value
 
 HERE = Path(__file__).parent
 MODEL = os.environ.get("ILTM_MODEL", str(HERE / "model"))
@@ -91,7 +92,12 @@ def detect(path: str | None, num_samples: int, progress: Any = gr.Progress()) ->
         f"{int(out.resampled_tokens[0].sum())} of {log_likelihoods.size} healed."
     )
     progress(1.0, desc="done")
-    abnormality = overlay(image, values, threshold or float(values.max()))
+    abnormality = overlay(
+        image,
+        values,
+        float(values.max()) if threshold is None else threshold,
+        lowest=lowest_value(pipe.settings),
+    )
     pictures = map(enlarge, (image, abnormality, out.healed_images[0]))
     return verdict, *pictures, likelihood_picture(log_likelihoods)
 

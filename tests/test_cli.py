@@ -145,7 +145,7 @@ def test_the_gallery_shows_maps_that_all_stay_below_the_threshold(run, data, tmp
     edit(tmp_path / "model" / "calibration.json", score_threshold=threshold)
     drawn = {}
     monkeypatch.setattr(
-        "iltm_anomaly.evaluation.draw_gallery", lambda rows, scale, _: drawn.update(rows=rows, scale=scale)
+        "iltm_anomaly.evaluation.draw_gallery", lambda rows, scale, *_: drawn.update(rows=rows, scale=scale)
     )
     assert evaluate(tmp_path / "model", data, tmp_path) == 0
     highest = [row.anomaly_map.max() for row in drawn["rows"]]
@@ -242,6 +242,15 @@ def test_detect_fails_on_a_single_bad_file(run, tmp_path, capsys):
     (tmp_path / "empty.png").touch()
     assert main(["detect", str(run), str(tmp_path / "empty.png"), "--output", str(tmp_path / "out")]) == 2
     assert "empty.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "complaint"),
+    [("--batch-size=-1", "batch_size must be at least 1"), ("--device=abacus", "--device abacus cannot be used")],
+)
+def test_impossible_options_of_detect_are_named(run, data, tmp_path, capsys, option, complaint):
+    assert main(["detect", str(run), str(data / "part" / "test"), "--output", str(tmp_path / "out"), option]) == 2
+    assert complaint in capsys.readouterr().err
 
 
 def test_a_plain_folder_of_images_is_trained_on_as_it_is(data, recipe, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from iltm_anomaly.evaluation import _volume_row
-from iltm_anomaly.gallery import draw_projections, grey, project
+from iltm_anomaly.gallery import draw_projections, grey, overlay, project
 
 SIDES = (20, 12, 30)  # right, front, head
 
@@ -57,3 +57,11 @@ def test_a_row_of_volumes_is_drawn_in_millimetres(tmp_path):
     rows, columns = np.flatnonzero(picture.any(1)), np.flatnonzero(picture.any(0))
     assert len(rows) == 48 == len(columns)
     assert np.array_equal(picture > 0, row.truth) and np.array_equal(row.truth, row.anomaly_map > 0)
+
+
+def test_a_map_is_coloured_from_its_lowest_value_on():
+    """Densities that are not relative have maps that start below 0, and so may a threshold."""
+    image, values = Image.new("L", (4, 1)), np.array([[0.0, 1.0, 2.0, 4.0]])
+    expected = np.asarray(overlay(image, values, 2.0))
+    assert (expected[0, :2] == 0).all() and expected[0, 2:].any(-1).all()  # from half the threshold on
+    assert np.array_equal(np.asarray(overlay(image, values - 3, -1.0, lowest=-3.0)), expected)

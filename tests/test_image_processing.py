@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from iltm_anomaly.data.images import _warn_of_few_bits
 from iltm_anomaly.image_processing import ILTMImageProcessor, ImageReadError, read_image
 
 
@@ -75,6 +76,13 @@ def test_sixteen_bit_grey_uses_the_full_range(tmp_path, suffix):
     # An image without bright pixels is not stretched.
     dark = read_image(save(Image.fromarray(values[:, :3]), tmp_path / f"dark.{suffix}"))
     assert max(pixel[0] for pixel in dark.get_flattened_data()) == 50
+
+
+def test_images_of_a_camera_of_twelve_bits_are_warned_of_once(tmp_path, caplog):
+    _warn_of_few_bits.cache_clear()
+    path = save(Image.fromarray(np.array([[0, 4095]], dtype=np.uint16)), tmp_path / "dark.png")
+    assert read_image(path).getpixel((1, 0)) == read_image(path).getpixel((1, 0)) == (16, 16, 16)
+    assert caplog.text.count("no value above 4095") == 1
 
 
 def test_sixteen_bit_colour(tmp_path):

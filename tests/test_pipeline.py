@@ -88,6 +88,11 @@ def test_threshold_zero_heals_nothing_and_leaves_the_likelihood_alone(pipeline, 
     assert not out.resampled_tokens.any()
 
 
+def test_an_empty_batch_is_an_error(pipeline, images):
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        pipeline(images, batch_size=0)
+
+
 def test_no_image_is_an_error(pipeline):
     with pytest.raises(ValueError, match="no images"):
         pipeline([])
@@ -140,6 +145,18 @@ def test_bfloat16_stays_near_float32(images, tmp_path):
     # codes may flip where two are nearly as near
     same = (out.token_log_likelihoods - reference.token_log_likelihoods).abs() < 0.3
     assert same.float().mean() > 0.6
+
+
+def test_float16_takes_sums_of_the_codebook_that_it_cannot_hold(images, tmp_path):
+    pipeline = make_pipeline()
+    pipeline.vqvae.quantizer.code_sum.fill_(7e4)
+    pipeline.save_pretrained(tmp_path)
+    assert ILTMAnomalyPipeline.from_pretrained(tmp_path, dtype=torch.float16).vqvae.dtype == torch.float16
+
+
+def test_a_threshold_of_few_images_is_warned_of(caplog):
+    make_pipeline().calibrate(torch.rand(2, 3, 32, 32))
+    assert "the threshold comes from 2 image(s) alone" in caplog.text
 
 
 def test_calibration_uses_images_alone_and_sets_both_limits():

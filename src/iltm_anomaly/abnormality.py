@@ -137,7 +137,8 @@ def reconstruction_strips(
 class DensityMap:
     """
     Args:
-        surprise: (*spatial) float32, -log density averaged over channels (a product of channel densities); 0 or more.
+        surprise: (*spatial) float32, -log density averaged over channels (a product of channel densities); 0 or more if
+            relative.
         healed: (C, *spatial) float32, mean reconstruction: the image as the model would have expected it.
     """
 

@@ -26,13 +26,19 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", required=True, type=Path, metavar="DIR", help="run folder; the pipeline goes to DIR/model"
     )
     parser.add_argument(
-        "--contamination", type=float, metavar="F", help="share of defective images to mix into training, 0 to 1"
+        "--contamination",
+        type=float,
+        metavar="F",
+        help="share of defective images to mix into training, from 0 to less than 1",
     )
-    parser.add_argument("--train-size", type=int, metavar="N", help="draw N training images in all")
+    parser.add_argument(
+        "--train-size", type=int, metavar="N", help="draw N training images in all; with --streaming the first N"
+    )
     parser.add_argument(
         "--preset",
         metavar="NAME_OR_FILE",
-        help="recipe: paper, cpu, tiny, ... or a YAML file (default: cpu; phantom with --volumes)",
+        help="recipe: paper, cpu, demo, tiny; of volumes pet, phantom, pet-crop, mri-crop, tiny-volumes; or a YAML file "
+        "(default: cpu; phantom with --volumes)",
     )
     parser.add_argument(
         "--volumes",
@@ -87,7 +93,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         arguments.category,
         arguments.output,
         all_rounds=not arguments.last_round,
-        device=arguments.device or default_device(),
+        device=usable_device(arguments.device),
     )
     print(format_table(document["results"]))
     print(f"written: {arguments.output / 'results.json'}, {arguments.output / 'gallery.png'}")
@@ -95,7 +101,12 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
 
 def add_detect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="pipeline folder, run folder or Hub id")
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image files or folders of images")
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="files or folders of images (of volumes, NIfTI files and DICOM folders)",
+    )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="for results.csv, overlays and maps")
     parser.add_argument("--no-maps", action="store_true", help="write results.csv only")
     parser.add_argument(
@@ -104,7 +115,7 @@ def add_detect_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SCORE",
         help="from here on abnormal (default: the model's, set by training)",
     )
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at once (default: 8)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
 
 
@@ -114,7 +125,7 @@ def run_detect(arguments: argparse.Namespace) -> None:
     from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 
     folder, _ = resolve_model_folder(arguments.model)
-    pipeline = ILTMAnomalyPipeline.from_pretrained(folder, device=arguments.device or default_device())
+    pipeline = ILTMAnomalyPipeline.from_pretrained(folder, device=usable_device(arguments.device))
     if arguments.threshold is not None:
         pipeline.settings = replace(pipeline.settings, score_threshold=arguments.threshold)
     rows = detect(pipeline, arguments.inputs, arguments.output, arguments.batch_size, save_maps=not arguments.no_maps)
@@ -123,16 +134,23 @@ def run_detect(arguments: argparse.Namespace) -> None:
     print(f"{len(rows) - failed} scored, {abnormal} abnormal, {failed} unreadable: {arguments.output / 'results.csv'}")
 
 
-def default_device() -> str:
+def usable_device(name: str | None) -> str:
+    """`name`, or without one a GPU if there is one; raises ValueError if this machine does not have it."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts
+        raise ValueError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+    return name
 
 
 def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--volumes", action="store_true", help="generated whole-body PET in place of images")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: demo, or demo_volumes")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
 
 
 def run_demo(arguments: argparse.Namespace) -> None:
@@ -246,7 +264,7 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
 
 
 def add_push_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="run folder, pipeline folder, or folder of a Space")
+    parser.add_argument("model", metavar="MODEL", help="run folder, pipeline folder, or folder of a Space or metric")
     parser.add_argument("repo_id", metavar="REPO_ID", help="owner/name on the Hub; made if it does not exist")
     parser.add_argument("--dry-run", action="store_true", help="list exactly what would go up, and send nothing")
     parser.add_argument("--private", action="store_true", help="make the repository private, if it is made")
@@ -281,7 +299,7 @@ def run_push(arguments: argparse.Namespace) -> None:
 Command = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]
 COMMANDS: dict[str, Command] = {
     "demo": (
-        "train and test on a generated contaminated set, offline, in a few minutes",
+        "train and test on a generated contaminated set, offline",
         add_demo_arguments,
         run_demo,
     ),
@@ -297,7 +315,7 @@ COMMANDS: dict[str, Command] = {
         add_benchmark_arguments,
         run_benchmark,
     ),
-    "push": ("upload a pipeline or a Space to the Hugging Face Hub", add_push_arguments, run_push),
+    "push": ("upload a pipeline, a Space or a metric to the Hugging Face Hub", add_push_arguments, run_push),
 }
 
 
@@ -324,7 +342,7 @@ def main(argv: list[str] | None = None) -> int:
     quiet_libraries()
     try:
         COMMANDS[arguments.command][2](arguments)
-    except (ValueError, RuntimeError, OSError, StrictDataclassError) as error:
+    except (ValueError, RuntimeError, OSError, ImportError, StrictDataclassError) as error:
         if arguments.debug:
             raise
         print(

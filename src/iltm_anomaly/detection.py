@@ -21,7 +21,7 @@ from iltm_anomaly.data.volumes import (
     write_volume,
 )
 from iltm_anomaly.gallery import draw_projections, overlay
-from iltm_anomaly.pipeline import ILTMAnomalyPipeline
+from iltm_anomaly.pipeline import ILTMAnomalyPipeline, lowest_value
 
 logger = logging.getLogger(__name__)
 
@@ -84,15 +84,17 @@ def detect(
         The rows. A file that could not be read has an error and no score.
 
     Raises:
-        ValueError: if an input is missing, or if the only file given cannot be read.
+        ValueError: if an input is missing, if the only file given cannot be read, or if `batch_size` is below 1.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     volumes = pipeline.image_processor.is_volumetric
     files = list_inputs(inputs, volumes, output)
     output.mkdir(parents=True, exist_ok=True)
-    threshold = pipeline.settings.score_threshold
+    threshold, lowest = pipeline.settings.score_threshold, lowest_value(pipeline.settings)
     rows: list[dict] = []
     with (
-        open(output / "results.csv", "w", newline="") as file,
+        open(output / "results.csv", "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
         tqdm(total=len(files), disable=not show_progress) as bar,
     ):
         writer = csv.DictWriter(file, COLUMNS)
@@ -118,9 +120,9 @@ def detect(
                     }
                     coloured_from = float(values.max()) if threshold is None else threshold
                     if save_maps and isinstance(image, Volume):
-                        row |= _write_volumes(output, len(rows), path, image, values, mask, coloured_from)
+                        row |= _write_volumes(output, len(rows), path, image, values, mask, coloured_from, lowest)
                     elif save_maps and isinstance(image, Image.Image):
-                        row |= _write_pictures(output, len(rows), path, image, values, coloured_from)
+                        row |= _write_pictures(output, len(rows), path, image, values, coloured_from, lowest)
                     position += 1
                 writer.writerow(row)
                 rows.append(row)
@@ -130,13 +132,13 @@ def detect(
 
 
 def _write_pictures(
-    output: Path, number: int, path: Path, image: Image.Image, values: np.ndarray, threshold: float
+    output: Path, number: int, path: Path, image: Image.Image, values: np.ndarray, threshold: float, lowest: float
 ) -> dict[str, str]:
     # numbered, because files of different folders may share a name
     name = f"{number:05d}_{path.stem}"
     for folder in ("overlays", "maps"):
         (output / folder).mkdir(exist_ok=True)
-    overlay(image, values, threshold).save(output / "overlays" / f"{name}.png")
+    overlay(image, values, threshold, lowest=lowest).save(output / "overlays" / f"{name}.png")
     np.save(output / "maps" / f"{name}.npy", values)
     return {"overlay": f"overlays/{name}.png", "map": f"maps/{name}.npy"}
 
@@ -149,6 +151,7 @@ def _write_volumes(
     values: np.ndarray,
     mask: np.ndarray,
     threshold: float,
+    lowest: float,
 ) -> dict[str, str]:
     name = f"{number:05d}_{volume_stem(path)}"
     row = {
@@ -166,6 +169,7 @@ def _write_volumes(
         threshold,
         grid.ras_spacing,
         None if truth is None else grid.to_ras(truth),
+        lowest,
     )
     (output / "overlays").mkdir(exist_ok=True)
     picture.save(output / row["overlay"])

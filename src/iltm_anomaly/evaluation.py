@@ -20,8 +20,9 @@ from iltm_anomaly.data.images import to_rgb
 from iltm_anomaly.data.mvtec import load_mvtec
 from iltm_anomaly.data.volumes import load_volumes, read_mask, read_volume
 from iltm_anomaly.gallery import GalleryRow, draw_gallery, grey, project, window_of
+from iltm_anomaly.hub.data_sources import as_path
 from iltm_anomaly.metrics import evaluate_maps, lesion_detection
-from iltm_anomaly.pipeline import ILTMAnomalyOutput, ILTMAnomalyPipeline
+from iltm_anomaly.pipeline import ILTMAnomalyOutput, ILTMAnomalyPipeline, lowest_value
 from iltm_anomaly.prior import PerformerPriorModel
 from iltm_anomaly.provenance import provenance
 from iltm_anomaly.training.checkpoint import write_json
@@ -243,14 +244,14 @@ def evaluate_run(
         # of volumes without lesions where there are any: a lesion need not be reconstructed
         "reconstruction_psnr": reconstruction_psnr(pipeline, _good_of(test)) if volumes else None,
         "model": str(model),
-        "data": str(data),
+        "data": as_path(str(data)),
         "recipe": (report.get("recipe") or {}).get("name"),
         "training_seconds": report.get("training_seconds"),
         "training_commit": report.get("commit"),
         **provenance(),
     }
     write_json(output / "results.json", document)
-    draw_gallery(rows, threshold, output / "gallery.png")
+    draw_gallery(rows, threshold, output / "gallery.png", lowest_value(pipeline.settings))
     return document
 
 

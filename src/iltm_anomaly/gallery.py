@@ -54,12 +54,13 @@ def draw_projections(
     threshold: float,
     spacing: tuple[float, float, float],
     truth: np.ndarray | None = None,
+    lowest: float = 0.0,
 ) -> Image.Image:
     """Projections of a volume and its map from the front and from the side, plain and overlaid, with voxels made square.
 
     Args:
         values, anomaly_map, truth: (D, H, W) in RAS order; `truth` bool, drawn as an outline.
-        threshold: of the map, see `overlay`.
+        threshold, lowest: of the map, see `overlay`.
         spacing: mm along the three axes.
     """
     window = window_of(values)
@@ -67,7 +68,7 @@ def draw_projections(
     for axis in (1, 0):
         plain = grey(project(values, axis), window)
         outline = None if truth is None else project(truth, axis)
-        pictures = [plain.convert("RGB"), overlay(plain, project(anomaly_map, axis), threshold, outline)]
+        pictures = [plain.convert("RGB"), overlay(plain, project(anomaly_map, axis), threshold, outline, lowest)]
         across = spacing[0] if axis == 1 else spacing[1]
         step = min(spacing) / max(1.0, 320 * min(spacing) / (plain.height * spacing[2]))  # small volumes are enlarged
         size = (max(1, round(plain.width * across / step)), max(1, round(plain.height * spacing[2] / step)))
@@ -85,13 +86,17 @@ def draw_projections(
 
 
 def overlay(
-    image: Image.Image, anomaly_map: np.ndarray, threshold: float, outline: np.ndarray | None = None
+    image: Image.Image,
+    anomaly_map: np.ndarray,
+    threshold: float,
+    outline: np.ndarray | None = None,
+    lowest: float = 0.0,
 ) -> Image.Image:
-    """Lays a map over its image: clear below half the threshold, red from twice the threshold on; `outline` (H, W) bool is
-    drawn in magenta, which neither greys nor the colours of a map come near."""
+    """Lays a map over its image: clear below half the threshold, red from twice the threshold on, both measured from `lowest`,
+    which no map falls below; `outline` (H, W) bool is drawn in magenta, which neither greys nor a map's colours come near."""
     import matplotlib
 
-    strength = np.clip((anomaly_map / max(threshold, 1e-12) - 0.5) / 1.5, 0, 1)
+    strength = np.clip(((anomaly_map - lowest) / max(threshold - lowest, 1e-12) - 0.5) / 1.5, 0, 1)
     colour = matplotlib.colormaps["turbo"](0.5 + 0.5 * strength)[..., :3]
     alpha = (0.75 * np.minimum(1, 2 * strength))[..., None]
     pixels = (1 - alpha) * np.asarray(image.convert("RGB"), dtype=np.float32) / 255 + alpha * colour
@@ -102,8 +107,8 @@ def overlay(
     return Image.fromarray((pixels * 255).round().astype(np.uint8))
 
 
-def draw_gallery(rows: list[GalleryRow], threshold: float, path: Path) -> None:
-    """Writes the rows as one PNG."""
+def draw_gallery(rows: list[GalleryRow], threshold: float, path: Path, lowest: float = 0.0) -> None:
+    """Writes the rows as one PNG; `threshold` and `lowest` as of `overlay`."""
     font = ImageFont.load_default(13)
     columns = ["input", "ground truth", "healed", "abnormality map"]
     if all(row.truth is None for row in rows):
@@ -119,7 +124,7 @@ def draw_gallery(rows: list[GalleryRow], threshold: float, path: Path) -> None:
         cells = {
             "input": row.image.convert("RGB"),
             "healed": row.healed.convert("RGB"),
-            "abnormality map": overlay(row.image, row.anomaly_map, threshold),
+            "abnormality map": overlay(row.image, row.anomaly_map, threshold, lowest=lowest),
         }
         if row.truth is not None:
             cells["ground truth"] = Image.fromarray(row.truth.astype(np.uint8) * 255).convert("RGB")

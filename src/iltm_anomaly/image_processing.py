@@ -21,8 +21,8 @@ __all__ = ["ILTMImageProcessor", "ImageReadError", "read_image"]
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601, as Pillow's convert("L")
 
 ACCEPTED_FORMS = (
-    "a path, a PIL image, a numpy array (H, W) or (H, W, C), a torch tensor (H, W) or (C, H, W), a batch of either "
-    "with one more axis in front, or a list of these, with C = 1, 3 or 4"
+    "a path, a PIL image, a numpy array (H, W) or (H, W, C), a torch tensor (H, W) or (C, H, W), a batch (N, H, W, C) or "
+    "(N, C, H, W), or a list of these, with C = 1, 3 or 4"
 )
 
 VOLUME_FORMS = (
@@ -59,11 +59,11 @@ class ILTMImageProcessor(BaseImageProcessor):
     the front, the third to the head), resampled to `spacing` and centred in a grid of `size` voxels, surrounded by zeros; along
     an axis where it is too long for that it is resampled more coarsely, until it fits. Without `spacing` it is stretched
     to `size`. `restore_map` goes all the way back to the file's own grid. With `foreground` only the box around the subject is
-    looked at: scanners record much air; maps are 0 outside the box.
+    looked at: scanners record much air; outside the box a map has what `restore_map` is told to put there.
 
     Args:
         size: `{"height": H, "width": W}`, or one number for a square; `{"depth": D, "height": H, "width": W}` for volumes.
-            Default 256 (`method.md` 6).
+            Default 256, that of the `paper` preset.
         resample: Pillow filter, as `PIL.Image.Resampling` or its number. Default Lanczos.
         rescale_factor: what 8-bit values are multiplied by; 16-bit values are scaled by their own full range.
         num_channels: 3 for colour (grey is repeated; the default for images), 1 for grey (colour becomes ITU-R 601 luma; volumes
@@ -217,7 +217,7 @@ class ILTMImageProcessor(BaseImageProcessor):
 
         Args:
             images: path, PIL image, numpy array (H, W) or (H, W, C), torch tensor (H, W) or (C, H, W), a batch of
-                arrays or tensors with one more axis in front, or a list (or other iterable, such as a `datasets`
+                arrays (N, H, W, C) or tensors (N, C, H, W), or a list (or other iterable, such as a `datasets`
                 column) of these. C is 1, 3 or 4 (alpha, laid on white). uint8 is scaled by `rescale_factor`, uint16
                 by 65535, bool is 0 and 1, floats must lie in [0, 1]. EXIF rotation is applied to PIL images as it is
                 to files.

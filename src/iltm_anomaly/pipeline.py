@@ -30,6 +30,8 @@ from iltm_anomaly.vqvae import VQVAEModel
 
 logger = logging.getLogger(__name__)
 
+FEW_IMAGES = 8  # from so few no threshold is told without a warning
+
 # Classes are looked up here, never imported by the name that a JSON file gives.
 COMPONENTS: dict[str, Any] = {
     "vqvae": VQVAEModel,
@@ -240,11 +242,14 @@ class ILTMAnomalyPipeline:
 
         Raises:
             ImageReadError: if an image cannot be read.
-            ValueError: if `images` is empty or something that is no image.
+            ValueError: if `images` is empty, or values or a shape are none of an image.
+            TypeError: if something is no image.
         """
         images = as_list(images, self.vqvae.config.spatial_dims)
         if not images:
             raise ValueError("no images given")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if self.image_processor.is_volumetric:
             batch_size = 1  # one volume is more than a batch of images
         seed = (
@@ -355,6 +360,10 @@ class ILTMAnomalyPipeline:
         self.calibrate_surprise_limit(own if codes is None else codes)
         if self.settings.reconstruction_noise:
             self.calibrate_noise(pixel_values, own)
+        if len(pixel_values) < FEW_IMAGES:
+            logger.warning(
+                "the threshold comes from %d image(s) alone: choose your own by what you see", len(pixel_values)
+            )
         settings, batches = self.settings, pixel_values.split(images_at_once(pixel_values))
         scores = []
         for batch in tqdm(batches, desc="calibrating", unit="batch", disable=not show_progress):
@@ -438,10 +447,9 @@ class ILTMAnomalyPipeline:
         report = read_json(folder / "training_report.json")
         models = {}
         for name in ("vqvae", "prior"):
-            models[name] = COMPONENTS[name].from_pretrained(
-                folder / name, local_files_only=True, use_safetensors=True, dtype=dtype or torch.float32
-            )
+            models[name] = COMPONENTS[name].from_pretrained(folder / name, local_files_only=True, dtype=torch.float32)
             check_finite(models[name].state_dict(), folder / name)
+            models[name].to(dtype or torch.float32)  # not before: sums of the codebook may be too large for float16
         processor = ILTMImageProcessor.from_pretrained(folder / "image_processor", local_files_only=True)
         pipeline = cls(**models, image_processor=processor, settings=settings, training_report=report)
         pipeline.noise = _read_noise(folder / NOISE_FILE, processor.padded_size)

@@ -159,3 +159,29 @@ def test_saved_to_disk_and_parquet(loaded, tmp_path):
     dataset = load_images(tmp_path / "parquet", cache_dir=str(tmp_path / "cache"))
     assert dataset["test"]["defect"][:] == ["good", "cut", "cut"]
     assert np.asarray(dataset["test"][0]["image"]).shape == (6, 8, 3)
+
+
+def test_one_split_saved_to_disk(loaded, tmp_path):
+    loaded["train"].save_to_disk(tmp_path / "disk")
+    dataset = load_images(tmp_path / "disk")
+    assert dataset["train"]["label"][:] == [0, 0] and len(dataset["test"]) == 0
+
+
+def test_notes_beside_images_are_no_metadata(tmp_path):
+    image().save(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text("id,note\n1,scratched\n")
+    assert set(load_images(tmp_path)) == {"train"}
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "train.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(ValueError, match=r"`datasets` cannot read .*parquet"):
+        load_images(tmp_path, cache_dir=str(tmp_path / "cache"))
+
+
+def test_an_image_whose_mask_cannot_be_read_is_left_out(hub, loaded, caplog):
+    rows = [{"path": None, "bytes": b"no image"}, mask(), None]
+    loaded["test"] = make_dataset(image=[image(1), image(2), image(3)], mask=rows, defect=["cut", "cut", "good"])
+    test = load_mvtec("org/parts")["test"]
+    assert [np.asarray(one).max() for one in test["image"]] == [2, 3] and test["label"][:] == [1, 0]
+    assert "left out: row 0 of the test split of org/parts: cannot read mask" in caplog.text

@@ -240,3 +240,35 @@ def test_a_folder_of_masks_is_their_union(category):
     Image.fromarray(top[:, :6]).save(parts / "002.png")
     with pytest.raises(ValueError, match="differ in size"):
         load_mvtec(category)
+
+
+def test_a_test_set_without_a_training_set_is_not_trained_on(category):
+    (category / "train").rename(category / "Train")
+    with pytest.raises(ValueError, match="has a folder test or ground_truth and none named train"):
+        load_images(category)
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    real = save_image(tmp_path / "elsewhere" / "a.png", 1).parent
+    root = save_image(tmp_path / "root" / "b.png", 2).parent
+    (root / "link").symlink_to(real)
+    (root / "again").symlink_to(real)
+    (real / "back").symlink_to(root)
+    assert sorted(np.asarray(image)[0, 0, 0] for image in load_folder(root)["image"]) == [1, 2]
+
+
+def test_a_name_that_is_not_utf8_is_left_out(tmp_path, caplog):
+    save_image(tmp_path / "a.png", 1)
+    try:
+        os.rename(save_image(tmp_path / "b.png"), os.fsencode(tmp_path) + b"/pi\xe8ce.png")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names alone")
+    assert load_folder(tmp_path).num_rows == 1
+    assert "its name is not valid UTF-8; rename it" in caplog.text
+
+
+def test_small_integers_of_a_mask_are_classes(category):
+    values = np.zeros((10, 12), np.uint8)
+    values[:5], values[5:7] = 1, 3
+    Image.fromarray(values).save(category / "ground_truth" / "crack" / "000_mask.png")
+    assert np.array_equal(np.asarray(load_mvtec(category)["test"][0]["mask"]) > 0, values > 0)

@@ -14,7 +14,7 @@ from huggingface_hub._eval_results import parse_eval_result_entries
 from PIL import Image
 
 from iltm_anomaly.hub.cards import COLUMNS, draw_picture, load_results, render_card, summarise
-from iltm_anomaly.hub.data_sources import DATA_SOURCES, DEMO, data_source
+from iltm_anomaly.hub.data_sources import DATA_SOURCES, DEMO, as_path, data_source
 from iltm_anomaly.training.recipe import load_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -143,8 +143,11 @@ def test_the_name_of_a_folder_claims_nothing(tmp_path, monkeypatch):
         source = data_source(path)
         assert source.terms == "not stated" and source.hub_id is None and source.name == Path(path).name
     assert data_source("somebody/bolts").hub_id == "somebody/bolts"
+    assert as_path("somebody/bolts") == "somebody/bolts"
     (tmp_path / "somebody" / "bolts").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
+    assert as_path("somebody/bolts") == "./somebody/bolts" and as_path("./somebody") == "./somebody"
+    assert data_source("./somebody/bolts").hub_id is None
     assert data_source("somebody/bolts").hub_id is None  # a folder of that name comes before the Hub
 
 
@@ -158,6 +161,7 @@ def test_the_card_of_the_demo_says_how_it_was_made():
         "96 pixels a side" in text
         and "(8 pixels of that size a side)" in text
         and "iltm-anomaly demo --seed 0" in text
+        and f"git checkout {documents[0]['commit']}" in text
     )
 
 

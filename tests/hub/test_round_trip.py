@@ -270,12 +270,13 @@ def test_the_report_goes_up_without_the_folders_of_this_machine(run):
     path = run / "model" / "training_report.json"
     report = json.loads(path.read_text())
     report["data"]["source"] = "/home/somebody/secret project/bolts"
-    report["command"] = "iltm-anomaly train --data /home/somebody/secret project/bolts --output=../acme/run --seed 0"
+    report["command"] = (
+        "iltm-anomaly train --data /home/somebody/secret project/bolts --output=../Jane Doe/run --seed 0"
+    )
     path.write_text(json.dumps(report))
     sent = json.loads(plan_upload(run / "model", NAME).files["training_report.json"])
     assert sent["data"]["source"] == "bolts"
-    assert sent["command"] == "iltm-anomaly train --data bolts --output=run --seed 0"
-    assert {k: v for k, v in sent.items() if k not in ("data", "command")} == {
+    assert {k: v for k, v in sent.items() if k != "data"} == {
         k: v for k, v in report.items() if k not in ("data", "command")
     }
 

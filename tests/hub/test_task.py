@@ -55,6 +55,11 @@ def test_every_form_of_input(detect, expected, form, batch_size):
         assert item["healed_image"].tobytes() == expected.healed_images[index].tobytes()
 
 
+def test_a_batch_in_one_array(detect):
+    batch = RANDOM.integers(0, 256, (3, 36, 36, 3), dtype=np.uint8)
+    assert [item["score"] for item in detect(batch)] == [detect(one)["score"] for one in map(fromarray, batch)]
+
+
 def test_one_image_and_call_parameters(detect, model):
     ours = ILTMAnomalyPipeline.from_pretrained(model)
     assert detect(IMAGES[0])["score"] == float(ours(IMAGES[0]).scores[0])

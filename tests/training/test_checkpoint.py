@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 
 import pytest
 import torch
@@ -59,6 +60,19 @@ def test_failed_write_leaves_the_old_file(path, monkeypatch, step):
         with pytest.raises(CheckpointError, match=r"cannot write .*checkpoint\.pt: No space left on device"):
             write_atomically(path, b"new")
     assert path.read_bytes() == b"old" and [p.name for p in path.parent.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_file_system_that_syncs_no_folder_is_written_to(path, monkeypatch):
+    sync = os.fsync
+
+    def of_files_only(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", of_files_only)
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
 
 
 def test_never_writes_into_the_file_itself(path, monkeypatch):

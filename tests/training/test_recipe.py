@@ -110,6 +110,8 @@ def test_defaults_of_a_minimal_recipe(tmp_path):
         ({"rounds": {"neighbourhood": -1.0}}, "neighbourhood >= 0"),
         ({"stage1": {"epochs": 1, "ema_decay": [0.5]}}, r"ema_decay must be pairs .*got \[0.5\]"),
         ({"rounds": {"token_threshold": "low"}}, "recipe.rounds.token_threshold must be a number, got 'low'"),
+        ({"vqvae": {"dropout": 2.0}}, r"dropout must be in \[0, 1\), got 2.0"),
+        ({"prior": {"masking": "none"}}, "masking must be one of .*'none'"),
     ],
 )
 def test_mistakes_are_named(tmp_path, changes, complaint):

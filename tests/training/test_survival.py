@@ -408,3 +408,14 @@ def test_a_batch_too_small_for_its_processes_is_told_at_once(tmp_path, monkeypat
     monkeypatch.setattr(Accelerator, "num_processes", property(lambda _: 5))
     with pytest.raises(ValueError, match=r"stage1\.batch_size is 4 images over all processes, too few for 5"):
         train(tmp_path / "run")
+
+
+def test_fewer_images_than_processes_are_told_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(Accelerator, "num_processes", property(lambda _: 4))
+    with pytest.raises(ValueError, match=r"3 training image\(s\) are too few for 4 processes: start 3 at most"):
+        train(tmp_path / "run", data=images(3))
+
+
+def test_masks_of_much_are_warned_of(tmp_path, caplog):
+    train(tmp_path / "run", changes={"rounds": RECIPE["rounds"] | {"outlier_scale": 0.0}})
+    assert "% of all tokens are masked, beyond a limit of" in caplog.text

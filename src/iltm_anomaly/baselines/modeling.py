@@ -8,12 +8,13 @@ import torch
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from iltm_anomaly.abnormality import smooth
 from iltm_anomaly.image_processing import ILTMImageProcessor
+from iltm_anomaly.modeling import SafetensorsModel
 from iltm_anomaly.training.recipe import StageRecipe
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -122,7 +123,7 @@ class AnomalyModelOutput(ModelOutput):
     prediction: Tensor | None = None
 
 
-class BaselineModel(PreTrainedModel):
+class BaselineModel(SafetensorsModel):
     """Images (B, C, H, W) in [0, 1] of `config.image_size` to scores (B,) and maps (B, H, W), higher is more anomalous.
 
     `recipes` by preset: "paper" (the settings of the method's source), "cpu" (two cores, minutes) and "tiny" (tests).

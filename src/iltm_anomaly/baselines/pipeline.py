@@ -113,11 +113,14 @@ class BaselinePipeline:
 
         Raises:
             ImageReadError: if an image cannot be read.
-            ValueError: if `images` is empty or something that is no image.
+            ValueError: if `images` is empty, or values or a shape are none of an image.
+            TypeError: if something is no image.
         """
         images = as_list(images)
         if not images:
             raise ValueError("no images given")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         scores, maps = [], []
         starts = tqdm(range(0, len(images), batch_size), desc="scoring", unit="batch", disable=not show_progress)
         for start in starts:
@@ -176,9 +179,7 @@ class BaselinePipeline:
             raise ValueError(
                 f"{folder / 'calibration.json'} must hold score_threshold alone, got {sorted(calibration)}"
             )
-        model = model_class.from_pretrained(
-            folder / "model", local_files_only=True, use_safetensors=True, dtype=torch.float32
-        )
+        model = model_class.from_pretrained(folder / "model", local_files_only=True, dtype=torch.float32)
         check_finite(model.state_dict(), folder / "model")
         pipeline = cls(
             model,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iltm_anomaly.data.contamination import contaminate, contamination_record, largest_train_size
+from iltm_anomaly.data.images import files_below
 from iltm_anomaly.data.mvtec import is_category, list_categories, load_mvtec
 from iltm_anomaly.image_processing import ILTMImageProcessor
 from iltm_anomaly.pipeline import InferenceSettings
@@ -119,7 +120,7 @@ class Category:
     def digest(self) -> str:
         """SHA-256 over name and content of every file, wherever it lies: other images with the same split are another set."""
         digest, root = hashlib.sha256(), Path(self.source, self.folder)
-        for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        for path in sorted(files_below(root)):
             name = path.relative_to(root)
             if any(part.startswith(".") for part in name.parts) or path.name == "Thumbs.db":
                 continue  # of file browsers

@@ -1,4 +1,4 @@
-"""Augmentations of the paper (appendix A; magnitudes of its released code, `method.md` 2.5), for images and volumes.
+"""Augmentations of the paper (appendix A; magnitudes of its first author's public code), for images and volumes.
 
 Likelihoods are computed on the training data itself; augmentation is what keeps the models from learning it by heart.
 Elastic deformation, which the appendix adds for PET, is a cubic B-spline on control points (Rueckert et al., IEEE TMI 18(8),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .hub import is_dataset_folder
 from .images import IMAGE_SUFFIXES, find_images
-from .mvtec import is_category, list_categories, load_mvtec, read_rows
+from .mvtec import is_category, list_categories, load_mvtec, read_rows, refuse_half_a_category
 from .schema import build_dataset
 
 if TYPE_CHECKING:
@@ -65,4 +65,5 @@ def load_images(root_or_hub_id: str | os.PathLike, category: str | None = None, 
         return load_mvtec(root_or_hub_id, category, **kwargs)
     if category is not None or is_category(root) or is_dataset_folder(root) or list_categories(root):
         return load_mvtec(root, category, **kwargs)
+    refuse_half_a_category(root)
     return DatasetDict({"train": load_folder(root)})

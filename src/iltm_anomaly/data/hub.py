@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .images import readable_images
+from .images import ImageReadError, readable_images
 from .schema import GOOD, dataset_features, label_of, normalise_mask
 
 if TYPE_CHECKING:
@@ -15,15 +15,25 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # What other data sets call an image without a defect.
+SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` of several splits, or of one, leaves
+
 _GOOD_NAMES = frozenset({"good", "normal", "ok"})
 
 
 def is_dataset_folder(folder: Path) -> bool:
     """Whether a local folder is one that `datasets` reads: saved to disk, or with parquet or metadata files."""
-    if (folder / "dataset_dict.json").is_file():
+    if any((folder / name).is_file() for name in SAVED):
         return True
-    patterns = ("*.parquet", "metadata.*", "*/*.parquet", "*/metadata.*")
-    return any(path.suffix in (".parquet", ".csv", ".jsonl") for pattern in patterns for path in folder.glob(pattern))
+    if any(path.suffix == ".parquet" for pattern in ("*", "*/*") for path in folder.glob(pattern)):
+        return True
+    tables = (path for pattern in ("metadata.*", "*/metadata.*") for path in folder.glob(pattern))
+    return any(path.suffix in (".csv", ".jsonl") and _names_files(path) for path in tables)
+
+
+def _names_files(table: Path) -> bool:
+    """Whether a metadata file has the column that tells `datasets` of which file a row speaks: any other is somebody's notes."""
+    with open(table, encoding="utf-8", errors="replace") as file:
+        return "file_name" in file.readline()
 
 
 def load_hub_dataset(name: str, category: str | None, require_masks: bool, **load_kwargs) -> DatasetDict:
@@ -60,8 +70,10 @@ def _load(name: str, category: str | None, load_kwargs: dict[str, Any]) -> Datas
 
     from .mvtec import unknown_category
 
-    if (Path(name) / "dataset_dict.json").is_file():
+    if any((Path(name) / file).is_file() for file in SAVED):
         configs, loaded = [], datasets.load_from_disk(name)
+        if isinstance(loaded, datasets.Dataset):
+            loaded = datasets.DatasetDict({"train": loaded})
     else:
         try:
             access = {key: load_kwargs[key] for key in ("revision", "token") if key in load_kwargs}
@@ -72,6 +84,8 @@ def _load(name: str, category: str | None, load_kwargs: dict[str, Any]) -> Datas
                 f"{name} is neither a folder here (looked in {Path.cwd()}) nor a data set that could be loaded "
                 f"from the Hub: {type(error).__name__}: {error}"
             ) from error
+        except (datasets.exceptions.DatasetsError, ValueError) as error:  # of pyarrow too
+            raise ValueError(f"`datasets` cannot read {name}: {error.__cause__ or error}") from error
     if category is None or category in configs:
         return loaded
     if "train" not in loaded:
@@ -126,10 +140,16 @@ def _standardise(split: Dataset, name: str, require_masks: bool) -> Dataset:
     split = split if len(readable) == len(split) else split.select(readable)
     defects = _defects(split)
     masks: list[Any] = [None] * len(split)
+    unreadable = set()
     if "mask" in split.column_names:
         for row, source in enumerate(split.cast_column("mask", Image(decode=False))["mask"]):
             if source is not None and defects[row] != GOOD:
-                stored, size, marks = normalise_mask(source["bytes"] or source["path"])
+                try:
+                    stored, size, marks = normalise_mask(source["bytes"] or source["path"])
+                except ImageReadError as error:
+                    logger.warning("left out: row %d of the %s: %s", readable[row], name, error)
+                    unreadable.add(row)
+                    continue
                 if size != (expected := sizes[readable[row]]):
                     raise ValueError(
                         f"the mask in row {readable[row]} of the {name} is {size[1]} x {size[0]} pixels, its image "
@@ -139,10 +159,14 @@ def _standardise(split: Dataset, name: str, require_masks: bool) -> Dataset:
                     logger.warning("the mask in row %d of the %s marks no pixel; left out", readable[row], name)
                     continue
                 masks[row] = features["mask"].encode_example(stored)
+    if unreadable:
+        kept = [row for row in range(len(split)) if row not in unreadable]
+        split, readable = split.select(kept), [readable[row] for row in kept]
+        defects, masks = [defects[row] for row in kept], [masks[row] for row in kept]
     missing = [row for row, mask in enumerate(masks) if mask is None and label_of(defects[row]) == 1]
     if require_masks and missing:
         raise ValueError(
-            f"{len(missing)} defective image(s) of the {name} have no mask, the first in row {missing[0]} "
+            f"{len(missing)} defective image(s) of the {name} have no mask, the first in row {readable[missing[0]]} "
             "(require_masks=False loads them with mask None)"
         )
     images = split.select_columns(["image"]).cast_column("image", features["image"])

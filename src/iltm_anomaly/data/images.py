@@ -8,6 +8,7 @@ import io
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def open_image(path: str | os.PathLike, content: bytes | None = None) -> Image.I
     """
     path = Path(path)
     if content is None:
+        check_name(path)
         if path.is_dir():
             raise ImageReadError(f"cannot read image {path}: it is a folder")
         if not path.exists():
@@ -166,10 +168,31 @@ def check_unit_range(values: np.ndarray, name: str) -> np.ndarray:
     return np.clip(values, 0.0, 1.0)
 
 
+def files_below(root: Path) -> Iterator[Path]:
+    """All files below a folder, those behind links to folders too; a folder that several links lead to is walked once."""
+    walked = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in walked:
+            folders.clear()
+            continue
+        walked.add((status.st_dev, status.st_ino))
+        folders.sort()
+        yield from (path for path in (Path(folder, name) for name in files) if path.is_file())
+
+
+def check_name(path: Path) -> None:
+    """Raises ImageReadError for a name that is not UTF-8, which no table of a data set can hold."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ImageReadError(f"cannot read {str(path)!r}: its name is not valid UTF-8; rename it") from None
+
+
 def data_files(root: Path, recursive: bool, wanted: Callable[[Path], bool]) -> list[Path]:
     """Files of a folder that are `wanted`, sorted by path. Left out are hidden files and folders, what macOS puts into archives,
     and training runs below the folder: their pictures are not data."""
-    paths = list(root.rglob("*") if recursive else root.glob("*"))
+    paths = list(files_below(root)) if recursive else [path for path in root.iterdir() if path.is_file()]
     caches = (path for path in paths if path.name == "images.arrow" and path.parent != root)
     runs = {path.parent for path in caches if path.with_name("run.json").is_file()}
     found = [
@@ -178,7 +201,6 @@ def data_files(root: Path, recursive: bool, wanted: Callable[[Path], bool]) -> l
         if wanted(path)
         and not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(root).parts)
         and runs.isdisjoint(path.parents)
-        and path.is_file()
     ]
     return sorted(found, key=lambda path: path.relative_to(root).parts)
 
@@ -200,4 +222,14 @@ def _from_sixteen_bit(values: np.ndarray) -> Image.Image:
             f"integer image must lie in 0..65535, got values from {values.min()} to {values.max()}; "
             "convert it to 16 bits with one scale for all images"
         )
+    if 0 < values.max(initial=0) < 4096:
+        _warn_of_few_bits()
     return Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
+
+
+@cache
+def _warn_of_few_bits() -> None:
+    logger.warning(
+        "a 16-bit image has no value above 4095, perhaps as its camera has 12 bits or fewer: it is read with 16 grey levels or "
+        "fewer, as 16 bits are scaled from 0..65535. Multiply such images by one number for all (16 for 12 bits)"
+    )

@@ -90,6 +90,15 @@ def is_category(folder: str | os.PathLike) -> bool:
     return (Path(folder) / "train").is_dir()
 
 
+def refuse_half_a_category(folder: Path) -> None:
+    """Raises ValueError for a folder with test or ground_truth and without train: read as a plain folder, its masks would be
+    trained on."""
+    if not (folder / "train").is_dir() and any((folder / name).is_dir() for name in ("test", "ground_truth")):
+        raise ValueError(
+            f"{folder} has a folder test or ground_truth and none named train: give the one that holds all three"
+        )
+
+
 def read_rows(
     entries: Iterable[tuple[Path, str | None, Path | None]],
 ) -> tuple[list[dict[str, Any]], list[tuple[Path, str]]]:

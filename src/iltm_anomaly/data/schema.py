@@ -74,8 +74,8 @@ def build_dataset(rows: Sequence[dict[str, Any]], split: str) -> Dataset:
 def normalise_mask(source: str | Path | bytes) -> tuple[str | dict[str, Any], tuple[int, int], bool]:
     """Brings a mask of any mode to one channel of 0 and 255.
 
-    Whatever exceeds half of the mask's own maximum is defect, so 0/1, 0/255 and 16-bit masks all work, and a mask with
-    soft edges is cut in the middle.
+    Integers up to 127 are classes, and every one but 0 is defect. Else whatever exceeds half of the mask's own maximum is, so
+    0/255 and 16-bit masks all work, and a mask with soft edges is cut in the middle.
 
     Args:
         source: path of a mask, or the bytes of its file.
@@ -99,7 +99,8 @@ def normalise_mask(source: str | Path | bytes) -> tuple[str | dict[str, Any], tu
     else:
         values = np.asarray(image.convert("RGB")).max(axis=-1)
     top = values.max(initial=0)
-    is_defect = values > top / 2
+    are_classes = values.dtype.kind in "iu" and top < 128
+    is_defect = values > (0 if are_classes else top / 2)
     size = (image.height, image.width)
     if not isinstance(source, bytes) and image.mode == "L" and np.array_equal(values, is_defect * np.uint8(255)):
         return str(source), size, bool(top > 0)

@@ -20,7 +20,8 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
-from .images import ImageReadError, data_files
+from .images import ImageReadError, check_name, data_files, files_below
+from .mvtec import refuse_half_a_category
 from .schema import GOOD, label_of
 
 if TYPE_CHECKING:
@@ -148,6 +149,7 @@ def read_volume(source: str | os.PathLike | nib.spatialimages.SpatialImage, scal
     if path.is_dir():
         return _read_dicom_series(path)
     name = f"{path}"
+    check_name(path)
     if not path.exists():
         raise VolumeReadError(f"cannot read volume {name}: no such file")
     if path.stat().st_size == 0:
@@ -265,10 +267,9 @@ def find_dicom_folders(folder: str | os.PathLike) -> list[Path]:
     return sorted(
         {
             path.parent
-            for path in root.rglob("*")
+            for path in files_below(root)
             if path.name != "DICOMDIR"  # the index of a disc
             and not any(part.startswith(".") for part in path.relative_to(root).parts)
-            and path.is_file()
             and is_dicom_file(path)
         }
     )
@@ -508,10 +509,7 @@ def load_volumes(root: str | os.PathLike, category: str | None = None) -> Datase
         raise FileNotFoundError(
             f"no such folder: {folder} (looked in {Path.cwd()}); volumes are read from folders, not from the Hub"
         )
-    if not (folder / "train").is_dir() and any((folder / name).is_dir() for name in ("test", "ground_truth")):
-        raise ValueError(
-            f"{folder} has a folder test or ground_truth and none named train: give the one that holds all three"
-        )
+    refuse_half_a_category(folder)
     if (folder / "train").is_dir():
         entries_of = {split: _list_split(folder, split) for split in ("train", "test") if (folder / split).is_dir()}
         tested = {mask for _, _, mask in entries_of.get("test", [])}
@@ -536,7 +534,7 @@ def find_mask_beside(path: Path) -> Path | None:
 
 def _first_file(folder: Path, stems: Iterable[str]) -> Path | None:
     for stem in stems:
-        for suffix in reversed(VOLUME_SUFFIXES):
+        for suffix in (*reversed(VOLUME_SUFFIXES), *map(str.upper, reversed(VOLUME_SUFFIXES))):
             path = folder / f"{stem}{suffix}"
             if path.is_file():
                 return path

@@ -338,8 +338,12 @@ def _commands(
     preset: str | None,
 ) -> str:
     seeds = [d["results"][0]["seed"] for d in documents] or [report.get("seed") or 0]
+    commits = {d.get("commit") for d in documents}
+    lines = []
+    if len(commits) == 1 and None not in commits:
+        lines.append(f"git checkout {commits.pop()}  # of iltm-anomaly; later code may give other numbers")
     if source is DEMO:
-        return "\n".join(f"iltm-anomaly demo --seed {seed} --output demo_{seed}" for seed in seeds)
+        return "\n".join(lines + [f"iltm-anomaly demo --seed {seed} --output demo_{seed}" for seed in seeds])
     where = f"--data {source.hub_id or 'ROOT'}" + (f" --category {category}" if category else "")
     options = " --volumes" if kind == "volumes" else ""
     contamination = (report.get("data") or {}).get("contamination") or (
@@ -348,7 +352,6 @@ def _commands(
     fraction = contamination.get("fraction", contamination.get("contamination"))
     options += f" --contamination {fraction:g}" if fraction is not None else ""
     options += f" --train-size {contamination['train_size']}" if contamination.get("train_size") else ""
-    lines = []
     if preset:
         options += f" --preset {preset}"
     elif recipe:

@@ -115,6 +115,12 @@ def data_source(path: str, recipe: str | None = None) -> DataSource:
     return DataSource(name, text, "other", "not stated", "", name if "/" in name else None)
 
 
+def as_path(data: str) -> str:
+    """What a user has given as data, with ./ before a folder that reads like a Hub id: here it is known to be none."""
+    is_folder = Path(data).expanduser().is_dir()
+    return f"./{data}" if is_folder and data[:1] not in "./~" else data
+
+
 def public_name(path: str) -> str:
     """What others may know of a path: a Hub id, the end of a path in `DATA_SOURCES`, else its last part, as names of folders may
     tell of people and customers."""

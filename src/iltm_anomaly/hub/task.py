@@ -6,6 +6,8 @@ Imported when `transformers.pipelines` is, see `_registration`.
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
@@ -69,11 +71,16 @@ class AnomalyDetectionPipeline(Pipeline):
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         from datasets import Dataset, IterableDataset
 
+        from iltm_anomaly.pipeline import as_list
+
         # transformers takes these for one image each
         if isinstance(inputs, Sequence) and not isinstance(inputs, str):
             inputs = list(inputs)
         elif isinstance(inputs, Dataset | IterableDataset):
             inputs = (row for row in inputs)
+        elif isinstance(inputs, np.ndarray | Tensor) and inputs.ndim > 3:  # a batch of images or volumes
+            detector: Any = self.model.detector
+            inputs = as_list(inputs, detector.vqvae.config.spatial_dims)
         return super().__call__(inputs, *args, **kwargs)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:

@@ -130,8 +130,10 @@ def _card_files(folder: Path, repo_id: str, results: list[Path], picture: Path |
 
 
 def _public_report(path: Path) -> bytes:
-    """The training report without the folders of this machine, whose names may tell of people and customers."""
+    """The training report without the folders of this machine, whose names may tell of people and customers, and so without the
+    command line."""
     report = read_json(path)
+    report.pop("command", None)
     data = report.get("data")
     source = str(data.get("source") or "") if isinstance(data, dict) else ""
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ._inputs import check_limit, iterate_pairs
-from .ranking import _split_images, sorted_aupr, sorted_auroc, sorted_best_f1
+from .ranking import sorted_aupr, sorted_auroc, sorted_best_f1, split_images
 from .region_overlap import RegionPool, sorted_aupro
 
 
@@ -108,7 +108,7 @@ def evaluate_maps(
         per_image.append(_image_metrics(score_map, mask, limit, into=pool))
 
     result = _pooled(pool, limit)
-    good, anomalous = _split_images(
+    good, anomalous = split_images(
         maxima if image_scores is None else image_scores, has_defect if labels is None else labels
     )
     if good.size + anomalous.size != pool.images:

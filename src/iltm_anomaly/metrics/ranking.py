@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ._inputs import check_scores, iterate_pairs, to_numpy
-from .region_overlap import _drain
+from .region_overlap import drain
 
 
 def sorted_auroc(normal: np.ndarray, anomalous: np.ndarray) -> float:
@@ -66,7 +66,7 @@ def _split_pixels(scores: Any, masks: Any, spatial_dims: int | None) -> tuple[np
     return _sorted(normal), _sorted(anomalous)
 
 
-def _split_images(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+def split_images(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     """Sorted scores of the good and of the anomalous images."""
     values, truth = to_numpy(scores).reshape(-1), to_numpy(labels).reshape(-1)
     if not values.size:
@@ -83,7 +83,7 @@ def _split_images(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _sorted(chunks: list[np.ndarray]) -> np.ndarray:
-    merged = _drain(chunks)
+    merged = drain(chunks)
     merged.sort()
     return merged
 
@@ -95,7 +95,7 @@ def _split(scores: Any, targets: Any, spatial_dims: int | None) -> tuple[np.ndar
         per_image = not scores or (scores[0] is not None and to_numpy(scores[0]).ndim == 0)
     else:
         per_image = scores.ndim == 1 and to_numpy(scores).dtype != object
-    return _split_images(scores, targets) if per_image else _split_pixels(scores, targets, spatial_dims)
+    return split_images(scores, targets) if per_image else _split_pixels(scores, targets, spatial_dims)
 
 
 def _require(array: np.ndarray, missing: str, metric: str) -> None:
@@ -135,7 +135,7 @@ def image_auroc(image_scores: Any, image_labels: Any) -> float:
     Raises:
         ValueError: for a NaN score or a label that is not 0 or 1 (naming the image), or if one class is absent.
     """
-    normal, anomalous = _split_images(image_scores, image_labels)
+    normal, anomalous = split_images(image_scores, image_labels)
     if not normal.size or not anomalous.size:
         absent = "anomalous" if normal.size else "good"
         raise ValueError(

@@ -134,13 +134,13 @@ class RegionPool:
 
     def take_normal(self) -> np.ndarray:
         """All normal scores in one new array; the chunks are freed on the way, so that the peak stays at one copy."""
-        merged = _drain(self.normal)
+        merged = drain(self.normal)
         self.normal = [merged]
         return merged
 
     def take_anomalous(self) -> tuple[np.ndarray, np.ndarray]:
         """All anomalous scores and their weights, by rising score."""
-        scores, weights = _drain(self.anomalous), _drain(self.weights)
+        scores, weights = drain(self.anomalous), drain(self.weights)
         order = np.argsort(scores)
         self.anomalous, self.weights = [scores[order]], [weights[order]]
         return self.anomalous[0], self.weights[0]
@@ -234,7 +234,7 @@ def normalised_area(
     return min(float(area / (limit * regions)), 1.0)  # the sum of a perfect map can round to above 1
 
 
-def _drain(chunks: list[np.ndarray]) -> np.ndarray:
+def drain(chunks: list[np.ndarray]) -> np.ndarray:
     """Concatenate, freeing each chunk once it is copied: np.concatenate would hold two copies at its peak."""
     if not chunks:
         return np.empty(0)

@@ -27,6 +27,8 @@ class PerformerPriorConfig(PreTrainedConfig):
         num_random_features: FAVOR+ features; None is int(d ln d), 266 for a head of 64.
         intermediate_ratio: width of the feed-forward part over `hidden_size`.
         dropout: of embedding, feed-forward and attention output.
+        layer_norm_eps: of every layer normalisation.
+        initializer_range: standard deviation of the embeddings at the start; linear layers keep PyTorch's own start.
         masking: what a masked token loses. "token": replaced by a learned mask embedding in the input, and its key features
             are zeroed, so that nothing of it reaches any prediction. "value": the authors' way, only its values are zeroed.
         feature_redraw_interval: training steps between redraws of the random features; 0 never redraws.

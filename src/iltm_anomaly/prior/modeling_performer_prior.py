@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
+from iltm_anomaly.modeling import SafetensorsModel
 from iltm_anomaly.prior import linear_attention
 from iltm_anomaly.prior.configuration_performer_prior import PerformerPriorConfig
 
@@ -142,7 +142,7 @@ class PerformerLayer(GradientCheckpointingLayer):
         return x + F.linear(wide, narrow, narrow_bias)
 
 
-class PerformerPriorModel(PreTrainedModel):
+class PerformerPriorModel(SafetensorsModel):
     """How likely each code of an image is, given the codes before it in raster order.
 
     Input ids are the codes themselves, (B, N) int64 in [0, vocab_size), with N at most the product of `grid_shape`. The

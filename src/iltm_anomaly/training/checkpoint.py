@@ -1,6 +1,7 @@
 """One checkpoint file, replaced atomically: whoever reads it sees the old one or the new one, never a part."""
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -63,6 +64,12 @@ def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in (
+            errno.EINVAL,
+            errno.ENOTSUP,
+        ):  # some network file systems sync no folder
+            raise
     finally:
         os.close(descriptor)
 

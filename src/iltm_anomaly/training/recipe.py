@@ -8,6 +8,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin
 
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 
 from iltm_anomaly.masking import RejectionRule
 
@@ -205,9 +206,12 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Recipe":
-        """Raises ValueError on a key that no recipe has, that is missing, or whose value is of the wrong kind; names it."""
+        """Raises ValueError on a key that no recipe has, that is missing, or whose value is wrong; names it."""
         recipe = _build(cls, values, "recipe")
-        _check_parts(recipe)
+        try:
+            _check_parts(recipe)
+        except StrictDataclassError as error:  # of the configurations of transformers
+            raise ValueError(str(error)) from error
         return recipe
 
 

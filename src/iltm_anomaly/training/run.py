@@ -39,6 +39,7 @@ STREAM_STAGE1, STREAM_STAGE2, STREAM_CODES, STREAM_WEIGHTS, STREAM_FEATURES = ra
 CODEBOOK_IMAGES = 128  # images whose encoder outputs the codebook starts from
 PICTURED = 4  # images shown in the pictures of a run
 PICTURES_PER_STAGE = 10
+MUCH_MASKED = 0.25  # of all tokens: said, not refused
 CALIBRATION_IMAGES = 96  # images scored to set the threshold; more change it little
 
 
@@ -102,6 +103,7 @@ class TrainingRun:
             logger.warning("settings of inference have changed: the run in %s is calibrated again", self.output)
         check_writable(self.output)
         pixels, processor = self._load(images, source, expected)
+        _check_images(len(pixels), self.accelerator)
         data = self.folder.record(self.recipe, self.seed, len(pixels), pixels.digest, data_record)
         self._start_trackers()
         self.log = RunLog(self.output, self.accelerator.is_main_process, self.accelerator)
@@ -378,6 +380,13 @@ class TrainingRun:
         limit = rounds.rule.limit(surprise)
         keep = masking.keep_mask(surprise, limit).view(codes.shape)
         fraction = masking.check_masked_fraction(keep, limit, rounds.rule, rounds.max_masked_fraction)
+        if fraction > MUCH_MASKED and self.accelerator.is_main_process:
+            logger.warning(
+                "%.0f %% of all tokens are masked, beyond a limit of %.2f nats: more than defects usually cover. If images are "
+                "mostly plain background, crop to the object, or set rounds.token_threshold",
+                100 * fraction,
+                limit,
+            )
         return keep, {"masked_fraction": fraction, "surprise_limit": limit}
 
     def _train_rounds(
@@ -529,6 +538,13 @@ def _displayed(values: Tensor) -> np.ndarray:
     if values.dim() == 4:
         values = values[:, values.shape[1] // 2]
     return values.permute(1, 2, 0).float().cpu().numpy()
+
+
+def _check_images(number: int, accelerator: Accelerator) -> None:
+    if number < accelerator.num_processes:
+        raise ValueError(
+            f"{number} training image(s) are too few for {accelerator.num_processes} processes: start {number} at most"
+        )
 
 
 def _check_batches(recipe: Recipe, accelerator: Accelerator) -> None:

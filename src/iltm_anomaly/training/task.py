@@ -11,7 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iltm_anomaly.data.images import readable_images
+from iltm_anomaly.data.images import files_below, readable_images
+from iltm_anomaly.hub.data_sources import as_path
 from iltm_anomaly.training.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class TrainArguments:
     Args:
         data: MVTec AD folder (or one category of it), a Hub data set id, or a folder of unlabelled images.
         category: category of an MVTec AD folder or configuration of a Hub data set.
-        contamination: share of defective training images (design: protocol of contaminated training). None trains on what is
+        contamination: share of defective training images (protocol: `contaminate`). None trains on what is
             there, which for a plain folder is all one can do.
         train_size: number of training images drawn; None takes all good ones.
         preset: name of a shipped recipe, or a YAML file; None takes "cpu", or "phantom" for volumes.
@@ -97,12 +98,11 @@ class TrainingImages:
             folder /= chosen.category
         drawn = (chosen.category, chosen.train_size, chosen.contamination, chosen.seed)
         digest = hashlib.sha256(repr(drawn).encode())
-        for root, folders, files in os.walk(folder, followlinks=True):
-            folders[:] = sorted(name for name in folders if Path(root, name).absolute() != output)
-            for path in (Path(root, name) for name in sorted(files)):
-                if not path.name.startswith(".") and path.is_file():
-                    status = path.stat()
-                    digest.update(repr((str(path.relative_to(folder)), status.st_size, status.st_mtime_ns)).encode())
+        for path in sorted(files_below(folder)):
+            if not path.name.startswith(".") and output not in path.absolute().parents:
+                status = path.stat()
+                name = os.fsencode(path.relative_to(folder))
+                digest.update(repr((name, status.st_size, status.st_mtime_ns)).encode())
         return digest.hexdigest()
 
     def record(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class TrainingImages:
         from iltm_anomaly.data.contamination import contamination_record
 
         chosen = self.arguments
-        record: dict[str, Any] = {"source": chosen.data, "category": chosen.category, "contamination": None}
+        record: dict[str, Any] = {"source": as_path(chosen.data), "category": chosen.category, "contamination": None}
         if chosen.streaming:
             return record | {"streamed": True}
         if self._draws:
@@ -168,8 +168,12 @@ def make_accelerator(recipe: Recipe, output: Path, report_to: list[str], cpu: bo
     Raises:
         ValueError: if a tracker is unknown or not installed.
     """
+    import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
 
+    if not cpu and torch.backends.mps.is_available():
+        logger.warning("Metal (MPS) has no float64, which healing draws by: training on the CPU")
+        cpu = True
     for name in report_to:
         if name not in TRACKERS:
             raise ValueError(

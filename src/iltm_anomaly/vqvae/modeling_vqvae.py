@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
+from iltm_anomaly.modeling import SafetensorsModel
 from iltm_anomaly.vqvae.configuration_vqvae import VQVAEConfig
 from iltm_anomaly.vqvae.losses import jukebox_loss
 from iltm_anomaly.vqvae.quantizer import EMAQuantizer, perplexity
@@ -48,7 +48,7 @@ class ResidualBlock(GradientCheckpointingLayer):
         return torch.relu(x + self.layers(x))
 
 
-class VQVAEModel(PreTrainedModel):
+class VQVAEModel(SafetensorsModel):
     """Encoder, EMA codebook and decoder.
 
     Pixel values are (B, C, *spatial) floats in [0, 1], every side a multiple of `config.downsampling`; `ILTMImageProcessor`
