@@ -189,7 +189,7 @@ def combine(tokens: Tensor, pixels: Tensor, likelihood_share: float, surprise_fl
     Args:
         tokens: -log likelihood of the codes.
         pixels: -log density of the pixels.
-        likelihood_share: exponent of `tokens`, 1 minus that of `pixels`; at 0, the lineage's map, `pixels` may have any sign.
+        likelihood_share: exponent of `tokens`, 1 minus that of `pixels`; at 0, the authors' map, `pixels` may have any sign.
         surprise_floor: added to `pixels`, in nats. A defect that the prior has seen too often is not healed, and the VQ-VAE draws
             it well: a factor near 0 would hide what the tokens still tell of it.
     """
@@ -201,7 +201,7 @@ def combine(tokens: Tensor, pixels: Tensor, likelihood_share: float, surprise_fl
 def resampling_gate(resampled: Tensor, spatial: tuple[int, ...], sigma_tokens: float = 0.75) -> Tensor:
     """Pixels near a resampled token, (*grid) bool -> (*spatial) bool.
 
-    The lineage's gate: the mask repeated to pixels, a Gaussian filter of 6 pixels (0.75 of a token of 8), and everything above
+    The authors' gate: the mask repeated to pixels, a Gaussian filter of 6 pixels (0.75 of a token of 8), and everything above
     0.375 % of its maximum.
     """
     spread = upsample_tokens(resampled, spatial, "nearest").cpu().numpy()

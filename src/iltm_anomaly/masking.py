@@ -6,7 +6,7 @@ the tokens that the round before kept. Masks are True = keep everywhere.
 
 Two rules choose what is rejected:
 
-- The lineage's: every token for itself, p < tau; so limit = -log tau, with tau barely above chance (`default_token_threshold`).
+- The authors': every token for itself, p < tau; so limit = -log tau, with tau barely above chance (`default_token_threshold`).
 - Ours: a defect covers neighbouring tokens, so the residual of a token is averaged with its neighbours' before it is judged,
   and the limit is that of an outlier in robust statistics, median + 3 scaled median absolute deviations (Hampel's
   identifier), which adapts to how predictable the data is at all. No label is involved.
@@ -30,7 +30,7 @@ class TokenThresholdError(ValueError):
 
 
 def default_token_threshold(vocab_size: int) -> float:
-    """tau: a little more likely than chance, 1.3 / K; 0.005 for 256 codes, as in the lineage's scripts."""
+    """tau: a little more likely than chance, 1.3 / K; 0.005 for 256 codes, as in the authors' scripts."""
     return 1.3 / vocab_size
 
 

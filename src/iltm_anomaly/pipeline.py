@@ -74,7 +74,7 @@ class InferenceSettings:
         likelihood_share, surprise_floor: see `abnormality.combine`.
         num_contexts: healed samples under whose context every code is scored again for the map; 0 scores it in its own context,
             where what follows a defect is unlikely too.
-        gate: keep the density term near healed tokens only, as the lineage does.
+        gate: keep the density term near healed tokens only, as the authors' code does.
         smoothing: standard deviation of the Gaussian filter over either part of the map, in tokens; 0 leaves it alone.
         score_threshold: from here on a pixel, and an image that has such a pixel, is called abnormal; None before
             calibration.
@@ -491,7 +491,7 @@ def images_at_once(images: Tensor | PixelCache, most: int = 8) -> int:
 
 def as_reconstructed(settings: InferenceSettings) -> float:
     """-log density where every reconstruction equals the pixel, which is what a pixel away from healed tokens counts as: zero if
-    relative, else the lineage's constant density, 1 / (sqrt(2 pi) floor), 2 at a floor of 0.2."""
+    relative, else the authors' constant density, 1 / (sqrt(2 pi) floor), 2 at a floor of 0.2."""
     return 0.0 if settings.relative_density else math.log(math.sqrt(2 * math.pi) * settings.bandwidth_floor)
 
 

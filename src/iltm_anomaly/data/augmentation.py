@@ -28,7 +28,7 @@ _FOLDING_LIMIT = {2: 0.48, 3: 0.40}
 
 @dataclass(frozen=True)
 class AugmentationConfig:
-    """Magnitudes and probabilities; defaults are the lineage's.
+    """Magnitudes and probabilities; defaults are the authors'.
 
     Args:
         affine_probability: share of samples that are rotated, shifted and scaled (the three together).
@@ -37,7 +37,7 @@ class AugmentationConfig:
             grows with the image, so that it is the same shift on the part: 4 at 256 is 2 at 128.
         reference_size: the image size that `translation` is given for.
         scale: largest relative change of size, drawn for each axis.
-        padding_mode: what comes in from outside: "zeros" (the lineage), "border" (edge pixels) or "reflection". Zeros
+        padding_mode: what comes in from outside: "zeros" (the authors' code), "border" (edge pixels) or "reflection". Zeros
             bring black margins into the codes; border suits parts that fill the image.
         elastic_probability: share of samples that are bent.
         elastic_spacing: distance of the control points, in the pixels of `translation` along the longest side.

@@ -158,7 +158,7 @@ class Recipe:
             training volumes. `{}` leaves out all.
         gradient_checkpointing: keep fewer activations in memory and compute them again, a third more time.
         codebook_start: step of stage 1 at which the codebook is put onto the encoder's outputs by k-means; before it nothing
-            is quantised. None starts from random codes, as the lineage does; few of them ever live.
+            is quantised. None starts from random codes, as the authors' code does; few of them ever live.
         mixed_precision: "no" (float32), "bf16" or "fp16".
         compile: run the models through torch.compile.
     """

@@ -21,7 +21,7 @@ class VQVAEConfig(PreTrainedConfig):
         ema_decay: decay of the codebook's moving averages.
         ema_epsilon: Laplace smoothing of the code counts.
         dead_code_threshold: codes used less than this share of an even use are moved onto an encoder output of the batch;
-            0, as in the paper's lineage, never moves one.
+            0, as in the authors' code, never moves one.
     """
 
     model_type = "iltm_vqvae"

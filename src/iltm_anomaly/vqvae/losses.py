@@ -13,7 +13,7 @@ def fourier_amplitude(x: Tensor) -> Tensor:
 def spectral_loss(reconstruction: Tensor, target: Tensor) -> Tensor:
     """Mean squared difference of Fourier amplitudes over the whole spectrum; (B, C, *spatial) x2 -> scalar.
 
-    One n-D transform, as in the lineage's code, although Eq. 7 writes STFT: no windows, no logarithm, no phase. The
+    One n-D transform, as in the authors' code, although Eq. 7 writes STFT: no windows, no logarithm, no phase. The
     amplitude does not change when an image is shifted in a circle.
     """
     difference = (fourier_amplitude(reconstruction) - fourier_amplitude(target)).square()
