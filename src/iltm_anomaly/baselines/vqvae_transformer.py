@@ -28,9 +28,7 @@ from iltm_anomaly.training.run import calibration_images
 from iltm_anomaly.vqvae import VQVAEConfig, VQVAEModel
 
 MAPS = ("kde", "residual")
-GATE_SIGMA = (
-    0.75  # tokens, of the filter over the mask of resampled tokens: 6 pixels at 8 a token, as in the authors' code
-)
+GATE_SIGMA = 0.75  # tokens, of the filter over the mask of resampled tokens: the authors' 6 pixels at 8 a token
 
 
 @strict
