@@ -21,7 +21,7 @@ from iltm_anomaly.data.volumes import (
     write_volume,
 )
 from iltm_anomaly.gallery import draw_projections, overlay
-from iltm_anomaly.pipeline import ILTMAnomalyPipeline, lowest_value
+from iltm_anomaly.pipeline import ILTMAnomalyPipeline, check_batch_size, lowest_value
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +86,7 @@ def detect(
     Raises:
         ValueError: if an input is missing, if the only file given cannot be read, or if `batch_size` is below 1.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_batch_size(batch_size)
     volumes = pipeline.image_processor.is_volumetric
     files = list_inputs(inputs, volumes, output)
     output.mkdir(parents=True, exist_ok=True)

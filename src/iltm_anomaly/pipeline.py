@@ -248,8 +248,7 @@ class ILTMAnomalyPipeline:
         images = as_list(images, self.vqvae.config.spatial_dims)
         if not images:
             raise ValueError("no images given")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        check_batch_size(batch_size)
         if self.image_processor.is_volumetric:
             batch_size = 1  # one volume is more than a batch of images
         seed = (
@@ -513,6 +512,12 @@ def save_parts(pipeline: Any, folder: Path) -> None:
     }
     for name, value in documents.items():
         (folder / f"{name}.json").write_text(json.dumps(value, indent=2) + "\n")
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raises ValueError below 1."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
 
 def as_list(images: Any, spatial_dims: int = 2) -> list[Any]:

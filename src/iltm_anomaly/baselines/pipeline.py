@@ -16,7 +16,7 @@ from iltm_anomaly.baselines.modeling import IMAGES_AT_ONCE, BaselineModel
 from iltm_anomaly.hub.checks import check_finite, check_folder, read_json
 from iltm_anomaly.hub.download import local_folder
 from iltm_anomaly.image_processing import ILTMImageProcessor
-from iltm_anomaly.pipeline import as_list, save_parts
+from iltm_anomaly.pipeline import as_list, check_batch_size, save_parts
 
 # Classes are looked up here, never imported by the name that a JSON file gives.
 METHODS = {baseline.class_name: baseline for baseline in (*BASELINES.values(), VQVAE_TRANSFORMER)}
@@ -119,8 +119,7 @@ class BaselinePipeline:
         images = as_list(images)
         if not images:
             raise ValueError("no images given")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        check_batch_size(batch_size)
         scores, maps = [], []
         starts = tqdm(range(0, len(images), batch_size), desc="scoring", unit="batch", disable=not show_progress)
         for start in starts:

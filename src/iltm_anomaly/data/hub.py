@@ -15,19 +15,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # What other data sets call an image without a defect.
-SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` of several splits, or of one, leaves
-
 _GOOD_NAMES = frozenset({"good", "normal", "ok"})
 
 
 def is_dataset_folder(folder: Path) -> bool:
     """Whether a local folder is one that `datasets` reads: saved to disk, or with parquet or metadata files."""
-    if any((folder / name).is_file() for name in SAVED):
+    if _is_saved(folder):
         return True
     if any(path.suffix == ".parquet" for pattern in ("*", "*/*") for path in folder.glob(pattern)):
         return True
     tables = (path for pattern in ("metadata.*", "*/metadata.*") for path in folder.glob(pattern))
     return any(path.suffix in (".csv", ".jsonl") and _names_files(path) for path in tables)
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` of several splits, or of one, wrote a folder."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
 def _names_files(table: Path) -> bool:
@@ -70,7 +73,7 @@ def _load(name: str, category: str | None, load_kwargs: dict[str, Any]) -> Datas
 
     from .mvtec import unknown_category
 
-    if any((Path(name) / file).is_file() for file in SAVED):
+    if _is_saved(Path(name)):
         configs, loaded = [], datasets.load_from_disk(name)
         if isinstance(loaded, datasets.Dataset):
             loaded = datasets.DatasetDict({"train": loaded})

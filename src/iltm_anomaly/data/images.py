@@ -192,15 +192,15 @@ def check_name(path: Path) -> None:
 def data_files(root: Path, recursive: bool, wanted: Callable[[Path], bool]) -> list[Path]:
     """Files of a folder that are `wanted`, sorted by path. Left out are hidden files and folders, what macOS puts into archives,
     and training runs below the folder: their pictures are not data."""
-    paths = list(files_below(root)) if recursive else [path for path in root.iterdir() if path.is_file()]
+    paths = list(files_below(root)) if recursive else [path for path in root.glob("*") if path.is_file()]
     caches = (path for path in paths if path.name == "images.arrow" and path.parent != root)
     runs = {path.parent for path in caches if path.with_name("run.json").is_file()}
     found = [
         path
         for path in paths
-        if wanted(path)
-        and not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(root).parts)
+        if not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(root).parts)
         and runs.isdisjoint(path.parents)
+        and wanted(path)
     ]
     return sorted(found, key=lambda path: path.relative_to(root).parts)
 

@@ -20,7 +20,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
-from .images import ImageReadError, check_name, data_files, files_below
+from .images import ImageReadError, check_name, data_files
 from .mvtec import refuse_half_a_category
 from .schema import GOOD, label_of
 
@@ -263,16 +263,11 @@ def is_dicom_file(path: str | os.PathLike) -> bool:
 
 def find_dicom_folders(folder: str | os.PathLike) -> list[Path]:
     """Folders, this one or any below, that hold DICOM files, sorted by path."""
-    root = Path(folder)
-    return sorted(
-        {
-            path.parent
-            for path in files_below(root)
-            if path.name != "DICOMDIR"  # the index of a disc
-            and not any(part.startswith(".") for part in path.relative_to(root).parts)
-            and is_dicom_file(path)
-        }
-    )
+
+    def is_slice(path: Path) -> bool:
+        return path.name != "DICOMDIR" and is_dicom_file(path)  # that one is the index of a disc
+
+    return sorted({path.parent for path in data_files(Path(folder), True, is_slice)})
 
 
 def _read_dicom_series(folder: Path) -> Volume:
