@@ -287,8 +287,9 @@ def test_codes_of_every_epoch(tmp_path):
     assert not same(weights(tmp_path / "whole"), weights(tmp_path / "copies"))
 
 
-def test_a_round_sees_every_copy_once(tmp_path, monkeypatch):
-    """Without a number of copies there is one for every epoch, the last one begun included."""
+@pytest.mark.parametrize("copies", [None, 40])
+def test_a_round_sees_every_copy_once(tmp_path, monkeypatch, copies):
+    """Without a number of copies there is one for every epoch, the last one begun included; none is extracted beyond these."""
     drawn = []
     original = training_run.fit
 
@@ -302,7 +303,7 @@ def test_a_round_sees_every_copy_once(tmp_path, monkeypatch):
         return original(accelerator, model, stage, count, inputs, settings, hooks)
 
     monkeypatch.setattr(training_run, "fit", watched)
-    rounds = {key: value for key, value in RECIPE["rounds"].items() if key != "code_copies"} | {"rounds": 0}
+    rounds = RECIPE["rounds"] | {"rounds": 0, "code_copies": copies}
     stage = {key: value for key, value in STAGE.items() if key != "epochs"} | {"steps": 5}
     train(tmp_path / "run", changes={"rounds": rounds, "stage2": stage})
     codes = load_checkpoint(tmp_path / "run" / "codes.bin")[0]["value"]

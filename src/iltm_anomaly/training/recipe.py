@@ -114,8 +114,9 @@ class RoundsRecipe:
         token_threshold, neighbourhood, outlier_scale: which tokens are masked, see `masking.RejectionRule`.
         codes: "copies" extracts the codes of `code_copies` augmented copies of every image once, as the authors did, and trains
             every round on them; "live" extracts those of one new copy before every epoch, so that no two epochs are alike.
-        code_copies: of "copies"; epochs take them in turn. None extracts one for every epoch of stage 2, so that a round sees
-            none twice: a prior that knows its training codes by heart finds none of them unlikely.
+        code_copies: of "copies"; epochs take them in turn, so that there are never more than epochs of stage 2. None extracts one
+            for every epoch, so that a round sees none twice: a prior that knows its training codes by heart finds none of them
+            unlikely.
         initialization: "fresh" weights every round, or "continue" from the round before.
         convergence_iou, convergence_change: see `masking.has_converged`.
         max_masked_fraction: a round that would mask more is refused.

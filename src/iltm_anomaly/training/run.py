@@ -355,7 +355,7 @@ class TrainingRun:
     def _code_copies(self, images: int) -> int:
         stage = self.recipe.stage2
         epochs = -(-total_steps(stage, images) // steps_per_epoch(images, stage.batch_size))
-        return self.recipe.rounds.code_copies or epochs
+        return min(self.recipe.rounds.code_copies or epochs, epochs)
 
     @torch.no_grad()
     def _score(self, prior: PerformerPriorModel, codes: Tensor) -> Tensor:
