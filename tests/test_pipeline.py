@@ -136,6 +136,20 @@ def test_noise_widens_the_kernel_where_reconstructions_are_poor(images):
     assert wide[:, 28:].max() < 0.01 * plain[:, 28:].max()
 
 
+def test_a_pixel_surprises_by_no_less_than_it_does_given_its_own_reconstruction(images):
+    plain = {"likelihood_share": 0.0, "smoothing": 0.0}
+    healed, own, both = (
+        make_pipeline(**plain | more) for more in ({}, {"token_threshold": 0.0}, {"own_reconstruction": True})
+    )
+    for pipeline in (healed, own, both):
+        pipeline.vqvae.config.dropout = 0.0  # else the draws of the decoder differ
+    maps = [pipeline(images[1]).anomaly_maps[0] for pipeline in (healed, own, both)]
+    assert (maps[0] < maps[1]).any() and (maps[0] > maps[1]).any()
+    np.testing.assert_allclose(maps[2], np.maximum(maps[0], maps[1]), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="'own_reconstruction' needs 'relative_density'"):
+        InferenceSettings(own_reconstruction=True, relative_density=False)
+
+
 def test_bfloat16_stays_near_float32(images, tmp_path):
     pipeline = make_pipeline()
     reference = pipeline(images)

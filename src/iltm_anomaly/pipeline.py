@@ -71,6 +71,9 @@ class InferenceSettings:
         reconstruction_noise: add to the floor how far each pixel of a training image usually is from its reconstruction, so that
             edges which the decoder always blurs are not taken for defects.
         relative_density: see `abnormality.negative_log_density`.
+        own_reconstruction: a pixel surprises by no less than it does given the reconstruction of the image's own codes. Where
+            the prior cannot foresee what is healed, the samples differ so much that any pixel fits among them, and a defect
+            that the VQ-VAE could not draw would be lost. Needs `relative_density`.
         likelihood_share, surprise_floor: see `abnormality.combine`.
         num_contexts: healed samples under whose context every code is scored again for the map; 0 scores it in its own context,
             where what follows a defect is unlikely too.
@@ -80,7 +83,7 @@ class InferenceSettings:
             calibration.
 
     Raises:
-        ValueError: if a setting is not of its type or not in `RANGES`.
+        ValueError: if a setting is not of its type or not in `RANGES`, or another one that it needs is not set.
     """
 
     token_threshold: float | None = None
@@ -93,6 +96,7 @@ class InferenceSettings:
     bandwidth_floor: float = 0.005
     reconstruction_noise: bool = True
     relative_density: bool = True
+    own_reconstruction: bool = False
     likelihood_share: float = 0.35
     surprise_floor: float = 0.0
     gate: bool = False
@@ -115,6 +119,10 @@ class InferenceSettings:
                 expected = f"a {text} from {low:g} to {high:g}"
             if not valid:
                 raise ValueError(f"setting {setting.name!r} must be {expected}, got {value!r}")
+        if self.own_reconstruction and not self.relative_density:
+            raise ValueError(
+                "setting 'own_reconstruction' needs 'relative_density': other densities cannot be compared"
+            )
 
     @property
     def rule(self) -> masking.RejectionRule:
@@ -305,24 +313,20 @@ class ILTMAnomalyPipeline:
         maps, healed_images = [], []
         for index, image in enumerate(pixel_values.float()):
             token_surprise, samples = -log_likelihood[index], healed_codes[index]
-            if not bool(resampled[index].any()):
+            is_healed = bool(resampled[index].any())
+            if not is_healed:
                 samples = samples[:1]  # all are the image's own codes
             elif settings.num_contexts and settings.likelihood_share:  # else the map does not ask for them
                 # 3. how unlikely the codes are where their neighbours are healed
                 contexts = samples[: settings.num_contexts]
                 token_surprise = -healed_log_likelihood(self.prior, codes[index].flatten(), contexts).view(grid)
             # 4. density of the observed pixels among the reconstructions
-            density = density_map(
-                self.vqvae,
-                samples.unflatten(1, grid),
-                image,
-                settings.num_dropout_passes,
-                generators[index],
-                floor,
-                settings.relative_density,
-            )
+            rest = (image, settings.num_dropout_passes, generators[index], floor, settings.relative_density)
+            density = density_map(self.vqvae, samples.unflatten(1, grid), *rest)
             healed_image, values = density.healed, density.surprise
-            if settings.gate and bool(resampled[index].any()):
+            if settings.own_reconstruction and is_healed:
+                values = values.maximum(density_map(self.vqvae, codes[index : index + 1], *rest).surprise)
+            if settings.gate and is_healed:
                 values = values.where(resampling_gate(resampled[index], spatial), as_reconstructed(settings))
             # 5. one map
             sigma = settings.smoothing * self.vqvae.config.downsampling
