@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -321,11 +322,19 @@ class ILTMAnomalyPipeline:
                 contexts = samples[: settings.num_contexts]
                 token_surprise = -healed_log_likelihood(self.prior, codes[index].flatten(), contexts).view(grid)
             # 4. density of the observed pixels among the reconstructions
-            rest = (image, settings.num_dropout_passes, generators[index], floor, settings.relative_density)
-            density = density_map(self.vqvae, samples.unflatten(1, grid), *rest)
+            density_of = partial(
+                density_map,
+                self.vqvae,
+                image=image,
+                num_dropout_passes=settings.num_dropout_passes,
+                generator=generators[index],
+                bandwidth_floor=floor,
+                relative=settings.relative_density,
+            )
+            density = density_of(samples.unflatten(1, grid))
             healed_image, values = density.healed, density.surprise
             if settings.own_reconstruction and is_healed:
-                values = values.maximum(density_map(self.vqvae, codes[index : index + 1], *rest).surprise)
+                values = values.maximum(density_of(codes[index : index + 1]).surprise)
             if settings.gate and is_healed:
                 values = values.where(resampling_gate(resampled[index], spatial), as_reconstructed(settings))
             # 5. one map
