@@ -96,6 +96,15 @@ def test_missing_weights_are_named(monkeypatch):
         EfficientNetLite0Features((3,)).load_packaged_weights()
 
 
+def test_levels_are_those_of_strides_8_and_16_where_a_backbone_has_such():
+    focal = {"model_type": "focalnet", "embed_dim": 8, "depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 32, 64]}
+    model = PatchCoreModel(PatchCoreConfig(backbone="x", backbone_config=focal, input_side=64, image_size=(64, 64)))
+    assert [level.shape[-1] for level in model.backbone(torch.zeros(1, 3, 64, 64))] == [8, 4]
+    with pytest.raises(ValueError, match=r"dinov2 has no feature maps of strides 8 and 16: name blocks"):
+        PatchCoreConfig(backbone="x", backbone_config={"model_type": "dinov2"})
+    assert PatchCoreConfig(backbone="x", backbone_config={"model_type": "dinov2"}, levels=[6, 9]).levels == (6, 9)
+
+
 def test_backbones_that_load_things_by_themselves_are_refused():
     with pytest.raises(StrictDataclassError, match="'timm_backbone'"):
         PatchCoreConfig(backbone="x", backbone_config={"model_type": "timm_backbone", "backbone": "someone/evil"})

@@ -8,10 +8,18 @@ import pytest
 from iltm_anomaly.benchmark.cells import CellDamagedError, load_cell, save_cell
 from iltm_anomaly.benchmark.plan import METHODS
 from iltm_anomaly.benchmark.published import comparable, is_impossible, load_published, published
-from iltm_anomaly.benchmark.report import markdown, markdown_differences, markdown_drops, markdown_times, write_report
+from iltm_anomaly.benchmark.report import (
+    markdown,
+    markdown_differences,
+    markdown_drops,
+    markdown_means,
+    markdown_times,
+    write_report,
+)
 from iltm_anomaly.benchmark.results import Results
 from iltm_anomaly.benchmark.statistics import METRICS, ImageStatistics, interval, pack
 from iltm_anomaly.benchmark.tables import latex_level, level_table, markdown_level
+from iltm_anomaly.pipeline import InferenceSettings
 
 EXAMPLE = Path(__file__).with_name("example")
 SCORES = {  # pixel AUROC at contamination 0; the rest follows from it
@@ -213,6 +221,27 @@ def test_a_table_of_one_method_with_two_budgets_or_recipes_says_so():
     assert "cells of different --baseline-seconds: bottle at 0, seed 0 / bottle at 0.1, seed 0" in problems
 
 
+def test_the_time_of_a_round_of_another_recipe_is_said():
+    documents = [document(method, "bottle", 0.1, 0, 0.9) for method in ("iltm", "nsa", "vae", "mean_image")]
+    for cell, scale in zip(documents[:3], (1.5, 3.0, 1.5), strict=True):
+        cell["settings"]["recipe"] = {"name": "cpu", "stage2": {}, "rounds": {"outlier_scale": scale}}
+    assert Results(documents).problems == [
+        "time limits from a round of another recipe than ILTM's beside them: NSA on bottle at 0.1, seed 0"
+    ]
+
+
+def test_a_field_that_did_not_exist_when_a_cell_was_measured_is_no_difference(tmp_path):
+    empty = np.zeros((2, 3))
+    statistics = ImageStatistics(empty, empty, empty, np.ones(2), np.ones(2), np.array([False, True]))
+    settings = vars(InferenceSettings())
+    older = {name: value for name, value in settings.items() if name != "own_reconstruction"}
+    for level, inference in ((0.1, settings), (0.2, older)):
+        cell = document("iltm", "bottle", level, 0, 0.9)
+        cell["settings"]["inference"] = inference
+        save_cell(tmp_path / "cells", f"{level}", cell, statistics)
+    assert Results.load(tmp_path).problems == []
+
+
 def test_identical_methods_differ_by_nothing_with_an_interval_of_nothing():
     documents = [document("iltm", "bottle", level, 0, 0.9) for level in (0.0, 0.2)]
     for original in documents[:2]:
@@ -247,7 +276,32 @@ def test_the_drop_is_over_common_categories_and_seeds_and_smallest_for_the_stead
     assert results.drop("autoencoder", "aupro", "iltm").value == pytest.approx(3.0)
     text = markdown_drops(results)
     assert "| ILTM | +1.0 [" in text and "from 0 to 10 %" in text
+    assert "§" not in text
     assert Results([d for d in example() if d["settings"]["contamination"]]).drop_range() is None
+
+
+def test_the_drop_of_a_method_that_has_changed_between_the_levels_is_marked():
+    documents = example()
+    for cell in documents:
+        if cell["settings"]["method"] == "iltm" and cell["settings"]["contamination"] == 0.1:
+            cell["settings"]["inference"] = {"outlier_scale": 1.5}
+    text = markdown_drops(Results(documents))
+    assert "| ILTM§ |" in text and "| AE |" in text and "§ of other settings" in text
+
+
+def test_drops_of_two_methods_are_paired_over_the_seeds_that_both_have():
+    documents = [document("nsa", "bottle", level, 0, 0.9 - 0.02 * (level > 0)) for level in (0.0, 0.2)]
+    for seed, loss in ((0, 0.02), (1, 0.1)):
+        documents += [document("iltm", "bottle", level, seed, 0.9 - loss * (level > 0)) for level in (0.0, 0.2)]
+    results = Results(documents)
+    assert results.drop("iltm", "pixel_auroc").value == pytest.approx(6.0)
+    assert results.drop("nsa", "pixel_auroc", "iltm").value == pytest.approx(0.0)
+
+
+def test_means_of_other_seeds_are_marked(results):
+    rows = {line.split(" | ")[0].strip("| "): line for line in markdown_means(results).splitlines()}
+    assert "‡" not in rows["ILTM"] and rows["Mean image"].count("‡") == 3  # seed 0 alone, at 10 %
+    assert "‡ of other seeds than ILTM's." in rows
 
 
 def test_the_report_names_what_is_missing_and_leaves_out_what_is_damaged(tmp_path):

@@ -23,13 +23,11 @@ class Baseline:
     Args:
         title: as in the paper's table.
         module, class_name: of its model.
-        extra: optional extra of the package that training it needs.
     """
 
     title: str
     module: str
     class_name: str
-    extra: str | None = None
 
     @property
     def model_class(self) -> Any:
@@ -42,8 +40,8 @@ BASELINES: dict[str, Baseline] = {
     "autoencoder": Baseline("AE", "autoencoder", "AutoencoderModel"),
     "vae": Baseline("VAE", "vae", "VAEModel"),
     "cutpaste": Baseline("CutPaste", "cutpaste", "CutPasteModel"),
-    "nsa": Baseline("NSA", "nsa", "NSAModel", extra="baselines"),
-    "patchcore": Baseline("PatchCore", "patchcore", "PatchCoreModel", extra="patchcore"),
+    "nsa": Baseline("NSA", "nsa", "NSAModel"),
+    "patchcore": Baseline("PatchCore", "patchcore", "PatchCoreModel"),
 }
 # Trained as a part of an ILTM run, but saved and loaded like the others.
 VQVAE_TRANSFORMER = Baseline("VQ-VAE + Transformer", "vqvae_transformer", "VQVAETransformerModel")

@@ -36,6 +36,7 @@ BACKBONE_TYPES = (
     "dinov2",
     "dinov2_with_registers",
 )
+ONE_STRIDE = ("dinov2", "dinov2_with_registers")
 QUERIES_AT_ONCE = 2048
 CORESET_CANDIDATES = 100_000
 CORESET_DIMENSIONS = 64  # of the random projection in which the coreset is chosen
@@ -49,7 +50,7 @@ class PatchCoreConfig(BaselineConfig):
         backbone: "efficientnet-lite0", or name or folder of a backbone of transformers (of `BACKBONE_TYPES`).
         backbone_config: the backbone's own configuration, filled in by `configure`; None for EfficientNet-Lite0.
         levels: numbers of the feature maps used, counted from 1 after the stem; None takes those of strides 8 and 16 (the
-            source's layers 2 and 3).
+            source's layers 2 and 3). DINOv2, whose blocks have one stride, needs them to be named.
         input_side: the shorter side that images are enlarged to for the backbone, which has seen larger objects; they are never
             made smaller.
         bank_size: most patches kept.
@@ -74,7 +75,10 @@ class PatchCoreConfig(BaselineConfig):
 
     def __post_init__(self, **kwargs):
         if self.levels is None:
-            self.levels = (3, 5) if self.backbone_config is None else (2, 3)
+            kind = None if self.backbone_config is None else self.backbone_config.get("model_type")
+            self.levels = {None: (3, 5), "focalnet": (1, 2)}.get(kind, (2, 3))
+            if kind in ONE_STRIDE:
+                raise ValueError(f"{kind} has no feature maps of strides 8 and 16: name blocks, such as levels=[6, 9]")
         super().__post_init__(**kwargs)
 
     def validate_patchcore(self):

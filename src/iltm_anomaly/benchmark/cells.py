@@ -85,7 +85,7 @@ def load_cells(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
             problems.append(f"{error}; left out")
             continue
         if _is_of_this_format(document):
-            documents.append(document)
+            documents.append(document | {"settings": _completed(document["settings"])})
         else:
             problems.append(f"{path} is of an earlier format; left out, the same command measures it again")
     return documents, problems
@@ -102,7 +102,7 @@ def load_statistics(path: Path) -> ImageStatistics:
 
 
 def _changes(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    theirs, ours = flat(json.loads(json.dumps(_completed(found)))), flat(wanted)
+    theirs, ours = flat(_completed(found)), flat(wanted)
     return [
         f"{key} {theirs.get(key)} there, {ours.get(key)} now"
         for key in sorted(theirs.keys() | ours.keys())
@@ -119,4 +119,4 @@ def _completed(settings: dict[str, Any]) -> dict[str, Any]:
     if settings["inference"] is not None and METHODS[settings["method"]].has_kde:
         with suppress(ValueError):
             settings["inference"] = vars(InferenceSettings.from_dict(settings["inference"]))
-    return settings
+    return json.loads(json.dumps(settings))  # as a file gives them back

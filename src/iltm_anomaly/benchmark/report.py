@@ -14,6 +14,7 @@ from iltm_anomaly.benchmark.tables import (
     NOTES,
     OTHER_SEEDS,
     TITLES,
+    has_other_seeds,
     latex,
     level_table,
     markdown_level,
@@ -92,11 +93,15 @@ def markdown_means(results: Results) -> str:
     header = ["method", *(f"{title} at {percent(level)}" for level in results.levels for title in TITLES.values())]
     lines = []
     for method in results.methods():
-        vectors = [results.mean(method, level, metric) for level in results.levels for metric in TITLES]
-        shown = ["-" if vector is None else f"{100 * vector[0]:.1f}" for vector in vectors]
+        shown = []
+        for level in results.levels:
+            mark = "‡" if has_other_seeds(results, method, results.complete(level), level) else ""
+            vectors = [results.mean(method, level, metric) for metric in TITLES]
+            shown += ["-" if vector is None else f"{100 * vector[0]:.1f}{mark}" for vector in vectors]
         lines.append([METHODS[method].title, *shown])
     over = "; ".join(f"{percent(level)}: {', '.join(results.complete(level)) or 'none'}" for level in results.levels)
-    return markdown_table(header, lines) + f"\n\nCategories: {over}."
+    text = markdown_table(header, lines) + f"\n\nCategories: {over}."
+    return text + ("\n\n‡ of other seeds than ILTM's." if "‡" in text else "")
 
 
 def markdown_times(results: Results) -> str:
@@ -151,11 +156,13 @@ def markdown_drops(results: Results) -> str:
         relative = [
             "" if method == REFERENCE else _interval(results.drop(method, metric, REFERENCE)) for metric in TITLES
         ]
-        lines.append([METHODS[method].title, *drops, *relative])
-    return (
+        mark = "§" if results.differs_between(method, (0.0, level)) else ""
+        lines.append([METHODS[method].title + mark, *drops, *relative])
+    text = (
         f"Points lost from 0 to {percent(level)} (negative: gained), mean over {', '.join(categories)}; "
         f"{LEVEL:.0%} intervals.\n\n" + markdown_table(header, lines)
     )
+    return text + ("\n\n§ of other settings at one of the two levels: no drop of one detector." if "§" in text else "")
 
 
 def _difference_notes() -> str:

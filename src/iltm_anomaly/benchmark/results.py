@@ -48,7 +48,7 @@ class Results:
 
     def __init__(self, documents: list[dict[str, Any]], problems: Sequence[str] = ()):
         self.documents = {self._key(document): document for document in documents}
-        self.problems = [*problems, *self._mixtures()]
+        self.problems = [*problems, *self._mixtures(), *self._other_time_limits()]
         self._check_images()
         self.vectors = {
             (*key, metric): np.concatenate([[document["results"][-1][metric]], unpack(document["draws"][metric])])
@@ -119,6 +119,30 @@ class Results:
             if len(values) > 1
         ]
 
+    def _other_time_limits(self) -> list[str]:
+        """Cells whose method had the time of a round of the prior, but of another recipe than the ILTM run beside them has."""
+        found: dict[str, list[str]] = {}
+        for (method, category, level, seed), document in self.documents.items():
+            recipe, beside = document["settings"]["recipe"], self.documents.get((REFERENCE, category, level, seed))
+            # where no such time counts, the recipe holds the size of images alone
+            timed = "stage2" in recipe and not METHODS[method].of_run
+            if timed and beside is not None and recipe != beside["settings"]["recipe"]:
+                found.setdefault(f"{category} at {level:g}, seed {seed}", []).append(METHODS[method].title)
+        return [
+            f"time limits from a round of another recipe than ILTM's beside them: {', '.join(methods)} on {cell}"
+            for cell, methods in found.items()
+        ]
+
+    def differs_between(self, method: str, levels: Sequence[float]) -> bool:
+        """Whether a method's cells of the same images were trained or scored with other settings at one of `levels`."""
+        names = ("recipe", "baseline", "baseline_seconds", "inference")
+        found: dict[tuple[str, int], list[list[Any]]] = {}
+        for (name, category, level, seed), document in self.documents.items():
+            if name == method and level in levels:
+                settings = [document["settings"][field] for field in names]
+                found.setdefault((category, seed), []).append(settings)
+        return any(settings != group[0] for group in found.values() for settings in group)
+
     # What there is
 
     @property
@@ -177,22 +201,23 @@ class Results:
         categories = self.complete(level) if categories is None else categories
         return _mean([self.vector(method, category, level, metric) for category in categories])
 
-    def common_seeds(self, first: str, second: str, category: str, level: float) -> list[int]:
-        """Seeds that both methods have."""
-        return sorted({*self.seeds(first, category, level)} & {*self.seeds(second, category, level)})
+    def common_seeds(self, methods: Sequence[str], category: str, levels: Sequence[float]) -> list[int]:
+        """Seeds that all of these methods have at all of these levels."""
+        found = [{*self.seeds(method, category, level)} for method in methods for level in levels]
+        return sorted(set.intersection(*found))
 
     def difference(
         self, first: str, second: str, category: str, level: float, metric: str, seed: int | None = None
     ) -> Estimate | None:
         """One method minus another: of one seed, or of the mean over the seeds that both have."""
-        seeds = [seed] if seed is not None else self.common_seeds(first, second, category, level)
+        seeds = [seed] if seed is not None else self.common_seeds((first, second), category, [level])
         return self._minus(*(self.vector(name, category, level, metric, seeds) for name in (first, second)))
 
     def mean_difference(self, first: str, second: str, level: float, metric: str) -> Estimate | None:
         """One method minus another, of the mean over categories of means over common seeds."""
         per_category = [
             [
-                self.vector(name, category, level, metric, self.common_seeds(first, second, category, level))
+                self.vector(name, category, level, metric, self.common_seeds((first, second), category, [level]))
                 for category in self.complete(level)
             ]
             for name in (first, second)
@@ -220,11 +245,12 @@ class Results:
         found = self.drop_range()
         assert found is not None
         level, _, categories = found
+        names = (method, against) if against else (method,)
         losses = []
-        for name in (method, against) if against else (method,):
+        for name in names:
             per_category = []
             for category in categories:
-                seeds = sorted({*self.seeds(name, category, 0.0)} & {*self.seeds(name, category, level)})
+                seeds = self.common_seeds(names, category, (0.0, level))
                 clean, dirty = (self.vector(name, category, at, metric, seeds) for at in (0.0, level))
                 per_category.append(None if clean is None or dirty is None else clean - dirty)
             losses.append(_mean(per_category))

@@ -175,7 +175,7 @@ class GroupRun:
                 output=folder,
                 contamination=self.group.contamination,
                 train_size=self.group.train_size,
-                preset=self.arguments.preset,
+                preset=self.recipe,  # not read again: the file may have been edited since
                 seed=self.group.seed,
                 resume=True,
                 cpu=self.arguments.cpu,

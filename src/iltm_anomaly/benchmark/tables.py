@@ -71,7 +71,7 @@ def _entry(results: Results, method: str, category: str, level: float, metric: s
         None if vector is None else 100 * float(vector[0]),
         per_image,
         published(METHODS[method].paper, category, metric),
-        other_seeds=_has_other_seeds(results, method, category, level),
+        other_seeds=has_other_seeds(results, method, [category], level),
     )
 
 
@@ -81,8 +81,9 @@ def _seeds_of_row(results: Results, category: str, level: float) -> list[int]:
     return next(seeds for seeds in found if seeds)
 
 
-def _has_other_seeds(results: Results, method: str, category: str, level: float) -> bool:
-    return results.seeds(method, category, level) != _seeds_of_row(results, category, level)
+def has_other_seeds(results: Results, method: str, categories: list[str], level: float) -> bool:
+    """Whether in one of `categories` a method's cells are of other seeds than ILTM's."""
+    return any(results.seeds(method, c, level) != _seeds_of_row(results, c, level) for c in categories)
 
 
 def _mean_entry(results: Results, method: str, categories: list[str], level: float, metric: str) -> Entry:
@@ -92,7 +93,7 @@ def _mean_entry(results: Results, method: str, categories: list[str], level: flo
         None if vector is None else 100 * float(vector[0]),
         None,
         None if printed is None else (printed, np.nan),
-        other_seeds=any(_has_other_seeds(results, method, category, level) for category in categories),
+        other_seeds=has_other_seeds(results, method, categories, level),
     )
 
 

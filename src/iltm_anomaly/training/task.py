@@ -35,7 +35,7 @@ class TrainArguments:
         contamination: share of defective training images (protocol: `contaminate`). None trains on what is
             there, which for a plain folder is all one can do.
         train_size: number of training images drawn; None takes all good ones.
-        preset: name of a shipped recipe, or a YAML file; None takes "cpu", or "phantom" for volumes.
+        preset: name of a shipped recipe, a YAML file, or a recipe itself; None takes "cpu", or "phantom" for volumes.
         volumes: the data are volumes (NIfTI); the preset must be one for volumes.
         rounds: masked rounds in place of the recipe's.
         seed: of everything random, the contamination split included.
@@ -52,7 +52,7 @@ class TrainArguments:
     category: str | None = None
     contamination: float | None = None
     train_size: int | None = None
-    preset: str | None = None
+    preset: str | Recipe | None = None
     volumes: bool = False
     rounds: int | None = None
     seed: int = 0
@@ -228,12 +228,13 @@ def train(arguments: TrainArguments) -> Path:
     from iltm_anomaly.training.processes import describe
     from iltm_anomaly.training.run import TrainingRun
 
-    recipe = load_recipe(arguments.preset or ("phantom" if arguments.volumes else "cpu"))
+    preset = arguments.preset or ("phantom" if arguments.volumes else "cpu")
+    recipe = preset if isinstance(preset, Recipe) else load_recipe(preset)
     if recipe.is_volumetric != arguments.volumes:
         kind, remedy = ("volumes", "pass --volumes") if recipe.is_volumetric else ("images", "leave out --volumes")
-        raise ValueError(f"preset {arguments.preset} is for {kind}: {remedy}, or choose another preset")
+        raise ValueError(f"preset {recipe.name} is for {kind}: {remedy}, or choose another preset")
     if arguments.rounds is not None:
-        recipe.rounds = replace(recipe.rounds, rounds=arguments.rounds)
+        recipe = replace(recipe, rounds=replace(recipe.rounds, rounds=arguments.rounds))
     images = TrainingImages(arguments)
     accelerator = make_accelerator(recipe, arguments.output, arguments.report_to, arguments.cpu)
     if accelerator.is_main_process:
