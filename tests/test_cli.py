@@ -117,6 +117,8 @@ def test_resuming_another_run_is_refused(run, data, recipe, capsys):
     assert "already holds a run: pass --resume" in capsys.readouterr().err
     assert train(data, recipe, run, "--resume", "--seed", "3") == 2
     assert "seed" in capsys.readouterr().err
+    assert train(data, recipe, run, "--resume", "--contamination", "0.2") == 2
+    assert "contamination (0.1 there, 0.2 now) differ" in capsys.readouterr().err
 
 
 def evaluate(model, data, output, *options):
@@ -194,6 +196,10 @@ def test_evaluate_refuses_data_that_has_changed(run, data, tmp_path, capsys):
     arguments = ["evaluate", str(run), "--data", str(changed), "--category", "part", "--output", str(tmp_path / "out")]
     assert main(arguments) == 2
     assert "added, removed" in capsys.readouterr().err
+    (changed / "part").rename(changed / "other")
+    arguments[arguments.index("part")] = "other"
+    assert main(arguments) == 2
+    assert "the split of part that the model was trained on is none of other" in capsys.readouterr().err
 
 
 def test_detect_skips_bad_files_and_names_them(run, data, tmp_path, capsys):

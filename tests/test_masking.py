@@ -64,7 +64,6 @@ def test_iou_and_convergence():
     second = torch.tensor([False, True, False, True])
     assert masking.mask_iou(first, second) == pytest.approx(1 / 3)
     assert masking.mask_iou(torch.ones(3, dtype=torch.bool), torch.ones(3, dtype=torch.bool)) == 1.0
-    assert not masking.has_converged(None, first)
     assert masking.has_converged(first, first)
     wide = torch.ones(1000, dtype=torch.bool)
     wide[:100] = False

@@ -81,6 +81,9 @@ def test_every_form_of_an_image_gives_the_same_score(pipeline, images, tmp_path)
     forms = [image, str(path), path, array, torch.from_numpy(array.copy()).permute(2, 0, 1), [image]]
     scores = [float(pipeline(form).scores[0]) for form in forms]
     assert scores == pytest.approx([scores[0]] * len(scores), abs=1e-4)
+    assert len(pipeline([images, [array[None]]]).scores) == len(images) + 1  # nested, and a batch in it
+    with pytest.raises(TypeError, match="cannot use a dict as images"):
+        pipeline({"image": image})
 
 
 def test_threshold_zero_heals_nothing_and_leaves_the_likelihood_alone(pipeline, images):
@@ -148,6 +151,17 @@ def test_a_pixel_surprises_by_no_less_than_it_does_given_its_own_reconstruction(
     np.testing.assert_allclose(maps[2], np.maximum(maps[0], maps[1]), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="'own_reconstruction' needs 'relative_density'"):
         InferenceSettings(own_reconstruction=True, relative_density=False)
+
+
+def test_an_absolute_density_is_no_factor():
+    with pytest.raises(ValueError, match="'likelihood_share' above 0 needs 'relative_density'"):
+        InferenceSettings(relative_density=False)
+
+
+def test_numbers_of_numpy_can_be_saved(images, tmp_path):
+    pipeline = make_pipeline(score_threshold=np.float32(0.5), num_samples=np.int64(3))
+    pipeline.save_pretrained(tmp_path)
+    assert ILTMAnomalyPipeline.from_pretrained(tmp_path).settings == pipeline.settings
 
 
 def test_bfloat16_stays_near_float32(images, tmp_path):

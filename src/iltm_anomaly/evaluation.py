@@ -187,7 +187,13 @@ def evaluate_run(
     pipeline = ILTMAnomalyPipeline.from_pretrained(model_folder, device=device)
     report = pipeline.training_report
     volumes = pipeline.image_processor.is_volumetric
-    test, train = protocol_split(data, category, report.get("data", {}).get("contamination"), volumes)
+    trained = report.get("data", {}).get("category")
+    record = report.get("data", {}).get("contamination") or {}
+    if record and category and trained and category != trained:
+        raise ValueError(
+            f"the split of {trained} that the model was trained on is none of {category}: evaluate it on {trained}"
+        )
+    test, train = protocol_split(data, category, record or None, volumes)
     if not any(label == 1 for label in test["label"]):
         raise ValueError(f"{data} has no defective test image: there is nothing to measure a detector on")
 
@@ -222,9 +228,9 @@ def evaluate_run(
         results.append(
             {
                 "method": "iltm",
-                "category": report.get("data", {}).get("category") or category,
-                "contamination": (report.get("data", {}).get("contamination") or {}).get("fraction"),
-                "train_size": (report.get("data", {}).get("contamination") or {}).get("train_size"),
+                "category": category or trained,
+                "contamination": record.get("fraction"),
+                "train_size": record.get("train_size"),
                 "seed": report.get("seed"),
                 "round": entry["round"],
                 **metrics,
@@ -248,7 +254,7 @@ def evaluate_run(
         "recipe": (report.get("recipe") or {}).get("name"),
         "training_seconds": report.get("training_seconds"),
         "training_commit": report.get("commit"),
-        **provenance(),
+        **provenance(pipeline.device),
     }
     write_json(output / "results.json", document)
     draw_gallery(rows, threshold, output / "gallery.png", lowest_value(pipeline.settings))
@@ -316,7 +322,7 @@ def _volume_row(row: dict[str, Any], output: ILTMAnomalyOutput, index: int) -> G
         label=[row["defect"] or "unknown", f"score {output.scores[index]:.2f}"],
         image=grey(square(volume.values, window[0]), window),
         healed=grey(square(output.healed_images[index], window[0]), window),
-        anomaly_map=square(output.anomaly_maps[index]),
+        anomaly_map=square(output.anomaly_maps[index], float(output.anomaly_maps[index].min())),
         truth=square(read_mask(row["mask"], grid)),
     )
 

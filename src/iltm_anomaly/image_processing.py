@@ -212,6 +212,14 @@ class ILTMImageProcessor(BaseImageProcessor):
         """Spatial size of `pixel_values`: `size` rounded up to multiples of `size_divisor`."""
         return tuple(-(-length // self.size_divisor) * self.size_divisor for length in self.spatial_size)
 
+    def as_list(self, images: Any) -> list[Any]:
+        """One image or volume in any form that `preprocess` takes, or any nesting of them, as a flat list.
+
+        Raises:
+            TypeError: something that is no image at all.
+        """
+        return _flatten_volumes(images) if self.is_volumetric else _flatten(images)
+
     def preprocess(self, images, return_tensors: str | None = "pt", **kwargs) -> BatchFeature:
         """Converts one image or several, or volumes.
 
@@ -241,7 +249,7 @@ class ILTMImageProcessor(BaseImageProcessor):
             )
         if return_tensors not in (None, "pt", "np"):
             raise ValueError(f'return_tensors must be "pt" or "np", got {return_tensors!r}')
-        flat = _flatten_volumes(images) if self.is_volumetric else _flatten(images)
+        flat = self.as_list(images)
         if not flat:
             raise ValueError("no images given: the list is empty")
         arrays: list[np.ndarray] = []
@@ -544,7 +552,7 @@ def _read_array(image: np.ndarray | torch.Tensor, name: str) -> Image.Image | np
     if values.dtype == np.uint8:
         values = np.ascontiguousarray(values)
         return to_rgb(Image.fromarray(values[..., 0] if values.shape[-1] == 1 else values))
-    if values.dtype == np.uint16:
+    if values.dtype.newbyteorder("=") == np.uint16:
         values = values.astype(np.float32) / 65535
     elif np.issubdtype(values.dtype, np.floating):
         values = check_unit_range(values, name)

@@ -140,11 +140,9 @@ def check_masked_fraction(keep: Tensor, limit: float, rule: RejectionRule, large
     return fraction
 
 
-def has_converged(previous: Tensor | None, current: Tensor, iou: float = 0.95, change: float = 0.001) -> bool:
+def has_converged(previous: Tensor, current: Tensor, iou: float = 0.95, change: float = 0.001) -> bool:
     """True if another round would see nearly the same masks: their overlap is above `iou`, or the masked fraction moved by
-    less than `change`. `previous` is None before the first masked round."""
-    if previous is None:
-        return False
+    less than `change`."""
     moved = abs(masked_fraction(previous) - masked_fraction(current))
     return mask_iou(previous, current) > iou or moved < change
 

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -21,7 +19,6 @@ from tqdm.auto import tqdm
 from iltm_anomaly import __version__, masking
 from iltm_anomaly.abnormality import combine, density_map, resampling_gate, smooth, upsample_tokens
 from iltm_anomaly.data.cache import PixelCache
-from iltm_anomaly.data.volumes import Volume
 from iltm_anomaly.healing import heal, healed_log_likelihood
 from iltm_anomaly.hub.checks import check_finite, check_folder, read_json, tensor_shapes
 from iltm_anomaly.hub.download import local_folder
@@ -120,10 +117,18 @@ class InferenceSettings:
                 expected = f"a {text} from {low:g} to {high:g}"
             if not valid:
                 raise ValueError(f"setting {setting.name!r} must be {expected}, got {value!r}")
-        if self.own_reconstruction and not self.relative_density:
-            raise ValueError(
-                "setting 'own_reconstruction' needs 'relative_density': other densities cannot be compared"
-            )
+            if setting.type is not bool:  # numpy's numbers cannot be saved
+                setattr(self, setting.name, int(value) if setting.type is int else float(value))
+        if not self.relative_density:
+            if self.own_reconstruction:
+                raise ValueError(
+                    "setting 'own_reconstruction' needs 'relative_density': other densities cannot be compared"
+                )
+            if self.likelihood_share:
+                raise ValueError(
+                    "setting 'likelihood_share' above 0 needs 'relative_density': the surprise of an absolute one is negative "
+                    "where a pixel fits, and a product of surprises means nothing then"
+                )
 
     @property
     def rule(self) -> masking.RejectionRule:
@@ -254,7 +259,7 @@ class ILTMAnomalyPipeline:
             ValueError: if `images` is empty, or values or a shape are none of an image.
             TypeError: if something is no image.
         """
-        images = as_list(images, self.vqvae.config.spatial_dims)
+        images = self.image_processor.as_list(images)
         if not images:
             raise ValueError("no images given")
         check_batch_size(batch_size)
@@ -531,16 +536,6 @@ def check_batch_size(batch_size: int) -> None:
     """Raises ValueError below 1."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-
-
-def as_list(images: Any, spatial_dims: int = 2) -> list[Any]:
-    """One image or volume of any form, or any iterable of them, as a list."""
-    if isinstance(images, np.ndarray | Tensor):
-        if spatial_dims == 3 and images.ndim == 5 and images.shape[1] == 1:
-            images = images[:, 0]
-        return list(images) if images.ndim == 4 else [images]
-    single = isinstance(images, str | os.PathLike | Image.Image | Volume) or hasattr(images, "dataobj")  # nibabel
-    return [images] if single else list(images)
 
 
 def _read_noise(path: Path, size: tuple[int, ...]) -> Tensor | None:

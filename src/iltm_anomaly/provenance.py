@@ -1,6 +1,7 @@
 """What a result must carry to be checked: versions, commit, command line, machine."""
 
 import platform
+import shlex
 import subprocess
 import sys
 from importlib import metadata
@@ -36,8 +37,8 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def provenance() -> dict[str, Any]:
-    """{"versions", "commit", "command", "hardware"} of this process."""
+def provenance(device: Any = "cpu") -> dict[str, Any]:
+    """{"versions", "commit", "command", "hardware"} of this process, which has computed on `device`."""
     import torch
 
     versions = {"python": platform.python_version()}
@@ -46,10 +47,11 @@ def provenance() -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    device = torch.device(device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "versions": versions,
         "commit": _commit(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "hardware": {"device": device, "threads": torch.get_num_threads()},
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "hardware": {"device": name, "threads": torch.get_num_threads()},
     }

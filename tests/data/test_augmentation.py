@@ -58,7 +58,10 @@ def test_input_is_left_alone_and_seeds_differ():
 
 def test_none_changes_nothing():
     values = batch()
-    assert torch.equal(augment(values, AugmentationConfig.none(), range(6)), values)
+    none = AugmentationConfig(
+        affine_probability=0, contrast_probability=0, intensity_probability=0, noise_probability=0
+    )
+    assert torch.equal(augment(values, none, range(6)), values)
     zero = AugmentationConfig(rotation=0, translation=0, scale=0, contrast=0, intensity=0, noise_std=0)
     torch.testing.assert_close(augment(values, zero, range(6)), values, atol=1e-5, rtol=0)
 

@@ -99,6 +99,14 @@ def test_defects_from_numbers_and_without_labels(hub, loaded):
     dataset = load_mvtec("org/parts")
     assert dataset["train"]["label"][:] == [-1]
     assert dataset["test"]["defect"][:] == ["good", "defective"]
+    # a table with a gap has floats, and numbers may be text
+    loaded["train"] = make_dataset(image=[image()] * 3).add_column("label", [0.0, None, 1.0])
+    loaded["test"] = make_dataset(image=[image()] * 2, mask=[None, mask()]).add_column("label", ["0", "1"])
+    dataset = load_mvtec("org/parts")
+    assert dataset["train"]["label"][:] == [0, -1, 1] and dataset["test"]["label"][:] == [0, 1]
+    loaded["train"] = make_dataset(image=[image()]).add_column("label", [0.5])
+    with pytest.raises(ValueError, match=r"column label holds 0\.5; it must hold names, or 0 for good"):
+        load_mvtec("org/parts")
 
 
 def test_bad_hub_data(hub, loaded):

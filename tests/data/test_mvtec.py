@@ -101,6 +101,17 @@ def test_mask_of_another_size(category):
         load_mvtec(category)
 
 
+def test_no_mask_keeps_an_image_from_training(category, caplog):
+    for number in range(10, 13):
+        save_image(category / "train" / "crack" / f"{number:03d}.png")
+    save_mask(category / "ground_truth" / "crack" / "010_mask.png", size=(10, 12))
+    (category / "ground_truth" / "crack" / "011_mask.png").write_bytes(b"")
+    save_mask(category / "ground_truth" / "crack" / "012_mask.png")
+    known = load_mvtec(category)["train"].filter(lambda defect: defect == "crack", input_columns="defect")
+    assert [mask is None for mask in known["mask"]] == [True, True, False]
+    assert caplog.text.count("training needs none") == 2
+
+
 def test_an_empty_mask_is_reported_and_its_image_not_tested_on(category, caplog):
     before = len(load_mvtec(category)["test"])
     save_mask(category / "ground_truth" / "crack" / "000_mask.png", top=0)
@@ -202,6 +213,13 @@ def test_bad_plain_folders(tmp_path):
         load_folder(tmp_path)
     with pytest.raises(NotADirectoryError):
         load_folder(tmp_path / "a.png")
+
+
+def test_a_folder_above_data_sets_is_not_trained_on_with_their_masks(tmp_path):
+    make_category(tmp_path / "sets" / "mvtec" / "bolt")
+    with pytest.raises(ValueError, match=r"sets/mvtec/bolt has folders .* Give .*sets/mvtec and the category bolt"):
+        load_images(tmp_path / "sets")
+    assert load_images(tmp_path / "sets" / "mvtec")["train"].num_rows == 6
 
 
 def test_load_images_tells_layouts_apart(category, tmp_path):

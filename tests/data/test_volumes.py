@@ -171,7 +171,7 @@ def test_names_of_masks_and_volumes(tmp_path):
     assert volume_stem("a/b.c.nii.gz") == "b.c"
 
 
-def test_a_tree_like_mvtecs_is_loaded(tmp_path):
+def test_a_tree_like_mvtecs_is_loaded(tmp_path, caplog):
     for name in ("train/good/a", "train/loose", "test/good/a", "test/lesion/b"):
         save(tmp_path / f"{name}.nii.gz")
     save(tmp_path / "ground_truth/lesion/b_mask.nii.gz", np.ones((5, 6, 7), np.uint8))
@@ -183,6 +183,9 @@ def test_a_tree_like_mvtecs_is_loaded(tmp_path):
     save(tmp_path / "test/lesion/c.nii.gz")
     with pytest.raises(ValueError, match="c_mask"):
         load_volumes(tmp_path)
+    save(tmp_path / "ground_truth/lesion/c_mask.nii.gz", np.zeros((5, 6, 7), np.uint8))
+    assert load_volumes(tmp_path)["test"]["label"] == [0, 1]
+    assert "c_mask.nii.gz marks no voxel although" in caplog.text
 
 
 def test_a_training_volume_never_takes_the_ground_truth_of_a_test_volume(tmp_path):
@@ -205,8 +208,26 @@ def test_plain_folders_and_patterns_find_their_masks(tmp_path):
     assert load_volumes(tmp_path)["train"].num_rows == 4
     with pytest.raises(FileNotFoundError, match="no NIfTI file matches"):
         load_volumes(str(tmp_path / "*_mr.nii.gz"))
+    with pytest.raises(ValueError, match="is a pattern, which has no category 'brain'"):
+        load_volumes(str(tmp_path / "*_suv.nii.gz"), "brain")
     with pytest.raises(FileNotFoundError, match="no such folder"):
         load_volumes(tmp_path / "absent")
+
+
+def test_a_folder_per_patient_has_its_mask_in_it(tmp_path):
+    for name in ("p1/pet", "p1/mask", "p2/pet", "p2/ct", "p2/seg"):
+        save(tmp_path / f"{name}.nii.gz", np.ones((5, 6, 7), np.uint8))
+    rows = load_volumes(tmp_path)["train"]
+    assert [path.split("/")[-1] for path in rows["image"]] == ["pet.nii.gz", "ct.nii.gz", "pet.nii.gz"]
+    # of two volumes it is not known whose the mask is
+    assert [mask is None for mask in rows["mask"]] == [False, True, True]
+
+
+def test_a_folder_above_data_sets_is_not_trained_on_with_their_lesions(tmp_path):
+    for name in ("train/good/a", "test/good/b"):
+        save(tmp_path / "sets" / "brain" / f"{name}.nii.gz")
+    with pytest.raises(ValueError, match=r"Give .*sets and the category brain"):
+        load_volumes(tmp_path / "sets")
 
 
 def test_a_bad_volume_is_left_out_with_a_warning(tmp_path, caplog):

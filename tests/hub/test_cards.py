@@ -144,6 +144,11 @@ def test_the_name_of_a_folder_claims_nothing(tmp_path, monkeypatch):
         assert source.terms == "not stated" and source.hub_id is None and source.name == Path(path).name
     assert data_source("somebody/bolts").hub_id == "somebody/bolts"
     assert as_path("somebody/bolts") == "somebody/bolts"
+    # a pattern is no Hub id, and "." tells nothing
+    assert (
+        data_source("scans/*_suv.nii.gz").hub_id is None and data_source("scans/*_suv.nii.gz").name == "*_suv.nii.gz"
+    )
+    assert as_path(".") == as_path("./") == str(Path.cwd())
     (tmp_path / "somebody" / "bolts").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert as_path("somebody/bolts") == "./somebody/bolts" and as_path("./somebody") == "./somebody"

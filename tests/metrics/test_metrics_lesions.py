@@ -44,6 +44,15 @@ def test_one_detection_of_everything_is_none():
     assert curve.sensitivity_at(2) == 0
 
 
+def test_infinite_scores_are_ranked_as_the_highest_are():
+    values, mask = scan({(1, 1, 1): 0.5}, [(1, 1, 1)])
+    finite, infinite = values.copy(), values.copy()
+    finite[8:10, 8, 8] = 9
+    infinite[8:10, 8, 8] = np.inf
+    assert lesion_detection([infinite], [mask], [0.5, 1]) == lesion_detection([finite], [mask], [0.5, 1])
+    assert lesion_detection([infinite], [mask], [0.5, 1])["lesion_sensitivity_at_0.5_fp"] == 0
+
+
 def test_diagonal_neighbours_are_one_detection():
     values, mask = scan({(2, 2, 2): 0.8, (3, 3, 3): 0.8, (7, 7, 7): 0.9}, [(7, 7, 7)])
     curve = lesion_curve([values], [mask])

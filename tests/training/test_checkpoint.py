@@ -187,6 +187,23 @@ def test_a_folder_is_whole_or_not_there(tmp_path, monkeypatch):
             fill_folder(tmp_path / "stage", fill("three"))
     assert (tmp_path / "stage" / "file").read_text() == "two" and len(list(tmp_path.iterdir())) == 1
 
+    rename = os.replace
+
+    def busy(source, target):  # as of a network file system on which somebody reads the old files
+        if str(source).endswith(".partial"):
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", busy)
+        with pytest.raises(CheckpointError, match=r"cannot write .*stage: Directory not empty"):
+            fill_folder(tmp_path / "stage", fill("three"))
+    assert (tmp_path / "stage" / "file").read_text() == "two" and len(list(tmp_path.iterdir())) == 1
+    (tmp_path / "stage").rename(tmp_path / "stage.before")  # as a kill between the two renames leaves it
+    with pytest.raises(CheckpointError, match="No space left"):
+        fill_folder(tmp_path / "stage", full)
+    assert (tmp_path / "stage" / "file").read_text() == "two" and len(list(tmp_path.iterdir())) == 1
+
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_failed_save_keeps_both_good_ones(path, monkeypatch, step):

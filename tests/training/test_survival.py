@@ -248,9 +248,16 @@ def test_images_of_a_known_source_are_not_read_again(whole, tmp_path):
     unread = iter(())
     changes = {"rounds": RECIPE["rounds"] | {"rounds": 0}}
     train(folder, resume=True, source="data set 1", changes=changes, data=unread)
+    (folder / "model").rename(tmp_path / "model2")
     with pytest.raises(RunFolderError, match="9 images then, 0 now"):
-        (folder / "model").rename(tmp_path / "model2")
         train(folder, resume=True, source="data set 2", changes=changes, data=unread)
+    # a cache that was made anew from other images, by an attempt that was killed before it compared them
+    (folder / "images.arrow").unlink()
+    train(tmp_path / "other", source="data set 2", changes=changes, data=images()[:-1])
+    (tmp_path / "other" / "images.arrow").rename(folder / "images.arrow")
+    with pytest.raises(RunFolderError, match="other pixels"):
+        train(folder, resume=True, source="data set 2", changes=changes, data=unread)
+    train(folder, resume=True, source="data set 1", changes=changes)
 
 
 def test_another_recipe_or_seed_is_named(finished):

@@ -16,7 +16,7 @@ from iltm_anomaly.baselines.modeling import IMAGES_AT_ONCE, BaselineModel
 from iltm_anomaly.hub.checks import check_finite, check_folder, read_json
 from iltm_anomaly.hub.download import local_folder
 from iltm_anomaly.image_processing import ILTMImageProcessor
-from iltm_anomaly.pipeline import as_list, check_batch_size, save_parts
+from iltm_anomaly.pipeline import check_batch_size, save_parts
 
 # Classes are looked up here, never imported by the name that a JSON file gives.
 METHODS = {baseline.class_name: baseline for baseline in (*BASELINES.values(), VQVAE_TRANSFORMER)}
@@ -116,7 +116,7 @@ class BaselinePipeline:
             ValueError: if `images` is empty, or values or a shape are none of an image.
             TypeError: if something is no image.
         """
-        images = as_list(images)
+        images = self.image_processor.as_list(images)
         if not images:
             raise ValueError("no images given")
         check_batch_size(batch_size)

@@ -103,7 +103,7 @@ def train_baseline(
     pipeline = BaselinePipeline(model, processor)
     pipeline.calibrate(calibration_images(images, seed), show_progress)
     report["training_seconds"] = round(report["descent_seconds"] + report["statistics_seconds"], 1)
-    pipeline.training_report = report | {"parameters": model.num_parameters()} | provenance()
+    pipeline.training_report = report | {"parameters": model.num_parameters()} | provenance(model.device)
     fill_folder(output / "model", pipeline.save_pretrained)
     remove_checkpoint(output / "checkpoint.bin")
     return pipeline

@@ -85,11 +85,6 @@ class AugmentationConfig:
         if self.reference_size < 1:
             raise ValueError(f"reference_size must be at least 1 pixel, got {self.reference_size}")
 
-    @classmethod
-    def none(cls) -> "AugmentationConfig":
-        """A configuration that changes nothing."""
-        return cls(affine_probability=0, contrast_probability=0, intensity_probability=0, noise_probability=0)
-
 
 @torch.no_grad()
 def augment(pixel_values: torch.Tensor, config: AugmentationConfig, seeds: Sequence[int]) -> torch.Tensor:

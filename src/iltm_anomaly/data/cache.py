@@ -28,7 +28,7 @@ class PixelCache:
     """Rows of one shape and type, read like the first axis of a tensor.
 
     `cache[3]`, `cache[2:9]` and `cache[tensor_of_indices]` are copies, as tensors of the stored type. Columns of the file:
-    `name`, `sha256` of the pixels, and `pixels`; its metadata hold shape, type and `source`.
+    `sha256` of the pixels, and `pixels`; its metadata hold shape, type and `source`.
 
     Raises:
         CacheDamagedError: if the file is no complete cache.
@@ -51,7 +51,6 @@ class PixelCache:
             for batch in batches
         ]
         self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
-        self.names: list[str] = [name for batch in batches for name in batch.column("name").to_pylist()]
         self.digests: list[str] = [digest for batch in batches for digest in batch.column("sha256").to_pylist()]
 
     def __len__(self) -> int:
@@ -149,16 +148,14 @@ class _Writer:
         self.file = open(path, "wb")  # noqa: SIM115 - closed by `build_cache`, whatever happens
         self.kind = (first.shape, first.dtype)
         about = {"shape": first.shape, "dtype": first.dtype.str, "source": source}
-        columns = [("name", pa.string()), ("sha256", pa.string()), ("pixels", pa.binary(first.nbytes))]
+        columns = [("sha256", pa.string()), ("pixels", pa.binary(first.nbytes))]
         self.schema = pa.schema(columns, metadata={"iltm": json.dumps(about)})
         self.rows = pa.ipc.new_file(self.file, self.schema)
-        self.names: list[str] = []
         self.arrays: list[np.ndarray] = []
 
     def add(self, name: str, array: np.ndarray) -> None:
         if (array.shape, array.dtype) != self.kind:
             raise ValueError(f"{name or 'an image'} has shape {array.shape}, the first image {self.kind[0]}")
-        self.names.append(name)
         self.arrays.append(array)
         if len(self.arrays) * array.nbytes >= BATCH_BYTES:
             self._flush()
@@ -168,8 +165,8 @@ class _Writer:
             self.schema.field("pixels").type, len(self.arrays), [None, pa.py_buffer(np.stack(self.arrays).tobytes())]
         )
         digests = pa.array([_digest(array) for array in self.arrays])
-        self.rows.write_batch(pa.record_batch([pa.array(self.names), digests, pixels], self.schema))
-        self.names, self.arrays = [], []
+        self.rows.write_batch(pa.record_batch([digests, pixels], self.schema))
+        self.arrays = []
 
     def finish(self) -> None:
         if self.arrays:

@@ -33,7 +33,7 @@ class ContaminationRecord:
     """What `contaminate` chose, as plain numbers, so that a report can hold it and `apply_record` can repeat it.
 
     Attributes:
-        fraction: share of defective images asked for, in [0, 1).
+        fraction: share of defective images asked for, in [0, 1); that of the chosen ones differs by rounding.
         seed: seed of the split and of the choice.
         train_size: number of training images asked for, or None for all good ones and as many defective as needed.
         good_indices: rows of the original train split that are trained on.
@@ -49,11 +49,6 @@ class ContaminationRecord:
     pool_indices: tuple[int, ...]
     test_indices: tuple[int, ...]
     source_rows: tuple[int, int]
-
-    @property
-    def actual_fraction(self) -> float:
-        """Share of defective images among the chosen training images; differs from `fraction` by rounding."""
-        return len(self.pool_indices) / (len(self.good_indices) + len(self.pool_indices))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that `json` can write."""

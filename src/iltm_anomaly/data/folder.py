@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 from .hub import is_dataset_folder
 from .images import IMAGE_SUFFIXES, find_images
-from .mvtec import is_category, list_categories, load_mvtec, read_rows, refuse_half_a_category
+from .mvtec import (
+    is_category,
+    list_categories,
+    load_mvtec,
+    read_rows,
+    refuse_half_a_category,
+    refuse_hidden_categories,
+)
 from .schema import build_dataset
 
 if TYPE_CHECKING:
@@ -38,6 +45,7 @@ def load_folder(path: str | os.PathLike, recursive: bool = True) -> Dataset:
     images = find_images(folder, recursive=recursive)
     if not images:
         raise ValueError(f"no image in {folder}: no file ends in {', '.join(IMAGE_SUFFIXES)}")
+    refuse_hidden_categories(folder, images)
     rows, unreadable = read_rows((image, None, None) for image in images)
     if not rows:
         raise ValueError(f"no readable image in {folder} (the first of {len(unreadable)}: {unreadable[0][1]})")

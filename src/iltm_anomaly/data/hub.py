@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +16,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # What other data sets call an image without a defect.
-_GOOD_NAMES = frozenset({"good", "normal", "ok"})
+_GOOD_NAMES = frozenset({"good", "normal", "ok", "0"})
 
 
 def is_dataset_folder(folder: Path) -> bool:
@@ -63,7 +66,9 @@ def load_hub_dataset(name: str, category: str | None, require_masks: bool, **loa
     splits = {}
     for split in ("train", "test"):
         source = loaded[split] if split in loaded else loaded["train"].select([])
-        splits[split] = _standardise(source, f"{split} split of {name}", require_masks and split == "test")
+        splits[split] = _standardise(
+            source, f"{split} split of {name}", split == "test", require_masks and split == "test"
+        )
     return DatasetDict(splits)
 
 
@@ -120,18 +125,22 @@ def _defects(split: Dataset) -> list[str | None]:
     column = next((name for name in ("defect", "defect_type", "label") if name in split.column_names), None)
     if column is None:
         return [None] * len(split)
-    return [_defect_name(value) for value in _names(split, column)]
+    return [_defect_name(value, column) for value in _names(split, column)]
 
 
-def _defect_name(value: Any) -> str | None:
+def _defect_name(value: Any, column: str) -> str | None:
+    if isinstance(value, float) and (math.isnan(value) or value.is_integer()):  # of a table with a gap
+        value = None if math.isnan(value) else int(value)
     if value is None or (isinstance(value, int) and value < 0):
         return None
     if isinstance(value, (bool, int)):
         return "defective" if value else GOOD
+    if not isinstance(value, str):
+        raise ValueError(f"column {column} holds {value!r}; it must hold names, or 0 for good and 1 for defective")
     return GOOD if value.lower() in _GOOD_NAMES else value
 
 
-def _standardise(split: Dataset, name: str, require_masks: bool) -> Dataset:
+def _standardise(split: Dataset, name: str, needs_masks: bool, require_masks: bool) -> Dataset:
     from datasets import Image
 
     if "image" not in split.column_names:
@@ -150,14 +159,21 @@ def _standardise(split: Dataset, name: str, require_masks: bool) -> Dataset:
                 try:
                     stored, size, marks = normalise_mask(source["bytes"] or source["path"])
                 except ImageReadError as error:
-                    logger.warning("left out: row %d of the %s: %s", readable[row], name, error)
-                    unreadable.add(row)
+                    if needs_masks:
+                        logger.warning("left out: row %d of the %s: %s", readable[row], name, error)
+                        unreadable.add(row)
+                    else:
+                        logger.warning("mask of row %d of the %s left out: %s", readable[row], name, error)
                     continue
                 if size != (expected := sizes[readable[row]]):
-                    raise ValueError(
+                    problem = (
                         f"the mask in row {readable[row]} of the {name} is {size[1]} x {size[0]} pixels, its image "
-                        f"{expected[1]} x {expected[0]}; resize one of them"
+                        f"{expected[1]} x {expected[0]}"
                     )
+                    if needs_masks:
+                        raise ValueError(f"{problem}; resize one of them")
+                    logger.warning("%s; left out, training needs none", problem)
+                    continue
                 if not marks:
                     logger.warning("the mask in row %d of the %s marks no pixel; left out", readable[row], name)
                     continue

@@ -6,16 +6,16 @@ import difflib
 import io
 import logging
 import os
-import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from .hub import is_dataset_folder, load_hub_dataset
+from .hub import HUB_ID, is_dataset_folder, load_hub_dataset
 from .images import ImageReadError, find_images, read_image
 from .schema import GOOD, build_dataset, mask_to_png, normalise_mask
 
@@ -70,7 +70,7 @@ def load_mvtec(
     """
     root = Path(root_or_hub_id).expanduser()
     if not root.exists():
-        if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(root_or_hub_id)):
+        if HUB_ID.fullmatch(str(root_or_hub_id)):
             return load_hub_dataset(str(root_or_hub_id), category, require_masks, **load_kwargs)
         raise FileNotFoundError(f"no such folder: {root} (looked in {Path.cwd()})")
     if not root.is_dir():
@@ -99,13 +99,26 @@ def refuse_half_a_category(folder: Path) -> None:
         )
 
 
+def refuse_hidden_categories(folder: Path, files: Iterable[Path]) -> None:
+    """Raises ValueError if a file of a plain folder lies in a category below it, whose test images and masks would be trained
+    on."""
+    for above in {path for file in files for path in file.parents if folder in path.parents}:
+        if (above / "ground_truth").is_dir() or ((above / "train").is_dir() and (above / "test").is_dir()):
+            raise ValueError(
+                f"{above} has folders test or ground_truth and lies below the plain folder {folder}: it would all be "
+                f"trained on. Give {above.parent} and the category {above.name}"
+            )
+
+
 def read_rows(
     entries: Iterable[tuple[Path, str | None, Path | None]],
+    needs_masks: bool = True,
 ) -> tuple[list[dict[str, Any]], list[tuple[Path, str]]]:
     """Reads image files, with their masks, to see whether they can be used.
 
     Args:
         entries: (image path, defect type or None, mask path or None) of each image.
+        needs_masks: False, for training, leaves out a mask that cannot be used and keeps its image.
 
     Returns:
         Rows (image, mask, defect) of the images that can be used, in the given order, and (path, reason) of the
@@ -117,7 +130,7 @@ def read_rows(
     rows, unreadable = [], []
     # Decoding releases the GIL. At full size (1024 x 1024) it is what loading takes time for.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for result in pool.map(_read_row, entries):
+        for result in pool.map(partial(_read_row, needs_masks=needs_masks), entries):
             if isinstance(result, dict):
                 rows.append(result)
             else:
@@ -126,20 +139,29 @@ def read_rows(
     return rows, unreadable
 
 
-def _read_row(entry: tuple[Path, str | None, Path | None]) -> dict[str, Any] | tuple[Path, str]:
+def _read_row(entry: tuple[Path, str | None, Path | None], needs_masks: bool) -> dict[str, Any] | tuple[Path, str]:
     image_path, defect, mask_path = entry
+    plain = {"image": image_path, "mask": None, "defect": defect}
     try:
         image = read_image(image_path)
-        if mask_path is None:
-            return {"image": image_path, "mask": None, "defect": defect}
-        mask, mask_size, has_defect = _read_mask(mask_path)
     except ImageReadError as error:
         return image_path, str(error)
-    if mask_size != (image.height, image.width):
-        raise ValueError(
-            f"mask {mask_path} is {mask_size[1]} x {mask_size[0]} pixels but its image {image_path} is "
-            f"{image.width} x {image.height}; resize one of them"
-        )
+    if mask_path is None:
+        return plain
+    try:
+        mask, mask_size, has_defect = _read_mask(mask_path)
+        if mask_size != (image.height, image.width):
+            raise ValueError(
+                f"mask {mask_path} is {mask_size[1]} x {mask_size[0]} pixels but its image {image_path} is "
+                f"{image.width} x {image.height}; resize one of them"
+            )
+    except ValueError as error:  # ImageReadError too
+        if not needs_masks:
+            logger.warning("mask left out, training needs none: %s", error)
+            return plain
+        if isinstance(error, ImageReadError):
+            return image_path, str(error)
+        raise
     if not has_defect:
         logger.warning("mask %s marks no pixel although its image is of defect type %r; left out", mask_path, defect)
     return {"image": image_path, "mask": mask if has_defect else None, "defect": defect}
@@ -208,7 +230,7 @@ def _load_category(folder: Path, require_masks: bool) -> DatasetDict:
         )
     splits = {}
     for name, entries in (("train", train), ("test", test)):
-        rows, unreadable = read_rows(entries)
+        rows, unreadable = read_rows(entries, needs_masks=name == "test")
         if not rows and (unreadable or name == "train"):
             reason = f"the first of {len(unreadable)}: {unreadable[0][1]}" if unreadable else "the folder holds none"
             raise ValueError(f"no readable image in {folder / name} ({reason})")

@@ -21,7 +21,7 @@ import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
 from .images import ImageReadError, check_name, data_files
-from .mvtec import refuse_half_a_category
+from .mvtec import refuse_half_a_category, refuse_hidden_categories
 from .schema import GOOD, label_of
 
 if TYPE_CHECKING:
@@ -447,8 +447,8 @@ def volume_stem(path: str | os.PathLike) -> str:
 
 
 def is_mask_name(path: str | os.PathLike) -> bool:
-    """Whether a name ends like one of ground truth, `_mask` or `_lesion`."""
-    return volume_stem(path).lower().rpartition("_")[2] in MASK_NAMES and "_" in volume_stem(path)
+    """Whether a name is, or ends like, one of ground truth: `mask`, or `P1_lesion`."""
+    return volume_stem(path).lower().rpartition("_")[2] in MASK_NAMES
 
 
 def find_volumes(folder: str | os.PathLike, recursive: bool = False) -> list[Path]:
@@ -472,7 +472,8 @@ def load_volumes(root: str | os.PathLike, category: str | None = None) -> Datase
         <root>/ground_truth/<defect>/NAME_mask.nii.gz
 
     In a plain folder, and beside the files of a pattern, `NAME_mask` or `NAME_lesion` is ground truth of `NAME`, and of
-    `NAME_suv` and the like. Every file is read once; one that cannot be used is reported as a warning and left out.
+    `NAME_suv` and the like, and a bare `mask` of the only volume in its folder. Every file is read once; one that cannot be used
+    is reported as a warning and left out.
 
     Args:
         root: folder or pattern (in quotes on the command line).
@@ -490,6 +491,8 @@ def load_volumes(root: str | os.PathLike, category: str | None = None) -> Datase
 
     text = os.path.expanduser(os.fspath(root))
     if glob.has_magic(text) and not Path(text).exists():
+        if category is not None:
+            raise ValueError(f"{text} is a pattern, which has no category {category!r}: leave it out")
         files = [Path(path) for path in sorted(glob.glob(text, recursive=True)) if is_volume_file(path)]
         if not files:
             raise FileNotFoundError(f"no NIfTI file matches {text}")
@@ -513,7 +516,9 @@ def load_volumes(root: str | os.PathLike, category: str | None = None) -> Datase
             (p, defect, None if mask in tested else mask) for p, defect, mask in entries_of["train"]
         ]
         return DatasetDict({split: _build(found, split, str(folder / split)) for split, found in entries_of.items()})
-    entries: list[Entry] = [(path, None, find_mask_beside(path)) for path in find_volumes(folder, recursive=True)]
+    volumes = find_volumes(folder, recursive=True)
+    refuse_hidden_categories(folder, volumes)
+    entries: list[Entry] = [(path, None, find_mask_beside(path)) for path in volumes]
     if not entries:
         dicom = "; DICOM must be converted to NIfTI for training" if find_dicom_folders(folder) else ""
         raise ValueError(f"no volume in {folder}: no file ends in {' or '.join(VOLUME_SUFFIXES)}{dicom}")
@@ -521,10 +526,17 @@ def load_volumes(root: str | os.PathLike, category: str | None = None) -> Datase
 
 
 def find_mask_beside(path: Path) -> Path | None:
-    """Ground truth in the same folder: `P1_suv_mask`, or `P1_mask`, of `P1_suv`; any of `MASK_NAMES`."""
+    """Ground truth in the same folder: `P1_suv_mask`, or `P1_mask`, of `P1_suv`; `mask` of the only volume there; any of
+    `MASK_NAMES`."""
     stem = volume_stem(path)
     stems = [stem, stem.rpartition("_")[0]]
-    return _first_file(path.parent, [f"{s}_{name}" for s in stems if s for name in MASK_NAMES])
+    named = [f"{s}_{name}" for s in stems if s for name in MASK_NAMES]
+    found = _first_file(path.parent, named)
+    bare = _first_file(path.parent, MASK_NAMES) if found is None else None
+    if bare is None:
+        return found
+    volumes = [file for file in data_files(path.parent, False, is_volume_file) if not is_mask_name(file)]
+    return bare if len(volumes) == 1 else None
 
 
 def _first_file(folder: Path, stems: Iterable[str]) -> Path | None:
@@ -570,12 +582,18 @@ def _build(entries: list[Entry], split: str, where: str) -> Dataset:
         try:
             volume = read_volume(path)
             try:
-                read_mask(mask, volume.grid)
+                marked = read_mask(mask, volume.grid)
             except ValueError as error:
                 if split == "test":
                     raise
                 logger.warning("ground truth left out, training needs none: %s", error)
                 mask = None
+            else:
+                if split == "test" and mask is not None and not marked.any():
+                    logger.warning(
+                        "left out: %s marks no voxel although its volume is of defect type %r", mask, defect
+                    )
+                    continue
         except VolumeReadError as error:
             problem = str(error)
             logger.warning("left out: %s", error)

@@ -340,7 +340,9 @@ def _commands(
     seeds = [d["results"][0]["seed"] for d in documents] or [report.get("seed") or 0]
     commits = {d.get("commit") for d in documents}
     lines = []
-    if len(commits) == 1 and None not in commits:
+    if (
+        len(commits) == 1 and None not in commits and not any("+" in str(commit) for commit in commits)
+    ):  # nobody has those changes
         lines.append(f"git checkout {commits.pop()}  # of iltm-anomaly; later code may give other numbers")
     if source is DEMO:
         return "\n".join(lines + [f"iltm-anomaly demo --seed {seed} --output demo_{seed}" for seed in seeds])

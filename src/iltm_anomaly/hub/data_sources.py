@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from iltm_anomaly.data.hub import HUB_ID
+
 CONTAMINATION = 0.3  # of the training images of `iltm-anomaly demo`
 
 
@@ -12,7 +14,7 @@ class DataSource:
 
     Args:
         name: as its authors call it.
-        text: what of it was used.
+        text: what it is, and what of it this project's results used.
         licence: as the Hub abbreviates it; "other" where there is no such abbreviation.
         terms: the licence in words.
         citation: of its authors.
@@ -44,28 +46,28 @@ DATA_SOURCES = {
     "data/part": DEMO,
     "mvtec": DataSource(
         "MVTec AD",
-        "MVTec AD in copies reduced to 128 x 128 pixels; numbers on them are not MVTec AD benchmark results.",
+        "MVTec AD. This project's own results are of copies reduced to 128 x 128 pixels: no MVTec AD benchmark results.",
         "cc-by-nc-sa-4.0",
         NON_COMMERCIAL + "; copyright 2019 MVTec Software GmbH",
         "P. Bergmann, K. Batzner, M. Fauser, D. Sattlegger, C. Steger: The MVTec Anomaly Detection Dataset. IJCV 129(4), 2021.",
     ),
     "mvtec_loco": DataSource(
         "MVTec LOCO AD",
-        "A part of MVTec LOCO AD in copies reduced to 128 x 128 pixels; not its benchmark.",
+        "MVTec LOCO AD. This project's own results are of a part, reduced to 128 x 128 pixels: not its benchmark.",
         "cc-by-nc-sa-4.0",
         NON_COMMERCIAL + "; copyright 2022 MVTec Software GmbH",
         "P. Bergmann, K. Batzner, M. Fauser, D. Sattlegger, C. Steger: Beyond Dents and Scratches. IJCV 2022.",
     ),
     "magnetic_tile": DataSource(
         "Magnetic tile surface defects",
-        "Reduced to 128 x 128 pixels, with a split of its own; the same tile may lie on both sides of it.",
+        "This project's own results: reduced to 128 x 128 pixels, with a split of its own; the same tile may lie on both sides.",
         "other",
         'no licence file; its readme says "It is welcomed to use our dataset" and asks to cite the paper',
         "Y. Huang, C. Qiu, K. Yuan: Surface defect saliency of magnetic tile. The Visual Computer, 2020.",
     ),
     "kolektorsdd": DataSource(
         "KolektorSDD",
-        "Tiles of 250 x 250 pixels reduced to 128 x 128, split by part.",
+        "This project's own results: tiles of 250 x 250 pixels reduced to 128 x 128, split by part.",
         "cc-by-nc-sa-4.0",
         NON_COMMERCIAL,
         "D. Tabernik, S. Sela, J. Skvarc, D. Skocaj: Segmentation-based deep-learning approach for surface-defect detection. "
@@ -73,28 +75,29 @@ DATA_SOURCES = {
     ),
     "deeppcb": DataSource(
         "DeepPCB",
-        "Quarters of the scans reduced to 128 x 128 pixels; masks are boxes, so pixel scores are only relative.",
+        "This project's own results: quarters of the scans reduced to 128 x 128 pixels; masks are boxes, so pixel scores are "
+        "only relative.",
         "mit",
         "MIT",
         "S. Tang, F. He, X. Huang, J. Yang: Online PCB defect detector on a new PCB defect dataset. arXiv 1902.06197, 2019.",
     ),
     "mpdd": DataSource(
         "MPDD",
-        "One category reduced to 128 x 128 pixels, with a split of its own.",
+        "This project's own results: one category reduced to 128 x 128 pixels, with a split of its own.",
         "cc-by-nc-sa-4.0",
         NON_COMMERCIAL + " (as far as known)",
         "S. Jezek, M. Jonak, R. Burget, P. Dvorak, M. Skotak: Deep learning-based defect detection of metal parts. ICUMT 2021.",
     ),
     "sts_pet": DataSource(
         "Soft-tissue-Sarcoma",
-        "FDG-PET crops around tumours of 26 patients, resampled to voxels of 4 mm.",
+        "This project's own results: FDG-PET crops around tumours of 26 patients, resampled to voxels of 4 mm.",
         "cc-by-3.0",
         "CC BY 3.0, with TCIA's data use policy: no attempt to identify a person",
         SARCOMA,
     ),
     "ms_lesions": DataSource(
         "Multiple sclerosis lesions",
-        "Brain MRI of 3 patients with lesion masks, averaged to voxels of 2 mm.",
+        "This project's own results: brain MRI of 3 patients with lesion masks, averaged to voxels of 2 mm.",
         "other",
         "CC BY",
         "Z. Lesjak et al.: A novel public MR image dataset of multiple sclerosis patients. Neuroinformatics, 2017.",
@@ -117,6 +120,8 @@ def data_source(path: str, recipe: str | None = None) -> DataSource:
 
 def as_path(data: str) -> str:
     """What a user has given as data, with ./ before a folder that reads like a Hub id: here it is known to be none."""
+    if Path(data).name in ("", "..") or data in (".", "./"):  # tells nothing
+        return str(Path(data).resolve())
     is_folder = Path(data).expanduser().is_dir()
     return f"./{data}" if is_folder and data[:1] not in "./~" else data
 
@@ -127,5 +132,4 @@ def public_name(path: str) -> str:
     parts = Path(path).parts
     if "/".join(parts[-2:]) in DATA_SOURCES or "".join(parts[-2:-1]) in DATA_SOURCES:
         return "/".join(parts[-2:])
-    is_hub_id = path.count("/") == 1 and path[0] not in "./~" and path[-1] != "/" and not Path(path).exists()
-    return path if is_hub_id else Path(path).name
+    return path if HUB_ID.fullmatch(path) and not Path(path).exists() else Path(path).name

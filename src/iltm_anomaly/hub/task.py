@@ -71,8 +71,6 @@ class AnomalyDetectionPipeline(Pipeline):
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         from datasets import Dataset, IterableDataset
 
-        from iltm_anomaly.pipeline import as_list
-
         # transformers takes these for one image each
         if isinstance(inputs, Sequence) and not isinstance(inputs, str):
             inputs = list(inputs)
@@ -80,7 +78,7 @@ class AnomalyDetectionPipeline(Pipeline):
             inputs = (row for row in inputs)
         elif isinstance(inputs, np.ndarray | Tensor) and inputs.ndim > 3:  # a batch of images or volumes
             detector: Any = self.model.detector
-            inputs = as_list(inputs, detector.vqvae.config.spatial_dims)
+            inputs = detector.image_processor.as_list(inputs)
         return super().__call__(inputs, *args, **kwargs)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:

@@ -144,7 +144,7 @@ def _public_report(path: Path) -> bytes:
             return [strip(item) for item in value]
         if not isinstance(value, str):
             return value
-        if source:
+        if "/" in source:
             value = value.replace(source, public_name(source))  # it may hold spaces
         return re.sub(r"[^\s'\"=]*/[^\s'\"=]*", lambda found: public_name(found[0]), value)
 

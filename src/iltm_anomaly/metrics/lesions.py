@@ -66,7 +66,8 @@ def lesion_curve(maps: Any, masks: Any, max_points: int = 50, *, spatial_dims: i
         thresholds = thresholds[np.linspace(0, len(thresholds) - 1, max_points).round().astype(int)]
     pooled = np.concatenate([thinned(score_map, 50_000) for score_map, _ in pairs])
     tops = [float(score_map.max()) for score_map, _ in pairs]
-    between = np.quantile(pooled.astype(np.float64), 1 - np.geomspace(1e-5, 0.5, 12))
+    # scores themselves, as between infinite ones lies nothing
+    between = np.quantile(pooled.astype(np.float64), 1 - np.geomspace(1e-5, 0.5, 12), method="higher")
     thresholds = np.unique(np.concatenate([thresholds, tops, between]))[::-1]
     found = np.searchsorted(-highest, -thresholds, side="right")
     alarms = [_false_positives(pairs, threshold) for threshold in thresholds]

@@ -28,7 +28,8 @@ class PerformerPriorConfig(PreTrainedConfig):
         intermediate_ratio: width of the feed-forward part over `hidden_size`.
         dropout: of embedding, feed-forward and attention output.
         layer_norm_eps: of every layer normalisation.
-        initializer_range: standard deviation of the embeddings at the start; linear layers keep PyTorch's own start.
+        initializer_range: standard deviation of the embeddings at the start; linear layers keep PyTorch's own start
+            but for biases, which are 0.
         masking: what a masked token loses. "token": replaced by a learned mask embedding in the input, and its key features
             are zeroed, so that nothing of it reaches any prediction. "value": the authors' way, only its values are zeroed.
         feature_redraw_interval: training steps between redraws of the random features; 0 never redraws.

@@ -78,16 +78,26 @@ def fill_folder(folder: Path, fill: Callable[[Path], Any]) -> None:
     Raises:
         CheckpointError: if the disk is full or the folder cannot be written; what `folder` held before is untouched.
     """
-    partial = folder.with_name(folder.name + ".partial")
+    partial, before = (folder.with_name(folder.name + suffix) for suffix in (".partial", ".before"))
     try:
+        if before.exists() and not folder.exists():  # killed between the two renames below
+            os.replace(before, folder)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         fill(partial)
         for file in [*partial.rglob("*"), partial]:
             _sync(file)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
+        shutil.rmtree(before, ignore_errors=True)
+        if folder.exists():
+            os.replace(folder, before)
+        try:
+            os.replace(partial, folder)
+        except OSError:
+            if before.exists():
+                os.replace(before, folder)
+            raise
         _sync(folder.parent)
+        shutil.rmtree(before, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from error

@@ -99,7 +99,7 @@ class RunFolder:
                 "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 "processes": self.accelerator.num_processes,
                 "precision": self.accelerator.mixed_precision,
-                **provenance(),
+                **provenance(self.accelerator.device),
             }
             known = (load_json(self._record) if self._record.exists() else None) or {
                 "recipe": recipe.to_dict(),

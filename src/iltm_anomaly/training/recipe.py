@@ -75,8 +75,14 @@ class StageRecipe:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        for name in ("weight_decay", "max_grad_norm"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for pair in self.ema_decay or []:
-            if not (isinstance(pair, list | tuple) and len(pair) == 2 and pair[0] >= 0 and 0 <= pair[1] < 1):
+            numbers = isinstance(pair, list | tuple) and all(type(value) in (int, float) for value in pair)
+            if not (numbers and len(pair) == 2 and pair[0] >= 0 and 0 <= pair[1] < 1):
                 raise ValueError(f"ema_decay must be pairs [first epoch, decay from 0 to 1], got {self.ema_decay}")
 
     def total_steps(self, steps_per_epoch: int) -> int:
@@ -140,6 +146,8 @@ class RoundsRecipe:
             raise ValueError(f"codes must be one of {CODES}, got {self.codes!r}")
         if self.rounds < 0 or (self.code_copies is not None and self.code_copies < 1):
             raise ValueError(f"need rounds >= 0 and code_copies >= 1, got {self.rounds} and {self.code_copies}")
+        if not 0 <= self.max_masked_fraction <= 1:
+            raise ValueError(f"max_masked_fraction must be in [0, 1], got {self.max_masked_fraction}")
         _ = self.rule  # checks its fields: now, not after days of training
 
     @property
@@ -241,19 +249,23 @@ def _check_parts(recipe: Recipe) -> None:
     from iltm_anomaly.prior import PerformerPriorConfig
     from iltm_anomaly.vqvae import VQVAEConfig
 
-    given_elsewhere = {"in_channels": "num_channels", "vocab_size": "vqvae.vocab_size", "grid_shape": "image_size"}
+    given_elsewhere = {
+        "in_channels": "it follows from recipe.num_channels",
+        "vocab_size": "it follows from recipe.vqvae.vocab_size",
+        "grid_shape": "it follows from recipe.image_size",
+        "surprise_limit": "it is measured on the training images, outlier_scale deviations above their median",
+        "score_threshold": "it is measured on the training images; `detect --threshold` takes another one",
+    }
     for part, cls, owns in (
         ("vqvae", VQVAEConfig, {"in_channels"}),
         ("prior", PerformerPriorConfig, {"vocab_size", "grid_shape"}),
         ("augmentation", AugmentationConfig, set()),
-        ("inference", InferenceSettings, set()),
+        ("inference", InferenceSettings, {"surprise_limit", "score_threshold"}),
     ):
         known = {f.name for f in fields(cls) if f.name in cls.__annotations__} - owns  # not what transformers adds
         for name in getattr(recipe, part):
             if name in owns:
-                raise ValueError(
-                    f"recipe.{part} must not hold {name!r}: it follows from recipe.{given_elsewhere[name]}"
-                )
+                raise ValueError(f"recipe.{part} must not hold {name!r}: {given_elsewhere[name]}")
             if name not in known:
                 raise ValueError(f"recipe.{part} has no field {name!r}; it has {sorted(known)}")
     vqvae = VQVAEConfig(in_channels=recipe.num_channels, **recipe.vqvae)

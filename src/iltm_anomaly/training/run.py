@@ -124,7 +124,7 @@ class TrainingRun:
                 "rounds": rounds,
                 # of both stages, over all sittings of a resumed run
                 "training_seconds": round(stage1["seconds"] + sum(entry["seconds"] for entry in rounds), 1),
-                **provenance(),
+                **provenance(self.accelerator.device),
             }
             fill_folder(model_folder, pipeline.save_pretrained)
             remove_checkpoint(self.output / "checkpoint.bin")
@@ -204,11 +204,11 @@ class TrainingRun:
         changes = None
         if cache is None:
             cache = build_cache(path, shown(), prepare, source)
-            if expected not in (None, cache.digest):
-                path.unlink()
-                changes = "other pixels"
         elif source is None or cache.source != source:  # moved to another machine, perhaps: the pixels decide
             changes = difference(cache, shown(), prepare)
+        if changes is None and expected not in (None, cache.digest):  # of another attempt, that was killed
+            path.unlink()
+            changes = "other pixels"
         if changes is not None:
             raise RunFolderError(
                 f"cannot resume {self.output}: the training images are not those that it was started with ({changes}). "
@@ -448,8 +448,8 @@ class TrainingRun:
         grid = vqvae.grid_shape(pixels.shape[2:])
         # the same start, batches and dropout in every round: rounds differ by their masks alone
         torch.manual_seed(sample_seed(self.seed, STREAM_WEIGHTS, 1))
-        vocab_size = self.recipe.vqvae.get("vocab_size", 256)
-        prior = PerformerPriorModel(PerformerPriorConfig(vocab_size=vocab_size, grid_shape=grid, **self.recipe.prior))
+        config = PerformerPriorConfig(vocab_size=vqvae.config.vocab_size, grid_shape=grid, **self.recipe.prior)
+        prior = PerformerPriorModel(config)
         self._set_checkpointing(prior)
         if self.recipe.rounds.initialization == "continue" and teacher is not None:
             prior.load_state_dict(teacher.state_dict())

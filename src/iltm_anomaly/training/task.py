@@ -151,7 +151,10 @@ class TrainingImages:
         from iltm_anomaly.data.volumes import load_volumes
 
         chosen = self.arguments
-        dataset = (load_volumes if chosen.volumes else load_images)(chosen.data, chosen.category)
+        if chosen.volumes:
+            dataset = load_volumes(chosen.data, chosen.category)
+        else:  # a draw counts the rows of the test split, which are those that have a mask
+            dataset = load_images(chosen.data, chosen.category, require_masks=self._draws)
         if self._draws:
             if "test" not in dataset:
                 raise ValueError(
@@ -160,6 +163,32 @@ class TrainingImages:
                 )
             dataset = contaminate(dataset, chosen.contamination or 0.0, chosen.seed, chosen.train_size)
         return dataset["train"]
+
+
+def _check_draw(arguments: TrainArguments) -> None:
+    """Raises RunFolderError if the run in `output` has another category or draw: the images themselves are compared only where
+    something is left to train. Of a stream nothing is known."""
+    from iltm_anomaly.training.checkpoint import load_json
+    from iltm_anomaly.training.folder import RunFolderError
+
+    record = arguments.output / "run.json"
+    if not arguments.resume or arguments.streaming or not record.exists():
+        return
+    data = load_json(record)["data"]
+    drawn = data.get("contamination") or {}
+    draws = arguments.contamination is not None or arguments.train_size is not None
+    theirs = data.get("category"), drawn.get("fraction"), drawn.get("train_size")
+    ours = (arguments.category, (arguments.contamination or 0.0) if draws else None, arguments.train_size)
+    changes = [
+        f"{name} ({there} there, {now} now)"
+        for name, there, now in zip(("category", "contamination", "train size"), theirs, ours, strict=True)
+        if there != now
+    ]
+    if changes:
+        raise RunFolderError(
+            f"cannot resume {arguments.output}: {', '.join(changes)} differ from the run that it holds. "
+            "Give the same, or another --output"
+        )
 
 
 def make_accelerator(recipe: Recipe, output: Path, report_to: list[str], cpu: bool = False) -> "Accelerator":
@@ -242,6 +271,7 @@ def train(arguments: TrainArguments) -> Path:
         alone = accelerator.num_processes == 1 and "WORLD_SIZE" not in os.environ
         if alone and accelerator.device.type == "cpu" and "MASTER_ADDR" in os.environ:
             logger.warning("accelerate starts one process on a CPU, whatever --num_processes: %s", MORE_ON_CPUS)
+    _check_draw(arguments)
     run = TrainingRun(
         recipe, arguments.output, arguments.seed, accelerator, checkpoint_seconds=arguments.checkpoint_seconds
     )

@@ -78,7 +78,7 @@ def _drop_partial_line(path: Path) -> None:
             file.truncate(whole)
 
 
-def panel(rows: list[list[np.ndarray]], scale: int = 1) -> Image.Image:
+def panel(rows: list[list[np.ndarray]]) -> Image.Image:
     """Rows of pictures (H, W) or (H, W, 3) in [0, 1], all of one size, as one RGB picture."""
     cells = [
         [
@@ -88,5 +88,4 @@ def panel(rows: list[list[np.ndarray]], scale: int = 1) -> Image.Image:
         for row in rows
     ]
     sheet = np.concatenate([np.concatenate(row, axis=1) for row in cells], axis=0)
-    picture = Image.fromarray((sheet.clip(0, 1) * 255).round().astype(np.uint8))
-    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    return Image.fromarray((sheet.clip(0, 1) * 255).round().astype(np.uint8))

@@ -26,7 +26,7 @@ def score(map_files: list[str], mask_files: list[str], limit: float = 0.3) -> tu
             limit=limit,
             return_curve=True,
         )
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return f"Error: {error}", None
     return f"AUPRO up to FPR {limit:g}: {curve.aupro:.6f}", plot_pro_curve(curve).figure
 
