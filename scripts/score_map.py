@@ -23,7 +23,8 @@ def main() -> None:
     maps, masks = [volume.values], [read_mask(arguments.truth, volume.grid)]
     result = evaluate_maps(maps, masks) | lesion_detection(maps, masks)
     write_json(
-        arguments.output, {"map": arguments.map.name, "truth": arguments.truth.name, "metrics": result, **provenance()}
+        arguments.output,
+        {"map": arguments.map.name, "truth": arguments.truth.name, "metrics": result, **provenance("cpu")},
     )
     shown = ("aupr", "pixel_auroc", "aupro", "best_dice")
     print({key: round(100 * float(result[key]), 1) for key in shown})

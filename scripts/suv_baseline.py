@@ -28,7 +28,8 @@ def main() -> None:
         **lesion_detection(maps, masks),
     }
     write_json(
-        arguments.output, {"results": [result], "test_images": len(maps), "data": str(arguments.data), **provenance()}
+        arguments.output,
+        {"results": [result], "test_images": len(maps), "data": str(arguments.data), **provenance("cpu")},
     )
     print(
         {

@@ -131,7 +131,7 @@ def main() -> None:
             process.join()
             if process.exitcode:
                 raise SystemExit(f"{case.__name__} ended with code {process.exitcode}")
-            document["results"][case.__name__] = {**queue.get(), **provenance()}
+            document["results"][case.__name__] = {**queue.get(), **provenance("cpu")}
             print(document["results"][case.__name__])
             RESULTS.write_text(json.dumps(document, indent=2) + "\n")
 

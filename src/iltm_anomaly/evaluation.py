@@ -208,7 +208,7 @@ def evaluate_run(
     if evaluated[0]["round"] == 0:
         shares[0] = (0.0, 0.0)
         if len(priors) > 1 and train is not None and _has_ground_truth(train):
-            rule = Recipe.from_dict(report["recipe"]).rounds.rule
+            rule = Recipe.from_dict(report["recipe"] | {"inference": {}}).rounds.rule
             shares[1:] = token_shares(*training_codes_and_masks(pipeline, train), priors[:-1], rounds[1:], rule)
 
     # which tokens a round heals depends on how likely its own prior finds the training images

@@ -37,7 +37,7 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def provenance(device: Any = "cpu") -> dict[str, Any]:
+def provenance(device: Any) -> dict[str, Any]:
     """{"versions", "commit", "command", "hardware"} of this process, which has computed on `device`."""
     import torch
 

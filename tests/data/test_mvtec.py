@@ -217,9 +217,15 @@ def test_bad_plain_folders(tmp_path):
 
 def test_a_folder_above_data_sets_is_not_trained_on_with_their_masks(tmp_path):
     make_category(tmp_path / "sets" / "mvtec" / "bolt")
-    with pytest.raises(ValueError, match=r"sets/mvtec/bolt has folders .* Give .*sets/mvtec and the category bolt"):
+    with pytest.raises(ValueError, match=r"bolt/ground_truth lies in .* Give .*sets/mvtec and the category bolt"):
         load_images(tmp_path / "sets")
     assert load_images(tmp_path / "sets" / "mvtec")["train"].num_rows == 6
+    save_image(tmp_path / "days" / "monday" / "a.png")
+    save_mask(tmp_path / "days" / "monday" / "ground_truth" / "a_mask.png")
+    with pytest.raises(
+        ValueError, match=r"monday/ground_truth lies in .*: it would be trained on\. Move it elsewhere"
+    ):
+        load_images(tmp_path / "days")
 
 
 def test_load_images_tells_layouts_apart(category, tmp_path):

@@ -214,13 +214,19 @@ def test_plain_folders_and_patterns_find_their_masks(tmp_path):
         load_volumes(tmp_path / "absent")
 
 
-def test_a_folder_per_patient_has_its_mask_in_it(tmp_path):
+def test_a_folder_per_patient_has_its_mask_in_it(tmp_path, caplog):
     for name in ("p1/pet", "p1/mask", "p2/pet", "p2/ct", "p2/seg"):
         save(tmp_path / f"{name}.nii.gz", np.ones((5, 6, 7), np.uint8))
     rows = load_volumes(tmp_path)["train"]
     assert [path.split("/")[-1] for path in rows["image"]] == ["pet.nii.gz", "ct.nii.gz", "pet.nii.gz"]
     # of two volumes it is not known whose the mask is
     assert [mask is None for mask in rows["mask"]] == [False, True, True]
+    save(tmp_path / "p3" / "label.nii.gz")
+    assert (
+        load_volumes(tmp_path)["train"].num_rows == 3 and "p3/label.nii.gz is named like ground truth" in caplog.text
+    )
+    save(tmp_path / "p1" / "ground_truth" / "pet_mask.nii.gz")
+    assert load_volumes(tmp_path)["train"].num_rows == 3
 
 
 def test_a_folder_above_data_sets_is_not_trained_on_with_their_lesions(tmp_path):

@@ -156,7 +156,7 @@ def markdown_drops(results: Results) -> str:
         relative = [
             "" if method == REFERENCE else _interval(results.drop(method, metric, REFERENCE)) for metric in TITLES
         ]
-        mark = "§" if results.differs_between(method, (0.0, level)) else ""
+        mark = "§" if results.differs_between(method, categories, (0.0, level)) else ""
         lines.append([METHODS[method].title + mark, *drops, *relative])
     text = (
         f"Points lost from 0 to {percent(level)} (negative: gained), mean over {', '.join(categories)}; "

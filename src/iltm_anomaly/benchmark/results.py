@@ -133,12 +133,12 @@ class Results:
             for cell, methods in found.items()
         ]
 
-    def differs_between(self, method: str, levels: Sequence[float]) -> bool:
-        """Whether a method's cells of the same images were trained or scored with other settings at one of `levels`."""
+    def differs_between(self, method: str, categories: Sequence[str], levels: Sequence[float]) -> bool:
+        """Whether a method's cells of one of `categories` were trained or scored with other settings at one of `levels`."""
         names = ("recipe", "baseline", "baseline_seconds", "inference")
         found: dict[tuple[str, int], list[list[Any]]] = {}
         for (name, category, level, seed), document in self.documents.items():
-            if name == method and level in levels:
+            if name == method and category in categories and level in levels:
                 settings = [document["settings"][field] for field in names]
                 found.setdefault((category, seed), []).append(settings)
         return any(settings != group[0] for group in found.values() for settings in group)

@@ -90,7 +90,7 @@ def _run_group(plan: Plan, arguments: BenchmarkArguments, group: Group, numbers:
         work = work or GroupRun(plan, arguments, group)
         try:
             measured = work.measure(method)
-            save_cell(folder, name, document(arguments, group, settings, measured), measured.statistics)
+            save_cell(folder, name, document(arguments, group, settings, measured, work.device), measured.statistics)
         except Exception as error:  # of one cell of many: whatever it is, the others are still worth having
             failures[name] = f"{type(error).__name__}: {error}"
             logger.exception("cell %s failed", name)
@@ -98,7 +98,7 @@ def _run_group(plan: Plan, arguments: BenchmarkArguments, group: Group, numbers:
 
 
 def document(
-    arguments: BenchmarkArguments, group: Group, settings: dict[str, Any], measured: Measured
+    arguments: BenchmarkArguments, group: Group, settings: dict[str, Any], measured: Measured, device: str
 ) -> dict[str, Any]:
     """What the JSON file of a cell holds."""
     assert group.record is not None and group.dataset is not None  # else it has an error, and is not measured
@@ -116,7 +116,7 @@ def document(
         **measured.about,
         "draws": {"count": DRAWS, "kind": "poisson", "test_sha256": group.test_digest}
         | {metric: pack(draws[metric]) for metric in METRICS if metric in draws},
-        **provenance(),
+        **provenance(device),
     }
 
 

@@ -100,14 +100,15 @@ def refuse_half_a_category(folder: Path) -> None:
 
 
 def refuse_hidden_categories(folder: Path, files: Iterable[Path]) -> None:
-    """Raises ValueError if a file of a plain folder lies in a category below it, whose test images and masks would be trained
+    """Raises ValueError if a file of a plain folder is ground truth, or a test image of a category below: it would be trained
     on."""
-    for above in {path for file in files for path in file.parents if folder in path.parents}:
-        if (above / "ground_truth").is_dir() or ((above / "train").is_dir() and (above / "test").is_dir()):
-            raise ValueError(
-                f"{above} has folders test or ground_truth and lies below the plain folder {folder}: it would all be "
-                f"trained on. Give {above.parent} and the category {above.name}"
-            )
+    holding = {path for parent in {file.parent for file in files} for path in (parent, *parent.parents)}
+    for path in sorted(path for path in holding if folder in path.parents):
+        category = path.parent
+        if path.name == "ground_truth" or (path.name == "test" and is_category(category)):
+            known = is_category(category)
+            remedy = f"Give {category.parent} and the category {category.name}" if known else "Move it elsewhere"
+            raise ValueError(f"{path} lies in the plain folder {folder}: it would be trained on. {remedy}")
 
 
 def read_rows(

@@ -456,10 +456,11 @@ def find_volumes(folder: str | os.PathLike, recursive: bool = False) -> list[Pat
     rest of that name, as with `no_lesion`, a warning names them."""
     found = data_files(Path(folder), recursive, is_volume_file)
     volumes = [path for path in found if not is_mask_name(path)]
-    stems = [volume_stem(path) for path in volumes]
+    stems, parents = [volume_stem(path) for path in volumes], {path.parent for path in volumes}
     for path in found:
         subject = volume_stem(path).rpartition("_")[0]
-        if is_mask_name(path) and not any(stem.startswith(subject) for stem in stems):
+        is_known = any(stem.startswith(subject) for stem in stems) if subject else path.parent in parents
+        if is_mask_name(path) and not is_known:
             logger.warning("left out: %s is named like ground truth; rename it if it is a volume", path)
     return volumes
 
@@ -577,7 +578,7 @@ def _build(entries: list[Entry], split: str, where: str) -> Dataset:
     from datasets import Dataset, Features, NamedSplit, Value
 
     rows: list[Entry] = []
-    problem = "the folder holds none"
+    problem: str | None = None
     for path, defect, mask in entries:
         try:
             volume = read_volume(path)
@@ -599,8 +600,8 @@ def _build(entries: list[Entry], split: str, where: str) -> Dataset:
             logger.warning("left out: %s", error)
             continue
         rows.append((path, defect, mask))
-    if not rows and (entries or split == "train"):
-        raise ValueError(f"no readable volume in {where} ({problem})")
+    if not rows and (problem or split == "train"):
+        raise ValueError(f"no readable volume in {where} ({problem or 'the folder holds none'})")
     features = Features(
         {"image": Value("string"), "mask": Value("string"), "label": Value("int64"), "defect": Value("string")}
     )

@@ -120,7 +120,7 @@ def data_source(path: str, recipe: str | None = None) -> DataSource:
 
 def as_path(data: str) -> str:
     """What a user has given as data, with ./ before a folder that reads like a Hub id: here it is known to be none."""
-    if Path(data).name in ("", "..") or data in (".", "./"):  # tells nothing
+    if Path(data).name in ("", ".."):  # tells nothing
         return str(Path(data).resolve())
     is_folder = Path(data).expanduser().is_dir()
     return f"./{data}" if is_folder and data[:1] not in "./~" else data

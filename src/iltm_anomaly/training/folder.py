@@ -205,6 +205,7 @@ class RunFolder:
 
 def _completed(recipe: dict[str, Any]) -> dict[str, Any]:
     """What training depended on, of an earlier version with the fields that it did not have yet."""
+    recipe = {name: value for name, value in recipe.items() if name != "inference"}
     try:
         return Recipe.from_dict(recipe).training_fields()
     except ValueError:

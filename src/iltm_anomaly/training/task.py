@@ -177,8 +177,9 @@ def _check_draw(arguments: TrainArguments) -> None:
     data = load_json(record)["data"]
     drawn = data.get("contamination") or {}
     draws = arguments.contamination is not None or arguments.train_size is not None
-    theirs = data.get("category"), drawn.get("fraction"), drawn.get("train_size")
-    ours = (arguments.category, (arguments.contamination or 0.0) if draws else None, arguments.train_size)
+    known = data.get("category") if arguments.category else None  # a category may also be the end of the path
+    theirs = known, drawn.get("fraction"), drawn.get("train_size")
+    ours = (known and arguments.category, (arguments.contamination or 0.0) if draws else None, arguments.train_size)
     changes = [
         f"{name} ({there} there, {now} now)"
         for name, there, now in zip(("category", "contamination", "train size"), theirs, ours, strict=True)
