@@ -49,11 +49,11 @@ style: $(READY)  ## format and repair what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## side-by-side benchmarks against other libraries, about 20 minutes on one core
+bench: $(READY)  ## side-by-side benchmarks against other libraries, about 20 minutes on one core; results in runs/bench/
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m pip install --quiet --no-deps 'monai>=1.5' 'vector-quantize-pytorch>=1.32'  # its dependencies would bring another torch
-	$(BIN)/python scripts/benchmarks/run.py
-	$(BIN)/python scripts/benchmarks/bench_metrics.py
+	$(BIN)/python scripts/benchmarks/run.py --output runs/bench/bench_attention.json
+	$(BIN)/python scripts/benchmarks/bench_metrics.py --output runs/bench/bench_metrics.json
 
 cards: $(READY)  ## model_cards/ from the results in docs/results/
 	$(BIN)/python scripts/model_cards.py

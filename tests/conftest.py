@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before the first import of torch and of Hugging Face libraries, which read them once. Child processes inherit them.
@@ -13,6 +13,16 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # bits must not depend on how many cores are free
 
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def forget_accelerate() -> Iterator[None]:
+    """accelerate keeps precision and device of a process: no test must depend on those before it."""
+    yield
+    if "accelerate" in sys.modules:
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

@@ -89,6 +89,7 @@ def test_every_form_of_an_image_gives_the_same_score(pipeline, images, tmp_path)
 def test_threshold_zero_heals_nothing_and_leaves_the_likelihood_alone(pipeline, images):
     out = pipeline(images, token_threshold=0.0)
     assert not out.resampled_tokens.any()
+    assert torch.equal(out.token_log_likelihoods, pipeline(images).token_log_likelihoods)
 
 
 def test_an_empty_batch_is_an_error(pipeline, images):

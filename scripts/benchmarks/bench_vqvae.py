@@ -141,14 +141,16 @@ def run(report: Report) -> None:
         sizes = [sum(p.numel() for p in model.parameters()) / 1e6 for model in (ours, theirs)]
         report.notes.append(
             f"Weights in millions: ours {sizes[0]:.2f}, MONAI {sizes[1]:.2f}. The paper's residual block has a 3-convolution and "
-            "a 1-convolution, MONAI's two 3-convolutions; outputs can therefore not be compared, only the cost of the models."
+            "a 1-convolution, MONAI's two 3-convolutions; outputs can therefore not be compared, only the cost of the models. "
+            "Ours runs channels last and with a fused optimiser, as its training loop does, MONAI's as its tutorials do."
         )
     timings = interleaved(steps, runs)
     report.add_times(case, timings)
     if MONAI in quantisers:
-        base = timings[MONAI]["median_s"]
-        report.target(f"{case}: MONAI / ours, float32, time", base / timings[OURS]["median_s"], 1)
-        report.target(f"{case}: MONAI float32 / ours bfloat16, time", base / timings[OURS_BF16]["median_s"], 1.5)
+        # of two models, of different size: no ratio is a target that is met
+        for what, theirs, mine in (("float32", MONAI, OURS), ("bfloat16", MONAI_BF16, OURS_BF16)):
+            ratio = timings[theirs]["median_s"] / timings[mine]["median_s"]
+            report.target(f"{case}: MONAI / ours, {what}, time", ratio, 1, counts=False)
 
     case = f"quantiser, training call, {TOKENS} vectors of {DIM}, K = {CODES}"
     vectors, codebook = vectors_and_codebook()

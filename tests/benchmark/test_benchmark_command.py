@@ -248,6 +248,26 @@ def test_an_edited_recipe_of_the_same_name_is_another_run(data, tmp_path):
     assert found[0] != found[1] and len(list((output / "runs").glob("*/autoencoder_*/model"))) == 2
 
 
+def test_a_preset_that_is_edited_meanwhile_does_no_harm(data, recipe, fake, tmp_path, monkeypatch):
+    from iltm_anomaly.benchmark import runner
+
+    path, train = tmp_path / "mine.yaml", runner.train
+    shutil.copy(recipe, path)
+
+    def edit_and_train(arguments):
+        path.write_text("name: another")
+        return train(arguments)
+
+    monkeypatch.setattr(runner, "train", edit_and_train)
+    words = command(data, path, tmp_path, "--methods", "iltm")
+    words.remove("0")
+    assert main(words) == 0
+    (report,) = (tmp_path / "runs").glob("*/iltm/model/training_report.json")
+    trained = json.loads(report.read_text())["recipe"]
+    trained.pop("inference")
+    assert cell(tmp_path, "0.2", "iltm")["settings"]["recipe"] == trained
+
+
 def test_a_group_that_another_process_works_on_is_left_to_it(data, recipe, fake, tmp_path, caplog):
     (tmp_path / "runs").mkdir()
     more = ["--methods", "mean_image", "--baseline-seconds", "5"]

@@ -244,9 +244,7 @@ def test_real_categories(real_data):
     assert (bottle["train"].num_rows, bottle["test"].num_rows) == (209, 83)
     assert sum(bottle["test"]["label"]) == 63
     assert all(set(np.unique(mask)) == {0, 255} for mask in bottle["test"]["mask"] if mask is not None)
-    leather = load_mvtec(real_data / "mvtec", "leather")
-    assert (leather["train"].num_rows, leather["test"].num_rows) == (4, 15)
-    with pytest.raises(ValueError, match=r"it has: bottle, leather\. Did you mean 'bottle'"):
+    with pytest.raises(ValueError, match=r"it has: .*bottle.*\. Did you mean 'bottle'"):
         load_mvtec(real_data / "mvtec", "botle")
 
 

@@ -340,6 +340,8 @@ def test_nifti_columns_of_datasets_are_volumes(tmp_path):
 
 
 def test_every_real_volume_can_be_read(data_root):
+    if not (data_root / "volumes").is_dir():
+        pytest.skip(f"needs the real volumes: no folder {data_root / 'volumes'}")
     files = find_volumes(data_root / "volumes" / "sts_pet") + find_volumes(data_root / "volumes" / "ms_lesions")
     assert len(files) == 26 * 2 + 3 * 3
     assert isinstance(read_volume(files[0]), Volume)

@@ -10,7 +10,7 @@ import torch
 from hostile import Bomb, edit, spoil
 from safetensors.torch import save_file
 from tiny_models import tiny_pipeline
-from transformers import AutoModel
+from transformers import AutoModel, pipeline
 
 from iltm_anomaly import ILTMAnomalyPipeline
 from iltm_anomaly.vqvae import VQVAEModel
@@ -200,8 +200,17 @@ def test_is_refused_and_runs_nothing(folder, name):
     assert not (folder / "owned").exists()
 
 
+@pytest.mark.parametrize("name", ATTACKS)
+def test_is_refused_by_the_pipeline_of_transformers_too(folder, name):
+    ATTACKS[name][0](folder)
+    with pytest.raises((ValueError, OSError)):
+        pipeline("anomaly-detection", model=str(folder))
+    assert not (folder / "owned").exists()
+
+
 def test_the_folder_they_were_made_from_loads(folder):
     assert ILTMAnomalyPipeline.from_pretrained(folder).settings.num_samples == 2
+    assert pipeline("anomaly-detection", model=str(folder)).model.detector.settings.num_samples == 2
 
 
 def test_shards_load_like_one_file(folder):

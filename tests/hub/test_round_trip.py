@@ -99,6 +99,8 @@ def test_readme_round_trip_is_bit_equal_online_and_offline(hub, work, tmp_path):
     asked = len(hub.requests)
     assert run_python(readme_block("python") + PRINT, folder, HF_HUB_OFFLINE="1") == expected
     assert len(hub.requests) == asked
+    found = run_shell(f"iltm-anomaly detect {NAME} part.png --output found", folder)
+    assert found.returncode == 0 and "1 scored" in found.stdout, found.stderr
 
 
 def test_a_cut_upload_is_retried_and_sends_nothing_twice(hub, work):
@@ -262,6 +264,28 @@ def test_a_push_never_takes_data_logs_or_secrets(run, tmp_path, capsys):
     assert main(["push", str(tmp_path), NAME]) == 2
     assert "neither a pipeline folder" in capsys.readouterr().err
     assert main(["push", str(run), "mine"]) == 2 and "give owner/name" in capsys.readouterr().err
+
+
+def test_the_options_of_a_push_reach_it(run, monkeypatch, tmp_path):
+    from iltm_anomaly.hub import upload
+
+    sent = []
+    monkeypatch.setattr(upload, "upload", lambda plan, **options: sent.append((plan, options)) or "address")
+    assert main(["push", str(run), NAME]) == 0
+    assert sent[-1][1] == {"private": None, "revision": None} and "picture.png" not in sent[-1][0].files
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "mine.png")
+    results = REPOSITORY / "docs" / "results" / "demo_seed0.json"
+    options = ["--private", "--revision", "v2", "--results", str(results), "--picture", str(tmp_path / "mine.png")]
+    assert main(["push", str(run), NAME, *options]) == 0
+    plan, options = sent[-1]
+    assert options == {"private": True, "revision": "v2"}
+    assert plan.files["picture.png"] == (tmp_path / "mine.png").read_bytes()
+    card = plan.files["README.md"]
+    # without --results those of the run, where `evaluate` has been told to write them
+    (run / "evaluation").mkdir()
+    shutil.copy(results, run / "evaluation" / "results.json")
+    assert main(["push", str(run), NAME, "--picture", str(tmp_path / "mine.png")]) == 0
+    assert sent[-1][0].files["README.md"] == card
 
 
 def test_the_report_goes_up_without_the_folders_of_this_machine(run):

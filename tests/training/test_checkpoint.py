@@ -213,7 +213,9 @@ def test_failed_save_keeps_both_good_ones(path, monkeypatch, step):
         fail(patch, step)
         with pytest.raises(CheckpointError, match="No space left"):
             save_checkpoint(path, {"step": 2})
-    assert load_checkpoint(path)[0] == {"step": 1}
+    assert load_checkpoint(path)[0] == {"step": 1} and len(list(path.parent.iterdir())) == 2
+    damage(path)
+    assert load_checkpoint(path)[0] == {"step": 0}
 
 
 def test_failed_save_after_damage_keeps_the_good_one(path, monkeypatch):

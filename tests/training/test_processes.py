@@ -5,7 +5,7 @@ import torch.multiprocessing
 from accelerate import Accelerator
 from two_processes import joined
 
-from iltm_anomaly.training.processes import MainProcessError, on_main
+from iltm_anomaly.training.processes import MainProcessError, on_main, own_accelerator
 
 
 def process(rank, folder):
@@ -44,3 +44,12 @@ def test_alone_it_is_a_call():
     assert on_main(accelerator, lambda: 3) == 3
     with pytest.raises(FileNotFoundError):
         on_main(accelerator, fail)
+
+
+def test_a_precision_is_let_go_of_and_what_was_there_before_stays():
+    with own_accelerator():
+        assert Accelerator(cpu=True, mixed_precision="bf16").mixed_precision == "bf16"
+    before = Accelerator(cpu=True, mixed_precision="no")
+    with own_accelerator():
+        assert Accelerator(cpu=True).mixed_precision == "no"
+    assert before.mixed_precision == "no" and before.num_processes == 1

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from iltm_anomaly.baselines import BASELINES
@@ -22,6 +21,7 @@ from iltm_anomaly.provenance import provenance
 from iltm_anomaly.training.checkpoint import fill_folder, load_json, remove_checkpoint, write_json
 from iltm_anomaly.training.folder import RunFolderError, flat
 from iltm_anomaly.training.loop import LoopSettings, fit, loading_threads, total_steps
+from iltm_anomaly.training.processes import own_accelerator
 from iltm_anomaly.training.run import calibration_images
 from iltm_anomaly.training.tracking import RunLog
 
@@ -88,14 +88,15 @@ def train_baseline(
     if (output / "model").exists():
         logger.info("the run in %s is complete: nothing is left to do", output)
         return BaselinePipeline.from_pretrained(output / "model", device=device)
-    accelerator = _accelerator(recipe, device, output)
     model_class: type[BaselineModel] = BASELINES[name].model_class
     torch.manual_seed(sample_seed(seed, STREAM_WEIGHTS))
     model = model_class(model_class.configure(processor, len(images), recipe.config))
     model.load_pretrained_parts()
-    model.to(accelerator.device)
     report = run | {"title": BASELINES[name].title}
-    report |= _descend(model, images, recipe, run, output, accelerator, show_progress)
+    with own_accelerator():
+        accelerator = _accelerator(recipe, device, output)
+        model.to(accelerator.device)
+        report |= _descend(model, images, recipe, run, output, accelerator, show_progress)
 
     started = time.monotonic()
     model.eval().fit_statistics(images, sample_seed(seed, STREAM_STATISTICS))
@@ -144,8 +145,6 @@ def _claim(output: Path, run: dict[str, Any], resume: bool) -> None:
 def _accelerator(recipe: BaselineRecipe, device: str, output: Path) -> Accelerator:
     from iltm_anomaly.training.task import make_accelerator
 
-    # accelerate keeps one precision and device per process; methods of a benchmark differ in it
-    AcceleratorState._reset_state(reset_partial_state=True)
     described: Any = recipe  # of a recipe it reads precision and compilation alone
     return make_accelerator(described, output, [], cpu=device == "cpu")
 

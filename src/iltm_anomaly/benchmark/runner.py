@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.state import AcceleratorState
 from filelock import FileLock, Timeout
 
 from iltm_anomaly.benchmark.cells import is_finished, save_cell
@@ -166,8 +165,6 @@ class GroupRun:
     @cached_property
     def _trained(self) -> Path:
         folder = self.folder / "iltm"
-        # accelerate keeps one precision and device per process; the method before may have had others
-        AcceleratorState._reset_state(reset_partial_state=True)
         train(
             TrainArguments(
                 data=self.group.category.source,

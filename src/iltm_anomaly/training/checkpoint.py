@@ -27,6 +27,7 @@ def write_atomically(path: Path, *parts: bytes | memoryview, keep_as: Path | Non
         CheckpointError: if the disk is full or the folder cannot be written; what `path` held before is untouched.
     """
     partial = path.with_name(path.name + ".partial")
+    kept = None if keep_as is None else keep_as.with_name(keep_as.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:
@@ -34,14 +35,18 @@ def write_atomically(path: Path, *parts: bytes | memoryview, keep_as: Path | Non
                 file.write(part)
             file.flush()
             os.fsync(file.fileno())
-        if keep_as is not None and path.exists():  # not before the new file is safe: it may be the only good one
-            keep_as.unlink(missing_ok=True)
-            _link(path, keep_as)
+        if kept is not None:
+            kept.unlink(missing_ok=True)
+            if path.exists():
+                _link(path, kept)
         os.replace(partial, path)
-        _sync(path.parent)  # the rename itself must survive a power cut
+        if keep_as is not None and kept is not None and kept.exists():  # not before: either may be the only good one
+            os.replace(kept, keep_as)
+        _sync(path.parent)  # the renames themselves must survive a power cut
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+        for leftover in filter(None, (partial, kept)):
+            with contextlib.suppress(OSError):
+                leftover.unlink(missing_ok=True)
         raise CheckpointError(
             f"cannot write {path}: {error.strerror or error}. The last good file is untouched."
         ) from error

@@ -1,14 +1,28 @@
 """What one process does for all of them, and what they share out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 Value = TypeVar("Value")
+
+
+@contextmanager
+def own_accelerator() -> Iterator[None]:
+    """Lets go of precision and device of an `Accelerator` made inside: accelerate keeps one of each per process, and the next one
+    may have others. What was there before stays, and so do the connections of several processes."""
+    taken = bool(AcceleratorState._shared_state or PartialState._shared_state)
+    try:
+        yield
+    finally:
+        if not taken and PartialState._shared_state and PartialState().num_processes == 1:
+            AcceleratorState._reset_state(reset_partial_state=True)
 
 
 class MainProcessError(RuntimeError):

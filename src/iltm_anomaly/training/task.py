@@ -255,7 +255,7 @@ def train(arguments: TrainArguments) -> Path:
         NonFiniteLossError: if training diverges.
         MainProcessError: in the other processes, if the main one failed.
     """
-    from iltm_anomaly.training.processes import describe
+    from iltm_anomaly.training.processes import describe, own_accelerator
     from iltm_anomaly.training.run import TrainingRun
 
     preset = arguments.preset or ("phantom" if arguments.volumes else "cpu")
@@ -265,18 +265,19 @@ def train(arguments: TrainArguments) -> Path:
         raise ValueError(f"preset {recipe.name} is for {kind}: {remedy}, or choose another preset")
     if arguments.rounds is not None:
         recipe = replace(recipe, rounds=replace(recipe.rounds, rounds=arguments.rounds))
-    images = TrainingImages(arguments)
-    accelerator = make_accelerator(recipe, arguments.output, arguments.report_to, arguments.cpu)
-    if accelerator.is_main_process:
-        logger.info("training on %s", describe(accelerator))
-        alone = accelerator.num_processes == 1 and "WORLD_SIZE" not in os.environ
-        if alone and accelerator.device.type == "cpu" and "MASTER_ADDR" in os.environ:
-            logger.warning("accelerate starts one process on a CPU, whatever --num_processes: %s", MORE_ON_CPUS)
     _check_draw(arguments)
-    run = TrainingRun(
-        recipe, arguments.output, arguments.seed, accelerator, checkpoint_seconds=arguments.checkpoint_seconds
-    )
-    folder = run.train(images, images.record, resume=arguments.resume, source=images.source)
-    if arguments.report_to or accelerator.num_processes > 1:
-        accelerator.end_training()
-    return folder
+    images = TrainingImages(arguments)
+    with own_accelerator():
+        accelerator = make_accelerator(recipe, arguments.output, arguments.report_to, arguments.cpu)
+        if accelerator.is_main_process:
+            logger.info("training on %s", describe(accelerator))
+            alone = accelerator.num_processes == 1 and "WORLD_SIZE" not in os.environ
+            if alone and accelerator.device.type == "cpu" and "MASTER_ADDR" in os.environ:
+                logger.warning("accelerate starts one process on a CPU, whatever --num_processes: %s", MORE_ON_CPUS)
+        run = TrainingRun(
+            recipe, arguments.output, arguments.seed, accelerator, checkpoint_seconds=arguments.checkpoint_seconds
+        )
+        folder = run.train(images, images.record, resume=arguments.resume, source=images.source)
+        if arguments.report_to or accelerator.num_processes > 1:
+            accelerator.end_training()
+        return folder
