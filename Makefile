@@ -20,8 +20,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## train and test on a generated contaminated set; results and pictures in demo/
 	$(BIN)/iltm-anomaly demo --output demo
 
+# Two at a time; tests of one file share what they have trained, and stay together.
 test: $(READY)  ## the tests, under 12 minutes on 2 cores
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
 
 test-slow: $(READY)  ## all tests, long ones too
 	$(BIN)/python -m pytest
