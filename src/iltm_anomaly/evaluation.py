@@ -187,13 +187,13 @@ def evaluate_run(
     pipeline = ILTMAnomalyPipeline.from_pretrained(model_folder, device=device)
     report = pipeline.training_report
     volumes = pipeline.image_processor.is_volumetric
-    trained = report.get("data", {}).get("category")
-    record = report.get("data", {}).get("contamination") or {}
+    known = report.get("data", {})
+    trained, record = known.get("category"), known.get("contamination") or {}
     if record and category and trained and category != trained:
         raise ValueError(
             f"the split of {trained} that the model was trained on is none of {category}: evaluate it on {trained}"
         )
-    test, train = protocol_split(data, category, record or None, volumes)
+    test, train = protocol_split(data, category, record, volumes)
     if not any(label == 1 for label in test["label"]):
         raise ValueError(f"{data} has no defective test image: there is nothing to measure a detector on")
 

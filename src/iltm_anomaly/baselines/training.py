@@ -19,7 +19,7 @@ from iltm_anomaly.data.augmentation import sample_seed
 from iltm_anomaly.image_processing import ILTMImageProcessor
 from iltm_anomaly.provenance import provenance
 from iltm_anomaly.training.checkpoint import fill_folder, load_json, remove_checkpoint, write_json
-from iltm_anomaly.training.folder import RunFolderError, flat
+from iltm_anomaly.training.folder import RunFolderError, changes_between, refuse
 from iltm_anomaly.training.loop import LoopSettings, fit, loading_threads, total_steps
 from iltm_anomaly.training.processes import own_accelerator
 from iltm_anomaly.training.run import calibration_images
@@ -130,16 +130,8 @@ def _claim(output: Path, run: dict[str, Any], resume: bool) -> None:
         return
     if not resume:
         raise RunFolderError(f"{output} already holds a run: resume it, or give another output")
-    found, asked = flat(load_json(path)), flat(json.loads(json.dumps(run)))  # tuples become lists
-    changes = [
-        f"{key} ({found.get(key)} there, {asked.get(key)} now)"
-        for key in sorted(found.keys() | asked.keys())
-        if found.get(key) != asked.get(key)
-    ]
-    if changes:
-        raise RunFolderError(
-            f"cannot resume {output}: {', '.join(changes)} differ from the run that it holds. Give the same, or another output"
-        )
+    changes = changes_between(load_json(path), json.loads(json.dumps(run)))  # tuples become lists
+    refuse(output, changes, "Give the same, or another output")
 
 
 def _accelerator(recipe: BaselineRecipe, device: str, output: Path) -> Accelerator:

@@ -66,9 +66,7 @@ def load_hub_dataset(name: str, category: str | None, require_masks: bool, **loa
     splits = {}
     for split in ("train", "test"):
         source = loaded[split] if split in loaded else loaded["train"].select([])
-        splits[split] = _standardise(
-            source, f"{split} split of {name}", split == "test", require_masks and split == "test"
-        )
+        splits[split] = _standardise(source, f"{split} split of {name}", split == "test", require_masks)
     return DatasetDict(splits)
 
 
@@ -140,7 +138,7 @@ def _defect_name(value: Any, column: str) -> str | None:
     return GOOD if value.lower() in _GOOD_NAMES else value
 
 
-def _standardise(split: Dataset, name: str, needs_masks: bool, require_masks: bool) -> Dataset:
+def _standardise(split: Dataset, name: str, is_test: bool, require_masks: bool) -> Dataset:
     from datasets import Image
 
     if "image" not in split.column_names:
@@ -158,21 +156,18 @@ def _standardise(split: Dataset, name: str, needs_masks: bool, require_masks: bo
             if source is not None and defects[row] != GOOD:
                 try:
                     stored, size, marks = normalise_mask(source["bytes"] or source["path"])
-                except ImageReadError as error:
-                    if needs_masks:
-                        logger.warning("left out: row %d of the %s: %s", readable[row], name, error)
+                    if size != (expected := sizes[readable[row]]):
+                        raise ValueError(
+                            f"the mask in row {readable[row]} of the {name} is {size[1]} x {size[0]} pixels, its image "
+                            f"{expected[1]} x {expected[0]}; resize one of them"
+                        )
+                except ValueError as error:  # ImageReadError too
+                    if is_test and not isinstance(error, ImageReadError):
+                        raise
+                    what = "left out" if is_test else "mask left out, training needs none"
+                    logger.warning("%s: row %d of the %s: %s", what, readable[row], name, error)
+                    if is_test:
                         unreadable.add(row)
-                    else:
-                        logger.warning("mask of row %d of the %s left out: %s", readable[row], name, error)
-                    continue
-                if size != (expected := sizes[readable[row]]):
-                    problem = (
-                        f"the mask in row {readable[row]} of the {name} is {size[1]} x {size[0]} pixels, its image "
-                        f"{expected[1]} x {expected[0]}"
-                    )
-                    if needs_masks:
-                        raise ValueError(f"{problem}; resize one of them")
-                    logger.warning("%s; left out, training needs none", problem)
                     continue
                 if not marks:
                     logger.warning("the mask in row %d of the %s marks no pixel; left out", readable[row], name)
@@ -183,7 +178,7 @@ def _standardise(split: Dataset, name: str, needs_masks: bool, require_masks: bo
         split, readable = split.select(kept), [readable[row] for row in kept]
         defects, masks = [defects[row] for row in kept], [masks[row] for row in kept]
     missing = [row for row, mask in enumerate(masks) if mask is None and label_of(defects[row]) == 1]
-    if require_masks and missing:
+    if is_test and require_masks and missing:
         raise ValueError(
             f"{len(missing)} defective image(s) of the {name} have no mask, the first in row {readable[missing[0]]} "
             "(require_masks=False loads them with mask None)"

@@ -457,10 +457,10 @@ def find_volumes(folder: str | os.PathLike, recursive: bool = False) -> list[Pat
     found = data_files(Path(folder), recursive, is_volume_file)
     volumes = [path for path in found if not is_mask_name(path)]
     stems, parents = [volume_stem(path) for path in volumes], {path.parent for path in volumes}
-    for path in found:
+    for path in filter(is_mask_name, found):
         subject = volume_stem(path).rpartition("_")[0]
         is_known = any(stem.startswith(subject) for stem in stems) if subject else path.parent in parents
-        if is_mask_name(path) and not is_known:
+        if not is_known:
             logger.warning("left out: %s is named like ground truth; rename it if it is a volume", path)
     return volumes
 

@@ -339,11 +339,10 @@ def _commands(
 ) -> str:
     seeds = [d["results"][0]["seed"] for d in documents] or [report.get("seed") or 0]
     commits = {d.get("commit") for d in documents}
+    commit = commits.pop() if len(commits) == 1 else None
     lines = []
-    if (
-        len(commits) == 1 and None not in commits and not any("+" in str(commit) for commit in commits)
-    ):  # nobody has those changes
-        lines.append(f"git checkout {commits.pop()}  # of iltm-anomaly; later code may give other numbers")
+    if commit and "+" not in commit:  # else nobody else has its changes
+        lines.append(f"git checkout {commit}  # of iltm-anomaly; later code may give other numbers")
     if source is DEMO:
         return "\n".join(lines + [f"iltm-anomaly demo --seed {seed} --output demo_{seed}" for seed in seeds])
     where = f"--data {source.hub_id or 'ROOT'}" + (f" --category {category}" if category else "")

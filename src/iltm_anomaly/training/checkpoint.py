@@ -84,9 +84,13 @@ def fill_folder(folder: Path, fill: Callable[[Path], Any]) -> None:
         CheckpointError: if the disk is full or the folder cannot be written; what `folder` held before is untouched.
     """
     partial, before = (folder.with_name(folder.name + suffix) for suffix in (".partial", ".before"))
-    try:
-        if before.exists() and not folder.exists():  # killed between the two renames below
+
+    def put_back() -> None:
+        if before.exists() and not folder.exists():
             os.replace(before, folder)
+
+    try:
+        put_back()  # killed between the two renames below
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         fill(partial)
@@ -95,15 +99,12 @@ def fill_folder(folder: Path, fill: Callable[[Path], Any]) -> None:
         shutil.rmtree(before, ignore_errors=True)
         if folder.exists():
             os.replace(folder, before)
-        try:
-            os.replace(partial, folder)
-        except OSError:
-            if before.exists():
-                os.replace(before, folder)
-            raise
+        os.replace(partial, folder)
         _sync(folder.parent)
         shutil.rmtree(before, ignore_errors=True)
     except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            put_back()
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from error
 

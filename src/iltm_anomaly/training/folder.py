@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,19 +74,11 @@ class RunFolder:
             return None
         if not resume:
             raise RunFolderError(f"{self.path} already holds a run: pass --resume to continue it, or another --output")
-        theirs, ours = flat(_completed(found["recipe"])), flat(recipe.training_fields())
         changes = [
-            f"{key} ({theirs.get(key)} there, {ours.get(key)} now)"
-            for key in sorted(theirs.keys() | ours.keys())
-            if theirs.get(key) != ours.get(key) and key.rsplit(".", 1)[-1] not in MEMORY_ONLY
+            *changes_between({"seed": found["seed"]}, {"seed": seed}),
+            *changes_between(_completed(found["recipe"]), recipe.training_fields(), but=MEMORY_ONLY),
         ]
-        if found["seed"] != seed:
-            changes.insert(0, f"seed ({found['seed']} there, {seed} now)")
-        if changes:
-            raise RunFolderError(
-                f"cannot resume {self.path}: {', '.join(changes)} differ from the run that it holds. "
-                "Give the same recipe and seed, or another --output"
-            )
+        refuse(self.path, changes, "Give the same recipe and seed, or another --output")
         return found["images_sha256"]
 
     def record(
@@ -210,6 +202,24 @@ def _completed(recipe: dict[str, Any]) -> dict[str, Any]:
         return Recipe.from_dict(recipe).training_fields()
     except ValueError:
         return recipe
+
+
+def changes_between(found: dict[str, Any], asked: dict[str, Any], but: Sequence[str] = ()) -> list[str]:
+    """What differs between two tables, in words; fields named in `but` may."""
+    theirs, ours = flat(found), flat(asked)
+    return [
+        f"{key} ({theirs.get(key)} there, {ours.get(key)} now)"
+        for key in sorted(theirs.keys() | ours.keys())
+        if theirs.get(key) != ours.get(key) and key.rsplit(".", 1)[-1] not in but
+    ]
+
+
+def refuse(folder: Path, changes: list[str], remedy: str) -> None:
+    """Raises RunFolderError if there are any changes to the run that `folder` holds."""
+    if changes:
+        raise RunFolderError(
+            f"cannot resume {folder}: {', '.join(changes)} differ from the run that it holds. {remedy}"
+        )
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:

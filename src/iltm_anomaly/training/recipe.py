@@ -249,7 +249,7 @@ def _check_parts(recipe: Recipe) -> None:
     from iltm_anomaly.prior import PerformerPriorConfig
     from iltm_anomaly.vqvae import VQVAEConfig
 
-    given_elsewhere = {
+    refused = {  # fields of parts that a recipe does not choose, and why
         "in_channels": "it follows from recipe.num_channels",
         "vocab_size": "it follows from recipe.vqvae.vocab_size",
         "grid_shape": "it follows from recipe.image_size",
@@ -265,7 +265,7 @@ def _check_parts(recipe: Recipe) -> None:
         known = {f.name for f in fields(cls) if f.name in cls.__annotations__} - owns  # not what transformers adds
         for name in getattr(recipe, part):
             if name in owns:
-                raise ValueError(f"recipe.{part} must not hold {name!r}: {given_elsewhere[name]}")
+                raise ValueError(f"recipe.{part} must not hold {name!r}: {refused[name]}")
             if name not in known:
                 raise ValueError(f"recipe.{part} has no field {name!r}; it has {sorted(known)}")
     vqvae = VQVAEConfig(in_channels=recipe.num_channels, **recipe.vqvae)

@@ -119,6 +119,27 @@ class TrainingImages:
             record["contamination"] = drawn.to_dict()
         return record
 
+    def check_resumed(self) -> None:
+        """Raises RunFolderError if the run that is to be resumed has another category or draw: the images themselves are compared
+        only where something is left to train. Of a stream nothing is known."""
+        from iltm_anomaly.training.checkpoint import load_json
+        from iltm_anomaly.training.folder import changes_between, refuse
+
+        chosen = self.arguments
+        path = chosen.output / "run.json"
+        if not chosen.resume or chosen.streaming or not path.exists():
+            return
+        data = load_json(path)["data"]
+        drawn = data.get("contamination") or {}
+        found: dict[str, Any] = {"contamination": drawn.get("fraction"), "train size": drawn.get("train_size")}
+        asked: dict[str, Any] = {
+            "contamination": (chosen.contamination or 0.0) if self._draws else None,
+            "train size": chosen.train_size,
+        }
+        if chosen.category and data.get("category"):  # it may also be the end of the path
+            found["category"], asked["category"] = data["category"], chosen.category
+        refuse(chosen.output, changes_between(found, asked), "Give the same, or another --output")
+
     def __len__(self) -> int:
         if self.arguments.streaming:
             raise TypeError("a stream has no length")
@@ -163,33 +184,6 @@ class TrainingImages:
                 )
             dataset = contaminate(dataset, chosen.contamination or 0.0, chosen.seed, chosen.train_size)
         return dataset["train"]
-
-
-def _check_draw(arguments: TrainArguments) -> None:
-    """Raises RunFolderError if the run in `output` has another category or draw: the images themselves are compared only where
-    something is left to train. Of a stream nothing is known."""
-    from iltm_anomaly.training.checkpoint import load_json
-    from iltm_anomaly.training.folder import RunFolderError
-
-    record = arguments.output / "run.json"
-    if not arguments.resume or arguments.streaming or not record.exists():
-        return
-    data = load_json(record)["data"]
-    drawn = data.get("contamination") or {}
-    draws = arguments.contamination is not None or arguments.train_size is not None
-    known = data.get("category") if arguments.category else None  # a category may also be the end of the path
-    theirs = known, drawn.get("fraction"), drawn.get("train_size")
-    ours = (known and arguments.category, (arguments.contamination or 0.0) if draws else None, arguments.train_size)
-    changes = [
-        f"{name} ({there} there, {now} now)"
-        for name, there, now in zip(("category", "contamination", "train size"), theirs, ours, strict=True)
-        if there != now
-    ]
-    if changes:
-        raise RunFolderError(
-            f"cannot resume {arguments.output}: {', '.join(changes)} differ from the run that it holds. "
-            "Give the same, or another --output"
-        )
 
 
 def make_accelerator(recipe: Recipe, output: Path, report_to: list[str], cpu: bool = False) -> "Accelerator":
@@ -265,8 +259,8 @@ def train(arguments: TrainArguments) -> Path:
         raise ValueError(f"preset {recipe.name} is for {kind}: {remedy}, or choose another preset")
     if arguments.rounds is not None:
         recipe = replace(recipe, rounds=replace(recipe.rounds, rounds=arguments.rounds))
-    _check_draw(arguments)
     images = TrainingImages(arguments)
+    images.check_resumed()
     with own_accelerator():
         accelerator = make_accelerator(recipe, arguments.output, arguments.report_to, arguments.cpu)
         if accelerator.is_main_process:
