@@ -418,8 +418,12 @@ class TrainingRun:
                         assert previous_keep is not None
                         report["mask_iou"] = masking.mask_iou(previous_keep, keep)
                         if masking.has_converged(previous_keep, keep, rule.convergence_iou, rule.convergence_change):
-                            reason = f"the masks of round {number} are those of round {number - 1}"
-                            logger.info("stopping: %s (IoU %.3f)", reason, report["mask_iou"])
+                            before, now = (f"{masking.masked_fraction(mask):.2%}" for mask in (previous_keep, keep))
+                            reason = (
+                                f"round {number} would mask {now} of tokens, round {number - 1} masks {before} "
+                                f"(IoU {report['mask_iou']:.3f})"
+                            )
+                            logger.info("stopping: %s", reason)
                             reports[-1]["stopped"] = reason
                             self.folder.update_stage(_round_name(number - 1), stopped=reason)
                             break
