@@ -418,10 +418,9 @@ class TrainingRun:
                         assert previous_keep is not None
                         report["mask_iou"] = masking.mask_iou(previous_keep, keep)
                         if masking.has_converged(previous_keep, keep, rule.convergence_iou, rule.convergence_change):
-                            before, now = (f"{masking.masked_fraction(mask):.2%}" for mask in (previous_keep, keep))
                             reason = (
-                                f"round {number} would mask {now} of tokens, round {number - 1} masks {before} "
-                                f"(IoU {report['mask_iou']:.3f})"
+                                f"round {number} would mask {report['masked_fraction']:.2%} of tokens, round {number - 1} "
+                                f"masks {reports[-1]['masked_fraction']:.2%} (IoU {report['mask_iou']:.3f})"
                             )
                             logger.info("stopping: %s", reason)
                             reports[-1]["stopped"] = reason
