@@ -101,6 +101,24 @@ def test_inputs_stay():
     assert torch.equal(copies[0], reconstructions) and torch.equal(copies[1], image)
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.02, 0.2])
+def test_zero_is_the_middle_of_what_the_decoder_draws(spread):
+    drawn = 0.5 + spread * torch.randn(4000, 1, generator=torch.Generator().manual_seed(0))
+    middle = torch.tensor([0.5])
+    assert negative_log_density(drawn, middle, 0.02, decoder_passes=20).item() == pytest.approx(0, abs=0.05)
+    if spread:
+        assert negative_log_density(drawn, middle, 0.02) > 0.2
+
+
+def test_only_the_spread_of_the_decoder_lowers_the_peak():
+    """Two healed samples that differ, each drawn alike by every pass, are no spread of the decoder."""
+    reconstructions = torch.tensor([0.2, 0.8]).repeat_interleave(10).unsqueeze(1)
+    image = torch.tensor([0.4])
+    plain = negative_log_density(reconstructions, image, 0.05)
+    assert negative_log_density(reconstructions, image, 0.05, decoder_passes=10) == plain
+    assert negative_log_density(reconstructions, image, 0.05, decoder_passes=20) < plain
+
+
 # decoding
 
 

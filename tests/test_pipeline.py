@@ -1,4 +1,5 @@
 import json
+import math
 
 import numpy as np
 import pytest
@@ -150,8 +151,22 @@ def test_a_pixel_surprises_by_no_less_than_it_does_given_its_own_reconstruction(
     maps = [pipeline(images[1]).anomaly_maps[0] for pipeline in (healed, own, both)]
     assert (maps[0] < maps[1]).any() and (maps[0] > maps[1]).any()
     np.testing.assert_allclose(maps[2], np.maximum(maps[0], maps[1]), rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="'own_reconstruction' needs 'relative_density'"):
-        InferenceSettings(own_reconstruction=True, relative_density=False)
+
+
+@pytest.mark.parametrize("name", ["own_reconstruction", "decoder_spread"])
+def test_only_relative_densities_are_compared(name):
+    with pytest.raises(ValueError, match=f"'{name}' needs 'relative_density'"):
+        InferenceSettings(**{name: True}, relative_density=False)
+
+
+def test_what_the_decoder_is_unsure_of_surprises_less(images):
+    """The same draws with and without: less by the logarithm of how much lower the peak is."""
+    settings = {"likelihood_share": 0.0, "smoothing": 0.0, "token_threshold": 0.0, "num_dropout_passes": 20}
+    plain, less = (make_pipeline(**settings, decoder_spread=on)(images[1]).anomaly_maps[0] for on in (False, True))
+    taken = plain - less
+    assert taken.min() >= 0 and taken.max() > 0.1
+    widest = 1 / (1.06 * 20**-0.2) ** 2  # s^2 / h^2 without a floor
+    assert taken.max() < 0.5 * math.log1p(widest)
 
 
 def test_an_absolute_density_is_no_factor():

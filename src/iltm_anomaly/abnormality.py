@@ -36,7 +36,11 @@ def bandwidth(reconstructions: Tensor, floor: float | Tensor) -> Tensor:
 
 
 def negative_log_density(
-    reconstructions: Tensor, image: Tensor, bandwidth_floor: float | Tensor, relative: bool = True
+    reconstructions: Tensor,
+    image: Tensor,
+    bandwidth_floor: float | Tensor,
+    relative: bool = True,
+    decoder_passes: int | None = None,
 ) -> Tensor:
     """-log f(x) per pixel, f the Gaussian KDE of the reconstructions; natural log, float32, finite.
 
@@ -46,12 +50,20 @@ def negative_log_density(
         bandwidth_floor: added to the normal-reference bandwidth, in units of pixel values; a number, or one per pixel.
         relative: density over the height of a kernel's peak, so that 0 is "as reconstructed" at every bandwidth. Without it
             the peak, 0.4 / h, makes pixels of different spread incomparable.
+        decoder_passes: D, if the N reconstructions are D decodings of each healed sample in turn: relative to the lower peak of
+            a kernel spread by the decoder alone, with the variance among the D, so that 0 is "as the decoder is likely to draw".
+            None for a kernel's own peak.
     """
     h = bandwidth(reconstructions, bandwidth_floor)
     exponent = (reconstructions - image).square_().mul_(-0.5 * LOG2_E / h.square())
     largest = exponent.amax(0)  # log-sum-exp: far from all reconstructions every single term is zero in float32
     log_density = (largest + exponent.sub_(largest).exp2_().mean(0).log2_()) / LOG2_E
-    return -log_density if relative else -(log_density - torch.log(h * math.sqrt(2 * math.pi)))
+    if not relative:
+        return -(log_density - torch.log(h * math.sqrt(2 * math.pi)))
+    if decoder_passes is not None:
+        variance = reconstructions.unflatten(0, (-1, decoder_passes)).var(1, correction=0).mean(0)
+        log_density += 0.5 * torch.log1p(variance / h.square())
+    return -log_density
 
 
 def draw_channel_masks(count: int, passes: int, channels: int, dropout: float, generator: torch.Generator) -> Tensor:
@@ -138,7 +150,7 @@ class DensityMap:
     """
     Args:
         surprise: (*spatial) float32, -log density averaged over channels (a product of channel densities); 0 or more if
-            relative.
+            relative to a kernel's own peak.
         healed: (C, *spatial) float32, mean reconstruction: the image as the model would have expected it.
     """
 
@@ -154,14 +166,16 @@ def density_map(
     generator: torch.Generator,
     bandwidth_floor: float | Tensor,
     relative: bool = True,
+    decoder_spread: bool = False,
 ) -> DensityMap:
     """`negative_log_density` of one image (C, *spatial) under the reconstructions of its healed codes (S, *grid), streamed;
-    `bandwidth_floor` is a number or (*spatial)."""
+    `bandwidth_floor` is a number or (*spatial), `decoder_spread` says which peak it is relative to."""
     surprise, healed = torch.empty_like(image[0]), torch.empty_like(image)
     for rows, reconstructions in reconstruction_strips(vqvae, codes, num_dropout_passes, generator):
         healed[:, rows] = reconstructions.mean(0)
         floor = bandwidth_floor[rows] if isinstance(bandwidth_floor, Tensor) else bandwidth_floor
-        density = negative_log_density(reconstructions, image[:, rows], floor, relative)
+        passes = num_dropout_passes if decoder_spread else None
+        density = negative_log_density(reconstructions, image[:, rows], floor, relative, passes)
         surprise[rows] = density.mean(0)
     return DensityMap(surprise, healed)
 

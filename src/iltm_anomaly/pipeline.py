@@ -72,6 +72,9 @@ class InferenceSettings:
         own_reconstruction: a pixel surprises by no less than it does given the reconstruction of the image's own codes. Where
             the prior cannot foresee what is healed, the samples differ so much that any pixel fits among them, and a defect
             that the VQ-VAE could not draw would be lost. Needs `relative_density`.
+        decoder_spread: density over the height of a peak spread as the decoder's dropout spreads it, rather than of a single
+            kernel's: where the decoder is unsure, as at edges, a normal pixel is far from a kernel's peak too. Needs
+            `relative_density`.
         likelihood_share, surprise_floor: see `abnormality.combine`.
         num_contexts: healed samples under whose context every code is scored again for the map; 0 scores it in its own context,
             where what follows a defect is unlikely too.
@@ -95,6 +98,7 @@ class InferenceSettings:
     reconstruction_noise: bool = True
     relative_density: bool = True
     own_reconstruction: bool = False
+    decoder_spread: bool = False
     likelihood_share: float = 0.35
     surprise_floor: float = 0.0
     gate: bool = False
@@ -120,10 +124,9 @@ class InferenceSettings:
             if setting.type is not bool:  # numpy's numbers cannot be saved
                 setattr(self, setting.name, int(value) if setting.type is int else float(value))
         if not self.relative_density:
-            if self.own_reconstruction:
-                raise ValueError(
-                    "setting 'own_reconstruction' needs 'relative_density': other densities cannot be compared"
-                )
+            for name in ("own_reconstruction", "decoder_spread"):
+                if getattr(self, name):
+                    raise ValueError(f"setting {name!r} needs 'relative_density': other densities cannot be compared")
             if self.likelihood_share:
                 raise ValueError(
                     "setting 'likelihood_share' above 0 needs 'relative_density': the surprise of an absolute one is negative "
@@ -335,6 +338,7 @@ class ILTMAnomalyPipeline:
                 generator=generators[index],
                 bandwidth_floor=floor,
                 relative=settings.relative_density,
+                decoder_spread=settings.decoder_spread,
             )
             density = density_of(samples.unflatten(1, grid))
             healed_image, values = density.healed, density.surprise
