@@ -61,8 +61,9 @@ def check_decoding(report: Report, given: SimpleNamespace, reconstructions: Tens
 
 def scipy_densities(reconstructions: Tensor, image: Tensor, crop: int) -> tuple[np.ndarray, float]:
     """-log density (C, crop, crop) by scipy at our bandwidths, and CPU seconds."""
-    values = reconstructions[:, :, :crop, :crop].double().numpy()
-    widths = abnormality.bandwidth(reconstructions[:, :, :crop, :crop], FLOOR).double().numpy()
+    cropped = reconstructions[:, :, :crop, :crop].double()
+    values = cropped.numpy()
+    widths = abnormality.bandwidth(cropped.var(0, correction=0), len(cropped), FLOOR).numpy()
     factors = widths / values.std(0, ddof=1)  # scipy's factor is relative to the deviation
     observed, out = image[:, :crop, :crop].double().numpy(), np.empty(widths.shape)
 

@@ -28,11 +28,14 @@ LOG2_E = math.log2(math.e)  # exponentials are powers of two: `exp2` is four tim
 CONV = {2: F.conv2d, 3: F.conv3d}
 
 
-def bandwidth(reconstructions: Tensor, floor: float | Tensor) -> Tensor:
-    """Kernel width per pixel, 1.06 std N^(-1/5) + floor, from reconstructions (N, ...); std with ddof 0."""
-    deviation = reconstructions - reconstructions.mean(0)
-    spread = deviation.square_().mean(0).sqrt_()
-    return spread.mul_(1.06 * len(reconstructions) ** -0.2).add_(floor)
+def _variance(values: Tensor) -> Tensor:
+    """Over the first axis, with ddof 0; several times as fast on CPUs as `Tensor.var`."""
+    return (values - values.mean(0)).square_().mean(0)
+
+
+def bandwidth(variance: Tensor, count: int, floor: float | Tensor) -> Tensor:
+    """Kernel width per pixel, 1.06 std N^(-1/5) + floor, from the variance of N reconstructions (ddof 0)."""
+    return variance.sqrt().mul_(1.06 * count**-0.2).add_(floor)
 
 
 def negative_log_density(
@@ -54,15 +57,16 @@ def negative_log_density(
             a kernel spread by the decoder alone, with the variance among the D, so that 0 is "as the decoder is likely to draw".
             None for a kernel's own peak.
     """
-    h = bandwidth(reconstructions, bandwidth_floor)
+    variance = _variance(reconstructions)
+    h = bandwidth(variance, len(reconstructions), bandwidth_floor)
     exponent = (reconstructions - image).square_().mul_(-0.5 * LOG2_E / h.square())
     largest = exponent.amax(0)  # log-sum-exp: far from all reconstructions every single term is zero in float32
     log_density = (largest + exponent.sub_(largest).exp2_().mean(0).log2_()) / LOG2_E
     if not relative:
         return -(log_density - torch.log(h * math.sqrt(2 * math.pi)))
     if decoder_passes is not None:
-        variance = reconstructions.unflatten(0, (-1, decoder_passes)).var(1, correction=0).mean(0)
-        log_density += 0.5 * torch.log1p(variance / h.square())
+        of_samples = _variance(reconstructions.unflatten(0, (-1, decoder_passes)).mean(1))
+        log_density += 0.5 * torch.log1p((variance - of_samples) / h.square())  # what is left is the decoder's
     return -log_density
 
 
