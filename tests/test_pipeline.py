@@ -153,6 +153,28 @@ def test_a_pixel_surprises_by_no_less_than_it_does_given_its_own_reconstruction(
     np.testing.assert_allclose(maps[2], np.maximum(maps[0], maps[1]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("own_reconstruction", [False, True])
+def test_a_healed_token_changes_nothing_far_from_it(images, monkeypatch, own_reconstruction):
+    """Kernels have one width in an image of which nothing is healed and in one of which something is."""
+    settings = {
+        "likelihood_share": 0.0,
+        "smoothing": 0.0,
+        "num_samples": 20,
+        "num_dropout_passes": 20,
+        "bandwidth_floor": 1e-3,
+    }
+    pipeline = make_pipeline(**settings, own_reconstruction=own_reconstruction)
+    pipeline.vqvae.config.dropout = 0.3
+    maps = []
+    for healed in (0, 1):
+        keep = torch.ones(1, 4, 4, dtype=torch.bool)
+        keep[0, 3, 3] = not healed
+        monkeypatch.setattr(pipeline, "_keep_mask", lambda likelihood, settings, keep=keep: keep)
+        maps.append(pipeline(images[1]).anomaly_maps[0])
+    far = slice(8), slice(8)
+    assert maps[1][far].mean() == pytest.approx(maps[0][far].mean(), rel=0.05)
+
+
 @pytest.mark.parametrize("name", ["own_reconstruction", "decoder_spread"])
 def test_only_relative_densities_are_compared(name):
     with pytest.raises(ValueError, match=f"'{name}' needs 'relative_density'"):

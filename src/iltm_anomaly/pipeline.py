@@ -323,9 +323,7 @@ class ILTMAnomalyPipeline:
         for index, image in enumerate(pixel_values.float()):
             token_surprise, samples = -log_likelihood[index], healed_codes[index]
             is_healed = bool(resampled[index].any())
-            if not is_healed:
-                samples = samples[:1]  # all are the image's own codes
-            elif settings.num_contexts and settings.likelihood_share:  # else the map does not ask for them
+            if is_healed and settings.num_contexts and settings.likelihood_share:  # else the map does not ask for them
                 # 3. how unlikely the codes are where their neighbours are healed
                 contexts = samples[: settings.num_contexts]
                 token_surprise = -healed_log_likelihood(self.prior, codes[index].flatten(), contexts).view(grid)
@@ -343,7 +341,8 @@ class ILTMAnomalyPipeline:
             density = density_of(samples.unflatten(1, grid))
             healed_image, values = density.healed, density.surprise
             if settings.own_reconstruction and is_healed:
-                values = values.maximum(density_of(codes[index : index + 1]).surprise)
+                # as many reconstructions as of the samples: kernels are wider the fewer there are
+                values = values.maximum(density_of(codes[index].expand(len(samples), *grid)).surprise)
             if settings.gate and is_healed:
                 values = values.where(resampling_gate(resampled[index], spatial), as_reconstructed(settings))
             # 5. one map
