@@ -58,8 +58,9 @@ def demo(output: Path, seed: int = 0) -> dict:
     print(f'   out = pipe("{path}")')
     pipe = ILTMAnomalyPipeline.from_pretrained(model)
     out = pipe(path)
-    verdict = "abnormal" if bool(out.masks[0].any()) else "normal"
-    print(f"   score {out.scores[0]:.2f}, threshold {pipe.settings.score_threshold:.2f}: {verdict}")
+    threshold = pipe.settings.score_threshold
+    assert threshold is not None  # training has calibrated it
+    print_verdict(float(out.scores[0]), threshold, bool(out.masks[0].any()))
     print(f"look at {output / 'gallery.png'}")
     return document
 
@@ -107,11 +108,18 @@ def demo_volumes(
     print(f'   out = pipe("{path}")')
     pipe = ILTMAnomalyPipeline.from_pretrained(model)
     row = detect(pipe, [path], output / "detected", show_progress=False)[0]
-    print(f"   score {row['score']}, threshold {row['threshold']}: {'abnormal' if row['abnormal'] else 'normal'}")
-    if not row["abnormal"]:
-        print("   (set by scores of contaminated volumes, it is high: iltm-anomaly detect --threshold lowers it)")
+    print_verdict(float(row["score"]), float(row["threshold"]), bool(row["abnormal"]))
     print(f"look at {output / 'gallery.png'}; {output / 'detected' / row['map']} opens in any NIfTI viewer")
     return document
+
+
+def print_verdict(score: float, threshold: float, abnormal: bool) -> None:
+    """Of a defective example: that it is missed has a reason, and a remedy."""
+    print(f"   score {score:.3g}, threshold {threshold:.3g}: {'abnormal' if abnormal else 'normal'}")
+    if not abnormal:
+        print(
+            "   (set by scores of contaminated training data, it is high: iltm-anomaly detect --threshold lowers it)"
+        )
 
 
 def clear_demo(output: Path) -> None:
