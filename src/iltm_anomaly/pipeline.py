@@ -516,7 +516,7 @@ def as_reconstructed(settings: InferenceSettings) -> float:
 
 
 def lowest_value(settings: InferenceSettings) -> float:
-    """What no map falls below: see `abnormality.combine`."""
+    """What no map falls below, see `abnormality.combine`; a density alone, with `decoder_spread`, may by a fraction of a nat."""
     return 0.0 if settings.likelihood_share else as_reconstructed(settings)
 
 
