@@ -101,11 +101,12 @@ def test_inputs_stay():
     assert torch.equal(copies[0], reconstructions) and torch.equal(copies[1], image)
 
 
+@pytest.mark.parametrize("passes", [2, 20])
 @pytest.mark.parametrize("spread", [0.0, 0.02, 0.2])
-def test_zero_is_the_middle_of_what_the_decoder_draws(spread):
+def test_zero_is_the_middle_of_what_the_decoder_draws(spread, passes):
     drawn = 0.5 + spread * torch.randn(4000, 1, generator=torch.Generator().manual_seed(0))
     middle = torch.tensor([0.5])
-    assert negative_log_density(drawn, middle, 0.02, decoder_passes=20).item() == pytest.approx(0, abs=0.05)
+    assert negative_log_density(drawn, middle, 0.02, decoder_passes=passes).item() == pytest.approx(0, abs=0.05)
     if spread:
         assert negative_log_density(drawn, middle, 0.02) > 0.2
 
@@ -217,18 +218,23 @@ def test_half_precision_decoder():
 
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("elements", [1, 20000, 1 << 20])
-@pytest.mark.parametrize("relative", [True, False])
-def test_map_is_the_density_of_all_reconstructions(monkeypatch, dims, elements, relative):
+@pytest.mark.parametrize("relative, decoder_spread", [(True, False), (False, False), (True, True)])
+def test_map_is_the_density_of_all_reconstructions(monkeypatch, dims, elements, relative, decoder_spread):
     monkeypatch.setattr(abnormality, "STRIP_ELEMENTS", elements)
     vqvae = tiny_vqvae(spatial_dims=dims, dropout=0.3)
     codes = some_codes(dims)
     image = rand(3, *(8 * n for n in GRID[dims]), seed=4)
     images, _ = decode_all(vqvae, codes, 4, seed=6)
-    result = density_map(vqvae, codes, image, 4, torch.Generator().manual_seed(6), 0.05, relative)
+    result = density_map(vqvae, codes, image, 4, torch.Generator().manual_seed(6), 0.05, relative, decoder_spread)
     assert result.surprise.shape == image.shape[1:] and result.surprise.isfinite().all()
     torch.testing.assert_close(result.healed, images.mean(0), rtol=1e-4, atol=1e-5)
-    expected = negative_log_density(images, image, 0.05, relative).mean(0)  # over channels
-    torch.testing.assert_close(result.surprise, expected, rtol=1e-4, atol=1e-4)
+    expected = negative_log_density(images, image, 0.05, relative)
+    if decoder_spread:
+        widths = bandwidth(images.var(0, correction=0), len(images), 0.05)
+        of_decoder = images.unflatten(0, (len(codes), 4)).var(1).mean(0)
+        assert of_decoder.max() > 0.1 * widths.square().min()
+        expected += torch.log(widths / (widths.square() + of_decoder).sqrt())
+    torch.testing.assert_close(result.surprise, expected.mean(0), rtol=1e-4, atol=1e-4)  # over channels
 
 
 def test_map_is_lowest_where_the_image_is_as_reconstructed():

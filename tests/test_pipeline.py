@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import torch
 from PIL import Image
 
 from iltm_anomaly import ILTMAnomalyPipeline, ILTMImageProcessor, InferenceSettings
+from iltm_anomaly.abnormality import density_map
 from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
 from iltm_anomaly.vqvae import VQVAEConfig, VQVAEModel
 
@@ -153,17 +155,10 @@ def test_a_pixel_surprises_by_no_less_than_it_does_given_its_own_reconstruction(
     np.testing.assert_allclose(maps[2], np.maximum(maps[0], maps[1]), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("own_reconstruction", [False, True])
-def test_a_healed_token_changes_nothing_far_from_it(images, monkeypatch, own_reconstruction):
+def test_a_healed_token_changes_nothing_far_from_it(images, monkeypatch):
     """Kernels have one width in an image of which nothing is healed and in one of which something is."""
-    settings = {
-        "likelihood_share": 0.0,
-        "smoothing": 0.0,
-        "num_samples": 20,
-        "num_dropout_passes": 20,
-        "bandwidth_floor": 1e-3,
-    }
-    pipeline = make_pipeline(**settings, own_reconstruction=own_reconstruction)
+    settings = {"likelihood_share": 0.0, "smoothing": 0.0, "bandwidth_floor": 1e-3}
+    pipeline = make_pipeline(**settings, num_samples=20, num_dropout_passes=20)
     pipeline.vqvae.config.dropout = 0.3
     maps = []
     for healed in (0, 1):
@@ -175,19 +170,42 @@ def test_a_healed_token_changes_nothing_far_from_it(images, monkeypatch, own_rec
     assert maps[1][far].mean() == pytest.approx(maps[0][far].mean(), rel=0.05)
 
 
+@pytest.mark.parametrize("token_threshold, calls", [(0.0, 1), (1.0, 2)])
+def test_every_density_is_of_as_many_reconstructions(images, monkeypatch, token_threshold, calls):
+    """Of the healed samples and of the image's own codes."""
+    counts = []
+
+    def spy(vqvae, codes, *args, **kwargs):
+        counts.append(len(codes) * kwargs["num_dropout_passes"])
+        return density_map(vqvae, codes, *args, **kwargs)
+
+    monkeypatch.setattr("iltm_anomaly.pipeline.density_map", spy)
+    make_pipeline(own_reconstruction=True, token_threshold=token_threshold)(images[1])
+    assert counts == [3 * 2] * calls
+
+
 @pytest.mark.parametrize("name", ["own_reconstruction", "decoder_spread"])
 def test_only_relative_densities_are_compared(name):
     with pytest.raises(ValueError, match=f"'{name}' needs 'relative_density'"):
         InferenceSettings(**{name: True}, relative_density=False)
 
 
-def test_what_the_decoder_is_unsure_of_surprises_less(images):
+def test_a_spread_takes_two_passes():
+    with pytest.raises(ValueError, match="'decoder_spread' needs 2 dropout passes"):
+        InferenceSettings(decoder_spread=True, num_dropout_passes=1)
+
+
+def test_what_the_decoder_is_unsure_of_surprises_less():
     """The same draws with and without: less by the logarithm of how much lower the peak is."""
-    settings = {"likelihood_share": 0.0, "smoothing": 0.0, "token_threshold": 0.0, "num_dropout_passes": 20}
-    plain, less = (make_pipeline(**settings, decoder_spread=on)(images[1]).anomaly_maps[0] for on in (False, True))
+    pipeline = make_pipeline(likelihood_share=0.0, smoothing=0.0, token_threshold=0.0, num_dropout_passes=20)
+    pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    pixels = pipeline.vqvae.decode(pipeline.vqvae.encode(pixels)).detach().clamp(0, 1)
+    plain, less = (
+        pipeline.score_batch(pixels, replace(pipeline.settings, decoder_spread=on), 0)[0][0] for on in (False, True)
+    )
     taken = plain - less
     assert taken.min() >= 0 and taken.max() > 0.1
-    widest = 1 / (1.06 * 20**-0.2) ** 2  # s^2 / h^2 without a floor
+    widest = 20 / 19 / (1.06 * (3 * 20) ** -0.2) ** 2  # s^2 / h^2 without a floor
     assert taken.max() < 0.5 * math.log1p(widest)
 
 

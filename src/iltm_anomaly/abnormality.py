@@ -53,9 +53,9 @@ def negative_log_density(
         bandwidth_floor: added to the normal-reference bandwidth, in units of pixel values; a number, or one per pixel.
         relative: density over the height of a kernel's peak, so that 0 is "as reconstructed" at every bandwidth. Without it
             the peak, 0.4 / h, makes pixels of different spread incomparable.
-        decoder_passes: D, if the N reconstructions are D decodings of each healed sample in turn: relative to the lower peak of
-            a kernel spread by the decoder alone, with the variance among the D, so that 0 is "as the decoder is likely to draw".
-            None for a kernel's own peak.
+        decoder_passes: D of 2 or more, if the N reconstructions are D decodings of each healed sample in turn: density over the
+            peak of a Gaussian of variance h^2 + s^2, s^2 the variance among the D (mean over samples), so that about 0 is "as
+            the decoder draws". It may fall below 0, by log(1 + s^2 / h^2) / 2 at most. None: over the peak of a kernel, h^2.
     """
     variance = _variance(reconstructions)
     h = bandwidth(variance, len(reconstructions), bandwidth_floor)
@@ -65,8 +65,9 @@ def negative_log_density(
     if not relative:
         return -(log_density - torch.log(h * math.sqrt(2 * math.pi)))
     if decoder_passes is not None:
-        of_samples = _variance(reconstructions.unflatten(0, (-1, decoder_passes)).mean(1))
-        log_density += 0.5 * torch.log1p((variance - of_samples) / h.square())  # what is left is the decoder's
+        of_means = _variance(reconstructions.unflatten(0, (-1, decoder_passes)).mean(1))
+        of_decoder = (variance - of_means).clamp_(min=0) * (decoder_passes / (decoder_passes - 1))
+        log_density += 0.5 * torch.log1p(of_decoder / h.square())
     return -log_density
 
 

@@ -114,11 +114,11 @@ def demo_volumes(
 
 
 def print_verdict(score: float, threshold: float, abnormal: bool) -> None:
-    """Of a defective example: that it is missed has a reason, and a remedy."""
+    """Prints score, threshold and verdict on a defective example; if it is missed, also why and what to do."""
     print(f"   score {score:.3g}, threshold {threshold:.3g}: {'abnormal' if abnormal else 'normal'}")
     if not abnormal:
         print(
-            "   (set by scores of contaminated training data, it is high: iltm-anomaly detect --threshold lowers it)"
+            "   (the threshold comes from contaminated training data and is high: lower it, iltm-anomaly detect --threshold)"
         )
 
 

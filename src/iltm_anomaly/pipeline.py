@@ -72,9 +72,9 @@ class InferenceSettings:
         own_reconstruction: a pixel surprises by no less than it does given the reconstruction of the image's own codes. Where
             the prior cannot foresee what is healed, the samples differ so much that any pixel fits among them, and a defect
             that the VQ-VAE could not draw would be lost. Needs `relative_density`.
-        decoder_spread: density over the height of a peak spread as the decoder's dropout spreads it, rather than of a single
-            kernel's: where the decoder is unsure, as at edges, a normal pixel is far from a kernel's peak too. Needs
-            `relative_density`.
+        decoder_spread: density over the peak of a kernel widened by the decoder's own spread over dropout passes, rather than
+            of a kernel alone: where the decoder is unsure, as at edges, what it draws itself is far from a kernel's peak. Needs
+            `relative_density` and 2 passes or more. See `abnormality.negative_log_density`.
         likelihood_share, surprise_floor: see `abnormality.combine`.
         num_contexts: healed samples under whose context every code is scored again for the map; 0 scores it in its own context,
             where what follows a defect is unlikely too.
@@ -123,6 +123,8 @@ class InferenceSettings:
                 raise ValueError(f"setting {setting.name!r} must be {expected}, got {value!r}")
             if setting.type is not bool:  # numpy's numbers cannot be saved
                 setattr(self, setting.name, int(value) if setting.type is int else float(value))
+        if self.decoder_spread and self.num_dropout_passes < 2:
+            raise ValueError("setting 'decoder_spread' needs 2 dropout passes at least: one says nothing of a spread")
         if not self.relative_density:
             for name in ("own_reconstruction", "decoder_spread"):
                 if getattr(self, name):
@@ -516,7 +518,7 @@ def as_reconstructed(settings: InferenceSettings) -> float:
 
 
 def lowest_value(settings: InferenceSettings) -> float:
-    """What no map falls below, see `abnormality.combine`; a density alone, with `decoder_spread`, may by a fraction of a nat."""
+    """What no map falls below, see `abnormality.combine`; a density alone, with `decoder_spread`, may."""
     return 0.0 if settings.likelihood_share else as_reconstructed(settings)
 
 
