@@ -176,10 +176,10 @@ def density_map(
     """`negative_log_density` of one image (C, *spatial) under the reconstructions of its healed codes (S, *grid), streamed;
     `bandwidth_floor` is a number or (*spatial), `decoder_spread` says which peak it is relative to."""
     surprise, healed = torch.empty_like(image[0]), torch.empty_like(image)
+    passes = num_dropout_passes if decoder_spread else None
     for rows, reconstructions in reconstruction_strips(vqvae, codes, num_dropout_passes, generator):
         healed[:, rows] = reconstructions.mean(0)
         floor = bandwidth_floor[rows] if isinstance(bandwidth_floor, Tensor) else bandwidth_floor
-        passes = num_dropout_passes if decoder_spread else None
         density = negative_log_density(reconstructions, image[:, rows], floor, relative, passes)
         surprise[rows] = density.mean(0)
     return DensityMap(surprise, healed)
