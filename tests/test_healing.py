@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 from tiny_models import some_codes, tiny_prior
 
-from iltm_anomaly.healing import heal, sample_codes
+from iltm_anomaly.healing import accept_likelier, heal, sample_codes
 
 SAMPLES = 4
 
@@ -124,6 +124,54 @@ def test_arguments_that_do_not_fit():
         heal(model, codes, torch.ones(3, 41, dtype=torch.bool), 1, generators(3))
     with pytest.raises(ValueError, match="one generator per image: got 2 for 3"):
         heal(model, codes, torch.ones_like(codes, dtype=torch.bool), 1, generators(2))
+
+
+# what of it is taken
+
+
+class CodesAndWhatFollows:
+    """A prior of one row: code k costs k nats, and 20 more right after a code 0."""
+
+    @staticmethod
+    def log_likelihood(codes):
+        follows = torch.zeros(codes.shape, dtype=torch.bool)
+        follows[:, 1:] = codes[:, :-1] == 0
+        return -(codes + 20.0 * follows)
+
+
+def test_a_region_is_healed_where_that_makes_codes_likelier():
+    prior = CodesAndWhatFollows()
+    codes = torch.full((1, 60), 5)
+    resampled = torch.zeros(1, 60, dtype=torch.bool)
+    resampled[0, 10:12] = resampled[0, 50] = True
+    healed = codes.repeat(4, 1, 1)
+    healed[0, 0, 10:12] = torch.tensor([1, 8])  # likelier as a whole
+    healed[0, 0, 50] = 9  # less likely, a region of its own
+    healed[1, 0, 11] = 0  # likelier itself, but it contradicts what follows
+    healed[2, 0, 50] = 5  # the code it was
+    healed[3, 0, 50] = 1
+    accepted = accept_likelier(prior, codes, healed, resampled, prior.log_likelihood(codes))
+    expected = codes.repeat(4, 1, 1)
+    expected[0, 0, 10:12] = torch.tensor([1, 8])
+    expected[3, 0, 50] = 1
+    assert torch.equal(accepted, expected)
+
+
+@pytest.mark.parametrize("grid_shape", [(6, 7), (3, 4, 5)])
+def test_a_region_is_healed_as_a_whole(grid_shape):
+    model = tiny_prior(grid_shape=grid_shape, gain=1.5)
+    codes = sample_codes(model, 1, torch.Generator().manual_seed(2))  # not unlikely, as `some_codes` are
+    keep = torch.ones_like(codes, dtype=torch.bool)
+    keep[0, :4] = keep[0, -4:] = False  # far from each other
+    healed = heal(model, codes, keep, 20, generators(1))[0].unflatten(1, grid_shape)
+    own, resampled = codes[0].view(grid_shape), ~keep[0].view(grid_shape)
+    accepted = accept_likelier(model, own, healed, resampled, model.log_likelihood(codes)[0].view(grid_shape))
+    accepted, healed = accepted.flatten(1), healed.flatten(1)
+    for region in (slice(4), slice(-4, None)):
+        taken = (accepted[:, region] == healed[:, region]).all(1)
+        refused = (accepted[:, region] == codes[:, region]).all(1)
+        assert (taken | refused).all() and taken.any() and refused.any()
+    assert torch.equal(accepted[:, 4:-4], codes[:, 4:-4].expand(20, -1))
 
 
 # what it draws from

@@ -155,6 +155,19 @@ def test_a_pixel_surprises_by_no_less_than_it_does_given_its_own_reconstruction(
     np.testing.assert_allclose(maps[2], np.maximum(maps[0], maps[1]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("accepted", [False, True])
+def test_an_image_is_drawn_with_the_codes_that_were_accepted(images, monkeypatch, accepted):
+    def accept(prior, codes, healed, resampled, log_likelihood):
+        return healed if accepted else codes.expand_as(healed)
+
+    monkeypatch.setattr("iltm_anomaly.pipeline.accept_likelier", accept)
+    expected = make_pipeline(**{} if accepted else {"token_threshold": 0.0})
+    pipeline = make_pipeline(accept_likelier=True)
+    for each in (expected, pipeline):
+        each.vqvae.config.dropout = 0.0  # else the draws of the decoder differ
+    np.testing.assert_allclose(pipeline(images[1]).anomaly_maps[0], expected(images[1]).anomaly_maps[0], rtol=1e-4)
+
+
 def test_a_healed_token_changes_nothing_far_from_it(images, monkeypatch):
     """Kernels have one width in an image of which nothing is healed and in one of which something is."""
     settings = {"likelihood_share": 0.0, "smoothing": 0.0, "bandwidth_floor": 1e-3}

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from iltm_anomaly import __version__, masking
 from iltm_anomaly.abnormality import combine, density_map, resampling_gate, smooth, upsample_tokens
 from iltm_anomaly.data.cache import PixelCache
-from iltm_anomaly.healing import heal, healed_log_likelihood
+from iltm_anomaly.healing import accept_likelier, heal, healed_log_likelihood
 from iltm_anomaly.hub.checks import check_finite, check_folder, read_json, tensor_shapes
 from iltm_anomaly.hub.download import local_folder
 from iltm_anomaly.image_processing import ILTMImageProcessor
@@ -63,6 +63,7 @@ class InferenceSettings:
     Args:
         token_threshold, neighbourhood, outlier_scale: which codes are healed, see `masking.RejectionRule`.
         surprise_limit: of the outlier rule, in nats; set by calibration.
+        accept_likelier: heal a region only where that makes the codes likelier, see `healing.accept_likelier`.
         num_samples: S, healed samples per image.
         num_dropout_passes: D, decodings of each sample with channels dropped.
         bandwidth_floor: of the KDE, in units of pixel values in [0, 1].
@@ -91,6 +92,7 @@ class InferenceSettings:
     neighbourhood: float = 1.0
     outlier_scale: float = 3.0
     surprise_limit: float | None = None
+    accept_likelier: bool = False
     num_samples: int = 20
     num_dropout_passes: int = 20
     num_contexts: int = 5
@@ -323,11 +325,13 @@ class ILTMAnomalyPipeline:
             floor = floor + self.noise.to(pixel_values.device)
         maps, healed_images = [], []
         for index, image in enumerate(pixel_values.float()):
-            token_surprise, samples = -log_likelihood[index], healed_codes[index]
+            token_surprise, samples = -log_likelihood[index], healed_codes[index].unflatten(1, grid)
             is_healed = bool(resampled[index].any())
+            if is_healed and settings.accept_likelier:
+                samples = accept_likelier(self.prior, codes[index], samples, resampled[index], log_likelihood[index])
             if is_healed and settings.num_contexts and settings.likelihood_share:  # else the map does not ask for them
                 # 3. how unlikely the codes are where their neighbours are healed
-                contexts = samples[: settings.num_contexts]
+                contexts = samples[: settings.num_contexts].flatten(1)
                 token_surprise = -healed_log_likelihood(self.prior, codes[index].flatten(), contexts).view(grid)
             # 4. density of the observed pixels among the reconstructions
             density_of = partial(
@@ -340,7 +344,7 @@ class ILTMAnomalyPipeline:
                 relative=settings.relative_density,
                 decoder_spread=settings.decoder_spread,
             )
-            density = density_of(samples.unflatten(1, grid))
+            density = density_of(samples)
             healed_image, values = density.healed, density.surprise
             if settings.own_reconstruction and is_healed:
                 # as many reconstructions as of the samples: kernels are wider the fewer there are
