@@ -123,8 +123,8 @@ def accept_likelier(
     """Takes the redrawn codes of a region back in every sample where they do not make the codes there and about it likelier.
 
     A causal prior draws without a look at what is kept further on. Where it could not foresee the image, which way a part is
-    turned for instance, what it draws is likely by itself and contradicts what follows. This is the acceptance step of a
-    Metropolis sampler, made greedy, for each region of unlikely codes that touch.
+    turned for instance, what it draws is likely by itself and contradicts what follows. A region is unlikely codes that touch.
+    Not part of the paper's method, which accepts everything.
 
     Args:
         prior: in eval mode.

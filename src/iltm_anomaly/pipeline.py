@@ -163,7 +163,7 @@ class ILTMAnomalyOutput:
         masks: bool maps of the same sizes, True where the map reaches the calibrated threshold.
         healed_images: the image as the model expected it: a PIL image each, an array for volumes.
         token_log_likelihoods: (B, *grid) float32, natural log, always finite.
-        resampled_tokens: (B, *grid) bool, tokens that were healed.
+        resampled_tokens: (B, *grid) bool, tokens that were drawn again; `accept_likelier` may have taken that back.
     """
 
     scores: Tensor
