@@ -129,32 +129,56 @@ def test_arguments_that_do_not_fit():
 # what of it is taken
 
 
+GRID = (12, 12)
+
+
 class CodesAndWhatFollows:
-    """A prior of one row: code k costs k nats, and 20 more right after a code 0."""
+    """A prior of a grid: code k costs k nats; 20 more right after a code 0, and 20 in the last column after a first code of 1."""
 
     @staticmethod
     def log_likelihood(codes):
-        follows = torch.zeros(codes.shape, dtype=torch.bool)
-        follows[:, 1:] = codes[:, :-1] == 0
-        return -(codes + 20.0 * follows)
+        cost = codes.clone()
+        cost[:, 1:] += 20 * (codes[:, :-1] == 0)
+        cost[:, GRID[1] - 1] += 20 * (codes[:, 0] == 1)
+        return -cost.float()
 
 
 def test_a_region_is_healed_where_that_makes_codes_likelier():
-    prior = CodesAndWhatFollows()
-    codes = torch.full((1, 60), 5)
-    resampled = torch.zeros(1, 60, dtype=torch.bool)
-    resampled[0, 10:12] = resampled[0, 50] = True
-    healed = codes.repeat(4, 1, 1)
-    healed[0, 0, 10:12] = torch.tensor([1, 8])  # likelier as a whole
-    healed[0, 0, 50] = 9  # less likely, a region of its own
-    healed[1, 0, 11] = 0  # likelier itself, but it contradicts what follows
-    healed[2, 0, 50] = 5  # the code it was
-    healed[3, 0, 50] = 1
-    accepted = accept_likelier(prior, codes, healed, resampled, prior.log_likelihood(codes))
-    expected = codes.repeat(4, 1, 1)
-    expected[0, 0, 10:12] = torch.tensor([1, 8])
-    expected[3, 0, 50] = 1
-    assert torch.equal(accepted, expected)
+    """A bent region, and a second one two tokens away; in every sample other codes."""
+    bent, near = [(4, 1), (5, 1), (5, 2)], [(4, 4)]
+    samples = [  # codes of the two regions, and which are accepted
+        ([4, 4, 4], [4], "both"),
+        ([4, 4, 4], [9], "bent"),
+        ([4, 4, 4], [6], "bent"),  # a loss that the gain next to it would make good
+        ([9, 9, 9], [4], "near"),
+        ([1, 4, 8], [5], "bent"),  # as a whole
+        ([4, 5, 6], [5], ""),  # no gain
+        ([5, 5, 0], [5], ""),  # likelier itself, but it contradicts what follows
+    ]
+    prior, codes = CodesAndWhatFollows(), torch.full(GRID, 5)
+    resampled = torch.zeros(GRID, dtype=torch.bool)
+    healed, expected = codes.repeat(len(samples), 1, 1), codes.repeat(len(samples), 1, 1)
+    for name, region in (("bent", bent), ("near", near)):
+        for position, token in enumerate(region):
+            resampled[token] = True
+            for sample, (*values, accepted) in enumerate(samples):
+                healed[sample, *token] = values[name == "near"][position]
+                if accepted in (name, "both"):
+                    expected[sample, *token] = healed[sample, *token]
+    own = prior.log_likelihood(codes.view(1, -1)).view(GRID)
+    assert torch.equal(accept_likelier(prior, codes, healed, resampled, own), expected)
+
+
+@pytest.mark.parametrize("code, accepted", [(4, True), (1, True), (0, False)])
+def test_what_is_far_from_a_region_does_not_count(code, accepted):
+    """A diagonal, the bounding box of which is the grid: a code 1 at its start costs something in the far corner only."""
+    prior, codes = CodesAndWhatFollows(), torch.full(GRID, 5)
+    resampled = torch.eye(*GRID, dtype=torch.bool)
+    healed = codes.clone()
+    healed[0, 0] = code
+    own = prior.log_likelihood(codes.view(1, -1)).view(GRID)
+    result = accept_likelier(prior, codes, healed[None], resampled, own)[0]
+    assert torch.equal(result, healed if accepted else codes)
 
 
 @pytest.mark.parametrize("grid_shape", [(6, 7), (3, 4, 5)])
@@ -162,7 +186,7 @@ def test_a_region_is_healed_as_a_whole(grid_shape):
     model = tiny_prior(grid_shape=grid_shape, gain=1.5)
     codes = sample_codes(model, 1, torch.Generator().manual_seed(2))  # not unlikely, as `some_codes` are
     keep = torch.ones_like(codes, dtype=torch.bool)
-    keep[0, :4] = keep[0, -4:] = False  # far from each other
+    keep[0, :4] = keep[0, -4:] = False  # two regions
     healed = heal(model, codes, keep, 20, generators(1))[0].unflatten(1, grid_shape)
     own, resampled = codes[0].view(grid_shape), ~keep[0].view(grid_shape)
     accepted = accept_likelier(model, own, healed, resampled, model.log_likelihood(codes)[0].view(grid_shape))

@@ -158,6 +158,9 @@ def test_a_pixel_surprises_by_no_less_than_it_does_given_its_own_reconstruction(
 @pytest.mark.parametrize("accepted", [False, True])
 def test_an_image_is_drawn_with_the_codes_that_were_accepted(images, monkeypatch, accepted):
     def accept(prior, codes, healed, resampled, log_likelihood):
+        own = prior.log_likelihood(codes.view(1, -1)).view(codes.shape)
+        torch.testing.assert_close(log_likelihood, own)
+        assert resampled.any() and torch.equal(healed[:, ~resampled], codes[~resampled].expand(len(healed), -1))
         return healed if accepted else codes.expand_as(healed)
 
     monkeypatch.setattr("iltm_anomaly.pipeline.accept_likelier", accept)
@@ -165,7 +168,9 @@ def test_an_image_is_drawn_with_the_codes_that_were_accepted(images, monkeypatch
     pipeline = make_pipeline(accept_likelier=True)
     for each in (expected, pipeline):
         each.vqvae.config.dropout = 0.0  # else the draws of the decoder differ
-    np.testing.assert_allclose(pipeline(images[1]).anomaly_maps[0], expected(images[1]).anomaly_maps[0], rtol=1e-4)
+    result, expected = pipeline(images[1]), expected(images[1])
+    np.testing.assert_allclose(result.anomaly_maps[0], expected.anomaly_maps[0], rtol=1e-4)
+    assert bool(result.resampled_tokens.any()) == accepted
 
 
 def test_a_healed_token_changes_nothing_far_from_it(images, monkeypatch):
@@ -183,8 +188,8 @@ def test_a_healed_token_changes_nothing_far_from_it(images, monkeypatch):
     assert maps[1][far].mean() == pytest.approx(maps[0][far].mean(), rel=0.05)
 
 
-@pytest.mark.parametrize("token_threshold, calls", [(0.0, 1), (1.0, 2)])
-def test_every_density_is_of_as_many_reconstructions(images, monkeypatch, token_threshold, calls):
+@pytest.mark.parametrize("token_threshold, accepted, calls", [(0.0, True, 1), (1.0, True, 2), (1.0, False, 1)])
+def test_every_density_is_of_as_many_reconstructions(images, monkeypatch, token_threshold, accepted, calls):
     """Of the healed samples and of the image's own codes."""
     counts = []
 
@@ -193,7 +198,11 @@ def test_every_density_is_of_as_many_reconstructions(images, monkeypatch, token_
         return density_map(vqvae, codes, *args, **kwargs)
 
     monkeypatch.setattr("iltm_anomaly.pipeline.density_map", spy)
-    make_pipeline(own_reconstruction=True, token_threshold=token_threshold)(images[1])
+    monkeypatch.setattr(
+        "iltm_anomaly.pipeline.accept_likelier",
+        lambda prior, codes, healed, *_: healed if accepted else codes.expand_as(healed),
+    )
+    make_pipeline(own_reconstruction=True, accept_likelier=True, token_threshold=token_threshold)(images[1])
     assert counts == [3 * 2] * calls
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from iltm_anomaly.prior import PerformerPriorModel
 
-ACCEPTANCE_REACH = 3  # tokens about a region whose likelihood counts: enough for what follows it a row later
+ACCEPTANCE_REACH = 3  # tokens (Chebyshev distance) about a region whose likelihood counts; two do much the same
 
 
 @torch.no_grad()
@@ -123,7 +123,8 @@ def accept_likelier(
     """Takes the redrawn codes of a region back in every sample where they do not make the codes there and about it likelier.
 
     A causal prior draws without a look at what is kept further on. Where it could not foresee the image, which way a part is
-    turned for instance, what it draws is likely by itself and contradicts what follows. A region is unlikely codes that touch.
+    turned for instance, what it draws is likely by itself and contradicts what follows. A region is redrawn codes that touch,
+    corners included; each is judged with all others healed, by its own codes and the kept ones about it.
     Not part of the paper's method, which accepts everything.
 
     Args:
@@ -139,15 +140,14 @@ def accept_likelier(
     gained = (prior.log_likelihood(healed.flatten(1)).view(healed.shape) - log_likelihood).cpu()
     touching = np.ones((3,) * resampled.dim())
     labels, _ = ndimage.label(resampled.cpu().numpy(), touching)
-    accepted = healed.clone()
+    refused = torch.zeros(healed.shape, dtype=torch.bool)
     for label, box in enumerate(ndimage.find_objects(labels), start=1):
         near = tuple(slice(max(side.start - ACCEPTANCE_REACH, 0), side.stop + ACCEPTANCE_REACH) for side in box)
         region = labels[near] == label
-        about = ndimage.binary_dilation(region, touching, ACCEPTANCE_REACH)
+        about = ndimage.binary_dilation(region, touching, ACCEPTANCE_REACH) & (region | (labels[near] == 0))
         likelier = gained[:, *near][:, torch.from_numpy(about)].sum(1) > 0
-        rejected = ~likelier.view(-1, *[1] * resampled.dim()) & torch.from_numpy(region)
-        accepted[:, *near] = torch.where(rejected.to(codes.device), codes[near], accepted[:, *near])
-    return accepted
+        refused[:, *near] |= ~likelier.view(-1, *[1] * resampled.dim()) & torch.from_numpy(region)
+    return torch.where(refused.to(codes.device), codes, healed)
 
 
 @torch.no_grad()

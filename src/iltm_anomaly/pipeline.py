@@ -163,7 +163,7 @@ class ILTMAnomalyOutput:
         masks: bool maps of the same sizes, True where the map reaches the calibrated threshold.
         healed_images: the image as the model expected it: a PIL image each, an array for volumes.
         token_log_likelihoods: (B, *grid) float32, natural log, always finite.
-        resampled_tokens: (B, *grid) bool, tokens that were drawn again; `accept_likelier` may have taken that back.
+        resampled_tokens: (B, *grid) bool, tokens that were healed.
     """
 
     scores: Tensor
@@ -326,9 +326,10 @@ class ILTMAnomalyPipeline:
         maps, healed_images = [], []
         for index, image in enumerate(pixel_values.float()):
             token_surprise, samples = -log_likelihood[index], healed_codes[index].unflatten(1, grid)
-            is_healed = bool(resampled[index].any())
-            if is_healed and settings.accept_likelier:
+            if settings.accept_likelier and bool(resampled[index].any()):
                 samples = accept_likelier(self.prior, codes[index], samples, resampled[index], log_likelihood[index])
+                resampled[index] &= (samples != codes[index]).any(0)
+            is_healed = bool(resampled[index].any())
             if is_healed and settings.num_contexts and settings.likelihood_share:  # else the map does not ask for them
                 # 3. how unlikely the codes are where their neighbours are healed
                 contexts = samples[: settings.num_contexts].flatten(1)

@@ -8,11 +8,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+CODE = (":/src", ":/scripts", ":/pyproject.toml", ":/constraints.txt")
 PACKAGES = ("iltm-anomaly", "torch", "transformers", "accelerate", "datasets", "numpy", "performer-pytorch")
 
 
 def _commit() -> str | None:
-    """Commit of the checkout this package is run from, "+changes" if the package differs from it; None outside a checkout."""
+    """Commit of the checkout this package is run from, "+changes" if code differs from it; None outside a checkout."""
     here = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
@@ -24,7 +25,9 @@ def _commit() -> str | None:
         # A wheel in somebody else's repository must not claim that repository's commit.
         if Path(git("rev-parse", "--show-toplevel")) / "src" / "iltm_anomaly" != here:
             return None
-        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain", ".") else "")
+        return git("rev-parse", "--short=12", "HEAD") + (
+            "+changes" if git("status", "--porcelain", "--", *CODE) else ""
+        )
     except (OSError, subprocess.SubprocessError):
         return None
 
