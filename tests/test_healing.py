@@ -128,12 +128,11 @@ def test_arguments_that_do_not_fit():
 
 # what of it is taken
 
-
 GRID = (12, 12)
 
 
 class CodesAndWhatFollows:
-    """A prior of a grid: code k costs k nats; 20 more right after a code 0, and 20 in the last column after a first code of 1."""
+    """A prior of a grid: code k costs k nats; 20 more right after a 0, and 20 at the end of a first row that starts with 1."""
 
     @staticmethod
     def log_likelihood(codes):

@@ -319,13 +319,13 @@ class ILTMAnomalyPipeline:
         keep = self._keep_mask(log_likelihood, settings)
         generators = [torch.Generator().manual_seed(seed) for _ in codes]
         healed_codes = heal(self.prior, codes.flatten(1), keep.flatten(1), settings.num_samples, generators)
-        resampled = ~keep
+        healed_codes, resampled = healed_codes.unflatten(-1, grid), ~keep
         floor: float | Tensor = settings.bandwidth_floor
         if settings.reconstruction_noise and self.noise is not None:
             floor = floor + self.noise.to(pixel_values.device)
         maps, healed_images = [], []
         for index, image in enumerate(pixel_values.float()):
-            token_surprise, samples = -log_likelihood[index], healed_codes[index].unflatten(1, grid)
+            token_surprise, samples = -log_likelihood[index], healed_codes[index]
             if settings.accept_likelier and bool(resampled[index].any()):
                 samples = accept_likelier(self.prior, codes[index], samples, resampled[index], log_likelihood[index])
                 resampled[index] &= (samples != codes[index]).any(0)
