@@ -302,7 +302,15 @@ def test_real_methods_take_the_whole_way(data, recipe, tmp_path, monkeypatch):
     kde, residual = (cell(tmp_path, "0.2", f"vqvae_transformer{end}")["results"][-1] for end in ("", "_residual"))
     assert kde["aupro"] != residual["aupro"] and kde["round"] == residual["round"] == 0
     round_0 = cell(tmp_path, "0.2", "iltm")["results"][0]
-    assert [kde[metric] for metric in METRICS] == pytest.approx([round_0[metric] for metric in METRICS], abs=1e-4)
+    assert kde == round_0 | {"method": "vqvae_transformer"}, "scored once, for both"
+    assert (
+        cell(tmp_path, "0.2", "iltm")["draws"]["aupro"] != cell(tmp_path, "0.2", "vqvae_transformer")["draws"]["aupro"]
+    )
+    (tmp_path / "cells" / "part_c0.2_s0_vqvae_transformer.json").unlink()
+    assert main(words) == 0
+    alone = cell(tmp_path, "0.2", "vqvae_transformer")["results"][-1]
+    assert alone.keys() < kde.keys(), "scored without ILTM, whose rounds know shares of masked tokens too"
+    assert [alone[metric] for metric in METRICS] == pytest.approx([kde[metric] for metric in METRICS], abs=1e-6)
     assert "Missing cells" not in (tmp_path / "table.md").read_text()
 
 
