@@ -88,7 +88,9 @@ class FakeBaselines:
         pipeline.prior = PerformerPriorModel.from_pretrained(Path(run_folder) / "rounds" / "round_0").eval()
         if map == "residual":
             pipeline.settings.likelihood_share = 0.0
-        return pipeline
+            return pipeline
+        model = types.SimpleNamespace(as_iltm=lambda processor: pipeline)
+        return types.SimpleNamespace(model=model, image_processor=pipeline.image_processor)
 
 
 def install(monkeypatch) -> FakeBaselines:

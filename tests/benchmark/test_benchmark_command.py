@@ -284,8 +284,13 @@ def test_a_group_that_another_process_works_on_is_left_to_it(data, recipe, fake,
     assert len(list((tmp_path / "cells").glob("*.json"))) == 2
 
 
-def test_real_methods_take_the_whole_way(data, recipe, tmp_path, monkeypatch):
-    """The other tests fake them."""
+def test_real_methods_take_the_whole_way(recipe, tmp_path, monkeypatch):
+    """The other tests fake them. The images are larger than the model's, which has 64 pixels a side."""
+    dataset = generate_dataset(
+        kind="part", size=80, num_train=16, num_test_good=4, num_test_defective=20, contamination=0
+    )
+    data = tmp_path / "data"
+    write_mvtec_tree(dataset, data / "sets", "part")
     monkeypatch.setattr("iltm_anomaly.training.run.CALIBRATION_IMAGES", 6)  # fewer than there are, as of any real set
     methods = ["iltm", "vqvae_transformer", "vqvae_transformer_residual", "autoencoder"]
     more = ["--methods", *methods, "--baseline-seconds", "3"]
@@ -306,11 +311,14 @@ def test_real_methods_take_the_whole_way(data, recipe, tmp_path, monkeypatch):
     assert (
         cell(tmp_path, "0.2", "iltm")["draws"]["aupro"] != cell(tmp_path, "0.2", "vqvae_transformer")["draws"]["aupro"]
     )
-    (tmp_path / "cells" / "part_c0.2_s0_vqvae_transformer.json").unlink()
+    path = tmp_path / "cells" / "part_c0.2_s0_vqvae_transformer.json"
+    scores = load_statistics(path.with_suffix(".npz")).scores
+    path.unlink()
     assert main(words) == 0
     alone = cell(tmp_path, "0.2", "vqvae_transformer")["results"][-1]
     assert alone.keys() < kde.keys(), "scored without ILTM, whose rounds know shares of masked tokens too"
     assert [alone[metric] for metric in METRICS] == pytest.approx([kde[metric] for metric in METRICS], abs=1e-6)
+    np.testing.assert_allclose(load_statistics(path.with_suffix(".npz")).scores, scores, rtol=1e-5)
     assert "Missing cells" not in (tmp_path / "table.md").read_text()
 
 

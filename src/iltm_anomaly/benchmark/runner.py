@@ -213,11 +213,15 @@ class GroupRun:
         report = self.report(self.iltm)
         seconds = report["stage1"]["seconds"] + report["rounds"][0]["seconds"]
         about = {"training_seconds": round(seconds, 1), "training_commit": report["commit"]}
-        if METHODS[method].has_kde and self.round_zero is not None:  # ILTM's own map of that round, to the bit
+        if METHODS[method].has_kde and self.round_zero is not None:  # the same maps
             result, digest = self.round_zero.results[0] | {"method": method}, self.training_images.digest
             return Measured([result], self.round_zero.statistics, about | {"images_sha256": digest})
-        kind = "kde" if METHODS[method].has_kde else "residual"
-        pipeline = from_run(self.iltm, map=kind, device=self.device)
+        if METHODS[method].has_kde:
+            baseline = from_run(self.iltm, map="kde", device=self.device)
+            # so that an image's score is the highest value of its map at the image's own size, here too
+            pipeline: Any = baseline.model.as_iltm(baseline.image_processor)
+        else:
+            pipeline = from_run(self.iltm, map="residual", device=self.device)
         return self._score(method, pipeline, about, number=0, masked_fraction=0.0)
 
     # The others

@@ -58,7 +58,7 @@ def load_results(paths: list[Path]) -> list[dict[str, Any]]:
 
 
 def summarise(documents: list[dict[str, Any]], round_index: int, key: str) -> tuple[float, float, int] | None:
-    """Mean, standard deviation and number of seeds of a measured share, in per cent; None where it was not measured."""
+    """Mean, population standard deviation and number of seeds of a share, in per cent; None where it was not measured."""
     values = [
         100 * d["results"][round_index][key] for d in documents if d["results"][round_index].get(key) is not None
     ]
@@ -66,7 +66,7 @@ def summarise(documents: list[dict[str, Any]], round_index: int, key: str) -> tu
 
 
 def rounds_table(documents: list[dict[str, Any]]) -> str:
-    """One row a round, mean and standard deviation over documents in per cent, as Markdown."""
+    """One row a round, mean and population standard deviation over documents in per cent, as Markdown."""
     columns = VOLUME_COLUMNS if _of_volumes(documents, {}) else COLUMNS
     lines = ["| round | " + " | ".join(columns) + " |", "| --- " * (len(columns) + 1) + "|"]
     for index, result in enumerate(documents[0]["results"]):
@@ -295,7 +295,7 @@ def _protocol(documents: list[dict[str, Any]], contamination: float | None, sour
 def _results(documents: list[dict[str, Any]], measured: dict[str, Any], seeds: list[Any]) -> str:
     if not documents:
         return "Not measured: this model was pushed without results of `iltm-anomaly evaluate`."
-    spread = "mean and standard deviation over seeds" if len(seeds) > 1 else "seed"
+    spread = "mean and population standard deviation over seeds" if len(seeds) > 1 else "seed"
     return (
         f'After each round, in per cent, {spread} {", ".join(map(str, seeds))}. Round 0 has seen every token; "masked" is what a '
         f"round hides from the prior it trains.\n\n{rounds_table(documents)}"
