@@ -17,6 +17,8 @@ from PIL import Image
 
 from iltm_anomaly.cli import COMMANDS, build_parser, main
 from iltm_anomaly.data.synthetic import generate_dataset, write_mvtec_tree
+from iltm_anomaly.evaluation import protocol_split
+from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -144,6 +146,37 @@ def test_evaluate_reports_every_round_and_draws_a_gallery(run, data, tmp_path, c
     assert 0 <= last["masked_share_normal_tokens"] <= 1 and 0 <= last["masked_share_defect_tokens"] <= 1
     assert document["versions"]["torch"] and document["command"]
     assert np.asarray(Image.open(tmp_path / "gallery.png")).std() > 10
+    assert f"of {document['at_threshold']['good']} good ones" in table
+
+
+def test_evaluate_counts_what_detect_calls_abnormal(run, data, tmp_path):
+    """At a threshold in the midst of the scores of both kinds."""
+    shutil.copytree(run / "model", tmp_path / "model")
+    report = json.loads((run / "model" / "training_report.json").read_text())
+    test, _ = protocol_split(data, "part", report["data"]["contamination"])
+    labels = np.array(test["label"])
+    scores = ILTMAnomalyPipeline.from_pretrained(tmp_path / "model")(test["image"]).scores.numpy()
+    threshold = float(np.median(scores))
+    edit(tmp_path / "model" / "calibration.json", score_threshold=threshold)
+    assert evaluate(tmp_path / "model", data, tmp_path) == 0
+    found = json.loads((tmp_path / "results.json").read_text())["at_threshold"]
+    called = scores >= threshold
+    assert found == {
+        "threshold": threshold,
+        "defective": (labels == 1).sum(),
+        "detected": called[labels == 1].sum(),
+        "good": (labels == 0).sum(),
+        "false_alarms": called[labels == 0].sum(),
+    }
+    assert 0 < found["detected"] + found["false_alarms"] < len(labels)
+
+
+def test_a_pipeline_without_a_threshold_has_no_verdicts(run, data, tmp_path, capsys):
+    shutil.copytree(run / "model", tmp_path / "model")
+    edit(tmp_path / "model" / "calibration.json", score_threshold=None)
+    assert evaluate(tmp_path / "model", data, tmp_path) == 0
+    assert json.loads((tmp_path / "results.json").read_text())["at_threshold"] is None
+    assert "threshold" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("threshold, below", [(1e9, True), (1e-9, False)])

@@ -69,7 +69,7 @@ def markdown(results: dict[str, Any]) -> str:
         "CPU seconds of one thread, contenders interleaved in one process, ratios of medians; memory is the growth of the",
         "peak resident set in a fresh process. The FLOP bound is the least a method needs (formulas in",
         "`scripts/benchmarks/flops.py`) at the matmul rate of this machine, measured in the same process. `make bench` makes",
-        "this page. The machine was shared: times are good to some 30 %.",
+        "such a page in runs/bench/. The machine was shared: times are good to some 30 %.",
         "",
     ]
     lines += _targets(results)

@@ -29,7 +29,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         "--contamination",
         type=float,
         metavar="F",
-        help="share of defective images to mix into training, from 0 to less than 1",
+        help="for experiments: share of the training images to be defective test images, from 0 to less than 1",
     )
     parser.add_argument(
         "--train-size", type=int, metavar="N", help="draw N training images in all; with --streaming the first N"
@@ -85,7 +85,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
-    from iltm_anomaly.evaluation import evaluate_run, format_table
+    from iltm_anomaly.evaluation import evaluate_run, format_results
 
     document = evaluate_run(
         arguments.model,
@@ -95,7 +95,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         all_rounds=not arguments.last_round,
         device=usable_device(arguments.device),
     )
-    print(format_table(document["results"]))
+    print(format_results(document))
     print(f"written: {arguments.output / 'results.json'}, {arguments.output / 'gallery.png'}")
 
 
@@ -149,7 +149,12 @@ def usable_device(name: str | None) -> str:
 
 def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--volumes", action="store_true", help="generated whole-body PET in place of images")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="default: demo, or demo_volumes")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="an earlier demo there is replaced (default: demo, or demo_volumes)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
 
 

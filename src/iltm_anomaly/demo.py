@@ -6,7 +6,7 @@ from pathlib import Path
 from iltm_anomaly.data.phantom import write_phantoms
 from iltm_anomaly.data.synthetic import generate_dataset, write_mvtec_tree
 from iltm_anomaly.detection import detect
-from iltm_anomaly.evaluation import evaluate_run, format_table
+from iltm_anomaly.evaluation import evaluate_run, format_results
 from iltm_anomaly.hub.data_sources import CONTAMINATION
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.training.task import TrainArguments, train
@@ -47,7 +47,7 @@ def demo(output: Path, seed: int = 0) -> dict:
 
     print("3. scoring held-out images after every round")
     document = evaluate_run(output / "run", folder, None, output)
-    print(format_table(document["results"]))
+    print(format_results(document))
 
     print("4. one line to load it again, one to score an image:")
     image = next(row["image"] for row in dataset["test"] if row["defect"] == "label_askew")
@@ -99,7 +99,7 @@ def demo_volumes(
 
     print("3. scoring held-out volumes after every round")
     document = evaluate_run(output / "run", data, None, output)
-    print(format_table(document["results"]))
+    print(format_results(document))
 
     print("4. one line to load it again, one to score a volume:")
     model = output / "run" / "model"

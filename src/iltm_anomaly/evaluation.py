@@ -24,7 +24,7 @@ from iltm_anomaly.hub.data_sources import as_path
 from iltm_anomaly.metrics import evaluate_maps, lesion_detection
 from iltm_anomaly.pipeline import ILTMAnomalyOutput, ILTMAnomalyPipeline, lowest_value
 from iltm_anomaly.prior import PerformerPriorModel
-from iltm_anomaly.provenance import provenance
+from iltm_anomaly.provenance import provenance, training_commit
 from iltm_anomaly.training.checkpoint import write_json
 from iltm_anomaly.training.recipe import Recipe
 
@@ -247,18 +247,35 @@ def evaluate_run(
     document = {
         "results": results,
         "test_images": len(test),
+        "at_threshold": verdicts(scored, test["label"], pipeline.settings.score_threshold),
         # of volumes without lesions where there are any: a lesion need not be reconstructed
         "reconstruction_psnr": reconstruction_psnr(pipeline, _good_of(test)) if volumes else None,
         "model": str(model),
         "data": as_path(str(data)),
         "recipe": (report.get("recipe") or {}).get("name"),
         "training_seconds": report.get("training_seconds"),
-        "training_commit": report.get("commit"),
+        "training_commit": training_commit(report),
         **provenance(pipeline.device),
     }
     write_json(output / "results.json", document)
     draw_gallery(rows, threshold, output / "gallery.png", lowest_value(pipeline.settings))
     return document
+
+
+def verdicts(output: ILTMAnomalyOutput, labels: list[int], threshold: float | None) -> dict[str, Any] | None:
+    """How many images the calibrated threshold calls abnormal, as `detect` does: of defective ones (label 1) detected, of good
+    ones (label 0) false alarms. None of a pipeline without a threshold."""
+    if threshold is None:
+        return None
+    called = np.array([bool(mask.any()) for mask in output.masks])
+    defective, good = (np.array(labels) == label for label in (1, 0))
+    return {
+        "threshold": threshold,
+        "defective": int(defective.sum()),
+        "detected": int((called & defective).sum()),
+        "good": int(good.sum()),
+        "false_alarms": int((called & good).sum()),
+    }
 
 
 def _has_ground_truth(train: Dataset) -> bool:
@@ -327,8 +344,10 @@ def _volume_row(row: dict[str, Any], output: ILTMAnomalyOutput, index: int) -> G
     )
 
 
-def format_table(results: list[dict[str, Any]]) -> str:
-    """The rounds as a table for people; metrics and shares in per cent."""
+def format_results(document: dict[str, Any]) -> str:
+    """What `evaluate_run` returns, for people: the rounds as a table, metrics and shares in per cent, and what the last one's
+    threshold makes of the images."""
+    results = document["results"]
 
     def percent(value: float | None) -> str:
         return "-" if value is None else f"{100 * value:.1f}"
@@ -345,4 +364,10 @@ def format_table(results: list[dict[str, Any]]) -> str:
     header, keys = ["round", *columns], columns.values()
     lines = [header] + [[str(r["round"]), *(percent(r[key]) for key in keys)] for r in results]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    rows = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    if found := document["at_threshold"]:
+        rows.append(
+            "at the threshold of {threshold:.3g}, which training has set: {detected} of {defective} defective images called "
+            "abnormal, {false_alarms} of {good} good ones".format(**found)
+        )
+    return "\n".join(rows)

@@ -12,7 +12,7 @@ CODE = (":/src", ":/scripts", ":/pyproject.toml", ":/constraints.txt")
 PACKAGES = ("iltm-anomaly", "torch", "transformers", "accelerate", "datasets", "numpy", "performer-pytorch")
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Commit of the checkout this package is run from, "+changes" if code differs from it; None outside a checkout."""
     here = Path(__file__).resolve().parent
 
@@ -40,6 +40,13 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def training_commit(report: dict[str, Any], number: int = -1) -> str | None:
+    """Commit that a round of a run was trained at, by its training report, whose own is that of the last calibration. Rounds of
+    earlier versions do not tell; theirs is taken for it."""
+    rounds = report.get("rounds") or [{}]
+    return rounds[number].get("commit", report.get("commit"))
+
+
 def provenance(device: Any) -> dict[str, Any]:
     """{"versions", "commit", "command", "hardware"} of this process, which has computed on `device`."""
     import torch
@@ -54,7 +61,7 @@ def provenance(device: Any) -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "versions": versions,
-        "commit": _commit(),
+        "commit": commit(),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "hardware": {"device": name, "threads": torch.get_num_threads()},
     }

@@ -10,10 +10,12 @@ from iltm_anomaly.baselines.nsa import (
     NSAConfig,
     NSAModel,
     blend_patch,
+    disc_median,
     intensity_labels,
     natural_synthetic_anomaly,
     of_category,
     open_cv,
+    resized_sides,
 )
 from iltm_anomaly.baselines.resnet import narrow
 
@@ -109,9 +111,47 @@ def test_the_source_has_settings_of_its_own_for_every_category_of_mvtec_ad():
 def test_height_and_width_of_a_patch_have_limits_of_their_own(cv2):
     image, source = pair()
     config = NSAConfig(half_height=(0.1, 0.12), half_width=(0.2, 0.4))
-    boxes = [blend_patch(image, source, config, np.random.default_rng(seed))[1] for seed in range(20)]
+    boxes = [blend_patch(image, source, config, np.random.default_rng(seed))[1] for seed in range(40)]
     rows, columns = zip(*((box[0].stop - box[0].start, box[1].stop - box[1].start) for box in boxes), strict=True)
-    assert max(rows) <= round(2 * 0.12 * 96) < 0.7 * 2 * 0.2 * 96 <= min(columns) and max(columns) <= round(0.8 * 96)
+    # of the whole side, once it is resized
+    assert {*rows} <= {10, 11, 12} and round(0.2 * 96) <= min(columns) < max(columns) <= round(0.4 * 96)
+
+
+@pytest.mark.parametrize(
+    "sides, scale, expected",
+    [
+        ((20, 30), 1.2, (24, 36)),
+        ((20, 30), 0.1, (10, 15)),  # not below the smallest height
+        ((20, 60), 1.0, (13, 40)),  # the width is cut off, and the height with it
+        ((60, 20), 1.0, (48, 16)),  # the height, and by rounding a little more
+        ((20, 200), 1.0, (10, 40)),  # both limits: the shape is lost
+    ],
+)
+def test_a_resized_patch_keeps_its_shape_as_far_as_limits_allow(sides, scale, expected):
+    assert resized_sides(sides, scale, np.array([10, 8]), np.array([50, 40])) == expected
+
+
+@pytest.mark.parametrize("side", [8, 16, 33])
+def test_images_of_any_size_have_patches(cv2, side):
+    image, source = np.random.default_rng(0).integers(0, 256, (2, side, side, 3)).astype(np.uint8)
+    for seed in range(30):
+        result, labels = natural_synthetic_anomaly(image, source, NSAConfig(max_patches=4), seed)
+        assert result.shape == image.shape and np.isfinite(labels).all()
+
+
+@pytest.mark.parametrize("radius", [1.0, 2.5, 5.0])
+def test_the_median_over_a_disc_is_that_of_every_pixels_neighbours(radius):
+    generator = np.random.default_rng(1)
+    values = np.zeros((24, 30), dtype=np.float32)
+    values[3:15, 0:20] = generator.random((12, 20)) * (generator.random((12, 20)) < 0.8)
+    reach = int(radius)
+    padded = np.pad(values, reach, mode="edge")
+    disc = [
+        (y, x) for y in range(-reach, reach + 1) for x in range(-reach, reach + 1) if y * y + x * x <= radius * radius
+    ]
+    expected = np.median([padded[reach + y : reach + y + 24, reach + x : reach + x + 30] for y, x in disc], axis=0)
+    assert np.array_equal(disc_median(values, radius), expected)
+    assert not disc_median(np.zeros((9, 9), dtype=np.float32), radius).any()
 
 
 def test_images_are_flipped_and_turned_where_the_settings_say_so(cv2, training_images):

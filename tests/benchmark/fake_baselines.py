@@ -41,6 +41,7 @@ class FakeBaseline:
 
     class model_class:
         stage: StageRecipe | None = StageRecipe(epochs=10, batch_size=4)
+        version = 1
 
         @classmethod
         def recipe_for(cls, preset, category=None, config=None) -> BaselineRecipe:

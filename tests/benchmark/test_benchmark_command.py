@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from fake_baselines import FakeBaselines, install
+from fake_baselines import FakeBaseline, FakeBaselines, install
 from filelock import FileLock
 from PIL import Image
 
@@ -142,16 +142,19 @@ def test_the_report_is_written_and_made_anew_from_json_alone(finished, tmp_path,
     assert "table.md" in capsys.readouterr().out
 
 
-def test_cells_of_an_earlier_format_are_left_out_of_a_report(finished, tmp_path):
+def test_cells_of_another_version_are_left_out_of_a_report(finished, tmp_path):
     (tmp_path / "cells").mkdir()
     for path in (finished[0] / "cells").glob("part_c0_*.json"):
         document = load_cell(path)
         if "autoencoder" in path.name:
             del document["draws"]["kind"]
+        if "mean_image" in path.name:
+            document["settings"]["method"] = "median_image"
         write_json(tmp_path / "cells" / path.name, document | {"checksum": digest_of(document)})
     assert main(["benchmark", "--report-only", "--output", str(tmp_path)]) == 0
     table = (tmp_path / "table.md").read_text()
-    assert "part_c0_s0_autoencoder.json is of an earlier format" in table and "| AE |" not in table
+    assert "part_c0_s0_autoencoder.json is of another version" in table and "| AE |" not in table
+    assert "part_c0_s0_mean_image.json is of another version" in table
 
 
 def test_again_nothing_is_measured_but_what_is_damaged(finished, data, recipe, fake, caplog):
@@ -180,13 +183,27 @@ def test_other_settings_measure_a_baseline_again_but_no_run(finished, data, reci
     output = tmp_path / "copy"
     shutil.copytree(finished[0], output)
     assert main(command(data, recipe, output, "--baseline-seconds", "9")) == 0
-    assert {call["budget_seconds"] for call in fake.calls} == {9.0} and len(fake.calls) == 4
+    # not the mean image, which trains nothing
+    assert {call["budget_seconds"] for call in fake.calls} == {9.0} and len(fake.calls) == 2
     assert "cells of different" not in (output / "table.md").read_text()
     assert "baseline_seconds None there, 9.0 now" in caplog.text
     assert cell(output, "0.2", "autoencoder")["budget"]["from"] == "--baseline-seconds"
     for name in ("iltm", "vqvae_transformer"):
         path = Path("cells") / f"part_c0_s0_{name}.json"
         assert (output / path).read_bytes() == (finished[0] / path).read_bytes()
+
+
+def test_what_an_earlier_version_of_a_method_has_made_is_made_anew(
+    finished, data, recipe, fake, caplog, monkeypatch, tmp_path
+):
+    output = tmp_path / "copy"
+    shutil.copytree(finished[0], output)
+    monkeypatch.setattr(FakeBaseline.model_class, "version", 2)
+    assert main(command(data, recipe, output)) == 0
+    assert {call["name"] for call in fake.calls} == {"autoencoder", "mean_image"} and len(fake.calls) == 4
+    assert "baseline.version None there, 2 now" in caplog.text
+    # nor is the earlier model taken for today's
+    assert all(len(list(folder.glob("autoencoder_*"))) == 2 for folder in (output / "runs").glob("part*/"))
 
 
 def test_other_images_under_the_same_names_are_another_set(data, recipe, fake, tmp_path, capsys):
@@ -206,7 +223,9 @@ def test_other_images_under_the_same_names_are_another_set(data, recipe, fake, t
     assert "were not tested on the same images" in capsys.readouterr().err
 
 
-def test_changed_settings_of_inference_score_again_and_train_nothing(finished, data, recipe, fake, tmp_path, caplog):
+def test_changed_settings_of_inference_score_again_and_train_nothing(
+    finished, data, recipe, fake, tmp_path, caplog, monkeypatch
+):
     output = tmp_path / "copy"
     shutil.copytree(finished[0], output)
     recorded = {}
@@ -221,6 +240,7 @@ def test_changed_settings_of_inference_score_again_and_train_nothing(finished, d
             document["settings"]["inference"]["likelihood_share"] = 0.9
             write_json(path, document | {"checksum": digest_of(document)})
     before = {p: p.read_bytes() for p in (output / "runs").glob("*/iltm/rounds/*/*.safetensors")}
+    monkeypatch.setattr("iltm_anomaly.provenance.commit", lambda: "a later one")
     assert main(command(data, recipe, output)) == 0
     assert "inference.likelihood_share 0.9 there, 0.35 now" in caplog.text
     assert caplog.text.count("is calibrated again") == 2 and not fake.calls
@@ -229,6 +249,12 @@ def test_changed_settings_of_inference_score_again_and_train_nothing(finished, d
     for name in ("iltm", "vqvae_transformer", "vqvae_transformer_residual"):
         assert (
             cell(output, "0.2", name)["results"][-1]["aupro"] == cell(finished[0], "0.2", name)["results"][-1]["aupro"]
+        )
+        assert cell(output, "0.2", name)["commit"] == "a later one"
+        assert (
+            cell(output, "0.2", name)["training_commit"]
+            == cell(finished[0], "0.2", name)["training_commit"]
+            != "a later one"
         )
 
 

@@ -52,7 +52,7 @@ def document(method: str, category: str, level: float, seed: int, auroc: float, 
             "seed": seed,
             "recipe": {"name": "cpu"},
             "baseline_seconds": None,
-            "baseline": None,
+            "baseline": {"stage": {"steps": 10}} if method in ("autoencoder", "vae", "cutpaste", "nsa") else None,
             "inference": None,
         },
         "draws": {"count": draws, "kind": "poisson", "test_sha256": f"{category}{seed}", **packed},
@@ -296,6 +296,22 @@ def test_drops_of_two_methods_are_paired_over_the_seeds_that_both_have():
     results = Results(documents)
     assert results.drop("iltm", "pixel_auroc").value == pytest.approx(6.0)
     assert results.drop("nsa", "pixel_auroc", "iltm").value == pytest.approx(0.0)
+
+
+def test_a_curve_is_of_one_test_set():
+    """Levels with the same seeds alone: another seed has other test images."""
+    documents = [document("iltm", "bottle", level, 0, value) for level, value in ((0.0, 0.9), (0.1, 0.8), (0.2, 0.7))]
+    documents += [document("iltm", "bottle", 0.1, seed, 0.99) for seed in (1, 2)]
+    documents += [document("iltm", "pill", level, 0, 0.5) for level in (0.0, 0.2)]
+    documents += [document("nsa", "bottle", level, seed, 0.6) for level, seed in ((0.0, 0), (0.2, 1))]
+    results = Results(documents)
+
+    def curve(method: str, *categories: str) -> list[tuple[float, float]]:
+        return [(level, round(value, 6)) for level, value in results.curve(method, "pixel_auroc", categories)]
+
+    assert curve("iltm", "bottle") == [(0.0, 0.9), (0.1, 0.8), (0.2, 0.7)]
+    assert curve("iltm", "bottle", "pill") == [(0.0, 0.7), (0.2, 0.6)]
+    assert curve("nsa", "bottle") == []
 
 
 def test_means_of_other_seeds_are_marked(results):

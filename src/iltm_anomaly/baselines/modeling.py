@@ -127,6 +127,8 @@ class BaselineModel(SafetensorsModel):
     """Images (B, C, H, W) in [0, 1] of `config.image_size` to scores (B,) and maps (B, H, W), higher is more anomalous.
 
     `recipes` by preset: "paper" (the settings of the method's source), "cpu" (two cores, minutes) and "tiny" (tests).
+    `version` counts what changed in training or maps without a field of the configuration to tell it: the benchmark trains and
+    measures again what another version has made.
     """
 
     if TYPE_CHECKING:
@@ -135,6 +137,7 @@ class BaselineModel(SafetensorsModel):
     base_model_prefix = "baseline"
     main_input_name = "pixel_values"
     recipes: ClassVar[dict[str, BaselineRecipe]]
+    version: ClassVar[int] = 1
 
     @classmethod
     def recipe_for(

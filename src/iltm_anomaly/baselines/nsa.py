@@ -32,7 +32,8 @@ from iltm_anomaly.data.augmentation import AugmentationConfig, augment, sample_s
 from iltm_anomaly.image_processing import ILTMImageProcessor
 from iltm_anomaly.training.recipe import StageRecipe
 
-REFERENCE_SIDE = 256  # pixels of the image that filter sizes are given for
+REFERENCE_SIDE = 256  # pixels of the image that filter sizes and areas are given for
+SMALLEST_AREA = 50  # pixels of a patch within its border; the source blends nothing smaller
 SMALLEST_CLONE = 5  # pixels along a side of what OpenCV blends reliably
 # The source crops 224 of the middle 230 of 256 pixels: a shift by up to 3.
 SHIFT = AugmentationConfig(
@@ -54,7 +55,7 @@ class NSAConfig(ResNetBaselineConfig):
     Args:
         max_patches: patches blended into an image: one, and each further one with probability 1/2.
         half_height, half_width: smallest and largest half side of a patch, as a share of the image's side. In between it is drawn
-            from 0.03 + Gamma(2, 0.05).
+            from 0.03 + Gamma(2, 0.05). Once the patch is resized its whole side is held between the same two, as in the source.
         rotation: largest angle in degrees by which training images are turned.
         flip: turn every other training image upside down.
         resize: smallest and largest factor by which a patch is resized, drawn from N(1, 0.5) and cut off.
@@ -149,6 +150,7 @@ class NSAModel(BaselineModel):
     """Map: probability of a change. Score: its mean over the image."""
 
     config_class = NSAConfig
+    version = 2  # patches and labels as in the source's code; 1 had patches up to twice as long
     recipes: ClassVar[dict[str, BaselineRecipe]] = {
         "paper": BaselineRecipe(
             StageRecipe(epochs=320, batch_size=64, learning_rate=1e-3, warmup=0.0, max_grad_norm=0), {"smoothing": 0.0}
@@ -266,21 +268,21 @@ def blend_patch(
     image: np.ndarray, source: np.ndarray, config: NSAConfig, generator: np.random.Generator
 ) -> tuple[np.ndarray, tuple[slice, slice]]:
     """Blends one patch of `source`, resized, into `image`; returns the new image and the patch's place in it. Nothing outside
-    that place changes; where OpenCV cannot blend nothing does."""
+    that place changes; where the patch is too small or OpenCV cannot blend nothing does."""
     cv2 = open_cv()
-    height, width = image.shape[:2]
-    smallest, largest = np.transpose([config.half_height, config.half_width])
-    halves = np.clip(0.03 + generator.gamma(2, 0.05, 2), smallest, largest)
-    rows, columns = (
-        max(SMALLEST_CLONE, round(2 * half * side)) for half, side in zip(halves, (height, width), strict=True)
-    )
-    y, x = (int(generator.integers(0, n + 1)) for n in (height - rows, width - columns))
-    patch = source[y : y + rows, x : x + columns]
+    sides, nothing = np.array(image.shape[:2]), (image, (slice(0, 0), slice(0, 0)))
+    shares = np.transpose([config.half_height, config.half_width])
+    smallest, largest = np.maximum(1, np.round(shares * sides)).astype(int)
+    halves = np.clip((0.03 + generator.gamma(2, 0.05, 2)) * sides, smallest, largest).astype(int)
+    middle = generator.integers(smallest, sides - smallest)
+    (top, left), (bottom, right) = np.maximum(middle - halves, 0), np.minimum(middle + halves, sides)
+    patch = source[top:bottom, left:right]
     scale = float(np.clip(generator.normal(1, 0.5), *config.resize))
-    scale = min(scale, 2 * largest[0] * height / rows, 2 * largest[1] * width / columns)
-    rows, columns = (max(SMALLEST_CLONE, round(scale * n)) for n in (rows, columns))
+    rows, columns = (max(SMALLEST_CLONE, n) for n in resized_sides(patch.shape[:2], scale, smallest, largest))
+    if (rows - 2) * (columns - 2) < SMALLEST_AREA * (max(sides) / REFERENCE_SIDE) ** 2:
+        return nothing
     patch = cv2.resize(patch, (columns, rows)).reshape(rows, columns, -1)
-    to_y, to_x = (int(generator.integers(1, n)) for n in (height - rows, width - columns))
+    to_y, to_x = (int(generator.integers(1, n)) for n in sides - (rows, columns))
     box = (slice(to_y, to_y + rows), slice(to_x, to_x + columns))
     mask = np.zeros((rows, columns), dtype=np.uint8)
     mask[1:-1, 1:-1] = 255  # seams are hidden along the mask's border, which must not be that of the patch
@@ -289,22 +291,46 @@ def blend_patch(
     try:
         blended = cv2.seamlessClone(three[0], three[1], mask, center, cv2.NORMAL_CLONE)
     except cv2.error:
-        return image, (slice(0, 0), slice(0, 0))
+        return nothing
     result = image.copy()
     result[box] = blended[box][..., : image.shape[2]]
     return result, box
 
 
+def resized_sides(sides: tuple[int, ...], scale: float, smallest: np.ndarray, largest: np.ndarray) -> tuple[int, int]:
+    """Height and width of a patch of `sides` after it is resized: its shape is kept as far as the limits of both allow."""
+    height, width = sides
+    new_height = np.clip(scale * height, smallest[0], largest[0])
+    new_width = np.clip(int(new_height / height * width), smallest[1], largest[1])
+    return int(np.clip(int(new_width / width * height), smallest[0], largest[0])), int(new_width)
+
+
 def intensity_labels(before: np.ndarray, after: np.ndarray, where: np.ndarray, config: NSAConfig) -> np.ndarray:
-    """How strongly pixels were changed, (H, W) float32: logistic in the change of intensity (mean over channels, of 255), which
-    is smoothed by a median filter as the source does; 0 where nothing visible happened."""
+    """How strongly pixels were changed, (H, W) float32: logistic in the change of intensity (mean over channels, of 255), of
+    which the median over a disc is taken as in the source; 0 where nothing visible happened."""
     cv2 = open_cv()
     scale = max(before.shape[:2]) / REFERENCE_SIDE
     change = np.abs(before.astype(np.float32) - after.astype(np.float32)).mean(-1) * where
     visible = cv2.medianBlur((change > config.tolerance).astype(np.uint8), _odd(5 * scale))
-    strength = cv2.medianBlur(np.round(change * visible).astype(np.uint8), _odd(11 * scale))
-    labels = visible / (1 + np.exp(-config.slope * (strength.astype(np.float32) - config.midpoint)))
+    strength = disc_median(change * visible, 5 * scale)
+    labels = visible / (1 + np.exp(-config.slope * (strength - config.midpoint)))
     return (labels * where).astype(np.float32)
+
+
+def disc_median(values: np.ndarray, radius: float) -> np.ndarray:
+    """Median of `values` (H, W), all at or above 0, over a disc about each pixel; 0 beyond the box of those that are not 0."""
+    from scipy import ndimage
+
+    result = np.zeros_like(values)
+    if not values.any():
+        return result
+    reach = math.floor(radius)
+    # beyond this box most of a disc is 0; around it the filter needs its neighbours
+    spans = [np.flatnonzero(values.any(axis)) for axis in (1, 0)]
+    box = tuple(slice(max(0, span[0] - reach), span[-1] + 1 + reach) for span in spans)
+    across, down = np.ogrid[-reach : reach + 1, -reach : reach + 1]
+    result[box] = ndimage.median_filter(values[box], footprint=across**2 + down**2 <= radius**2, mode="nearest")
+    return result
 
 
 def _odd(size: float) -> int:

@@ -67,7 +67,7 @@ def is_finished(folder: Path, name: str, settings: dict[str, Any]) -> bool:
         logger.warning("%s: measured again", error)
         return False
     if not _is_of_this_format(document):
-        logger.warning("%s is of an earlier format: measured again", path)
+        logger.warning("%s is of another version: measured again", path)
         return False
     changes = _changes(document["settings"], settings)
     if changes:
@@ -87,12 +87,13 @@ def load_cells(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
         if _is_of_this_format(document):
             documents.append(document | {"settings": _completed(document["settings"])})
         else:
-            problems.append(f"{path} is of an earlier format; left out, the same command measures it again")
+            problems.append(f"{path} is of another version; left out, the same command measures it again")
     return documents, problems
 
 
 def _is_of_this_format(document: dict[str, Any]) -> bool:
-    return "kind" in document["draws"] and "baseline" in document["settings"]
+    draws, settings = document.get("draws", {}), document.get("settings", {})
+    return "kind" in draws and "baseline" in settings and settings.get("method") in METHODS
 
 
 def load_statistics(path: Path) -> ImageStatistics:

@@ -192,7 +192,7 @@ class Plan:
             "train_size": group.train_size,
             "split_sha256": group.digest,
             "recipe": recipe,
-            "baseline_seconds": None if about.of_run else arguments.baseline_seconds,
+            "baseline_seconds": self.given_seconds(arguments, group, method),
             "baseline": None if about.of_run else self.baseline(arguments, group, method),
             "inference": self._inference(about) if about.of_run else None,
         }
@@ -218,13 +218,22 @@ class Plan:
 
         model_class, config = BASELINES[method].model_class, arguments.baseline_config.get(method)
         recipe = asdict(model_class.recipe_for(self.baseline_preset, group.category.name, config))
-        return recipe | {"config": model_class.config_defaults() | recipe["config"]}
+        version = {"version": model_class.version} if model_class.version > 1 else {}  # cells of the first have none
+        return recipe | {"config": model_class.config_defaults() | recipe["config"]} | version
 
     def has_time_of_round(self, arguments: BenchmarkArguments, group: Group, method: str) -> bool:
         """Whether another method is trained for as long as a round of the prior was, so that it needs the ILTM run."""
         if arguments.baseline_seconds is not None or self.recipe.name == OWN_SCHEDULE:
             return False
-        return self.baseline(arguments, group, method)["stage"] is not None
+        return self.is_trained(arguments, group, method)
+
+    def given_seconds(self, arguments: BenchmarkArguments, group: Group, method: str) -> float | None:
+        """`baseline_seconds`, where the method has a training that they could limit."""
+        return arguments.baseline_seconds if self.is_trained(arguments, group, method) else None
+
+    def is_trained(self, arguments: BenchmarkArguments, group: Group, method: str) -> bool:
+        """Whether a method is trained on its own, by gradient descent."""
+        return not METHODS[method].of_run and self.baseline(arguments, group, method)["stage"] is not None
 
 
 def resolve_methods(names: list[str]) -> list[str]:

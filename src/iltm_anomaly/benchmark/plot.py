@@ -8,7 +8,7 @@ from iltm_anomaly.benchmark.tables import TITLES
 
 
 def draw_plot(results: Results) -> bytes:
-    """A PNG. The mean row is over the categories that drops are taken over; without two of them it is left out."""
+    """A PNG, a line per `Results.curve`. The mean row is over the categories that drops are taken over, if there are two."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -22,11 +22,7 @@ def draw_plot(results: Results) -> bytes:
         categories = [name] if name in rows else common
         for axes, (metric, title) in zip(axes_of_row, TITLES.items(), strict=True):
             for number, method in enumerate(results.methods()):
-                points = [
-                    (100 * level, 100 * vector[0])
-                    for level in results.levels
-                    if (vector := results.mean(method, level, metric, categories)) is not None
-                ]
+                points = [(100 * level, 100 * value) for level, value in results.curve(method, metric, categories)]
                 width = 2.5 if method == REFERENCE else 1.2
                 axes.plot(
                     *zip(*points, strict=True) if points else ([], []),

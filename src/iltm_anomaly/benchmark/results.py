@@ -102,12 +102,13 @@ class Results:
         for document in self.documents.values():
             settings = document["settings"]
             method, category = settings["method"], settings["category"]
-            of_run = METHODS[method].of_run
+            conditions = [("presets", document["preset"])]
+            if METHODS[method].of_run:
+                conditions.append(("recipes of ILTM", settings["recipe"]))
+            elif (settings["baseline"] or {}).get("stage") is not None:  # else nothing is trained
+                conditions.append(("--baseline-seconds", settings["baseline_seconds"]))
             for what, value in (
-                ("presets", document["preset"]),
-                ("recipes of ILTM", settings["recipe"])
-                if of_run
-                else ("--baseline-seconds", settings["baseline_seconds"]),
+                *conditions,
                 (f"numbers of training images of {category}", document["training_images"]),
                 (f"settings of {METHODS[method].title} on {category}", (settings["baseline"], settings["inference"])),
             ):
@@ -194,12 +195,24 @@ class Results:
         values = [self.documents[key]["results"][-1].get(name) for key in keys]
         return None if not values or None in values else float(np.mean(values))
 
-    def mean(
-        self, method: str, level: float, metric: str, categories: Sequence[str] | None = None
-    ) -> np.ndarray | None:
-        """Mean over categories, by default `complete` ones, of means over seeds."""
-        categories = self.complete(level) if categories is None else categories
-        return _mean([self.vector(method, category, level, metric) for category in categories])
+    def mean(self, method: str, level: float, metric: str) -> np.ndarray | None:
+        """Mean over categories, the `complete` ones, of means over seeds."""
+        return _mean([self.vector(method, category, level, metric) for category in self.complete(level)])
+
+    def curve(self, method: str, metric: str, categories: Sequence[str]) -> list[tuple[float, float]]:
+        """(level, value) of a method, mean over categories of means over the seeds that it has at all of its levels: another seed
+        is another test set. Where its levels have no seed in common there is no curve."""
+        levels = [level for level in self.levels if all(self.seeds(method, c, level) for c in categories)]
+        found = []
+        for level in levels:
+            vectors = [
+                self.vector(method, category, level, metric, seeds) if seeds else None
+                for category in categories
+                for seeds in [self.common_seeds([method], category, levels)]
+            ]
+            if (vector := _mean(vectors)) is not None:
+                found.append((level, float(vector[0])))
+        return found
 
     def common_seeds(self, methods: Sequence[str], category: str, levels: Sequence[float]) -> list[int]:
         """Seeds that all of these methods have at all of these levels."""

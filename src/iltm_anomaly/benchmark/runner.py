@@ -26,7 +26,7 @@ from iltm_anomaly.data.cache import CacheDamagedError, PixelCache, build_cache
 from iltm_anomaly.evaluation import evaluate_run, pixel_mask
 from iltm_anomaly.image_processing import ILTMImageProcessor
 from iltm_anomaly.metrics import evaluate_maps
-from iltm_anomaly.provenance import provenance
+from iltm_anomaly.provenance import provenance, training_commit
 from iltm_anomaly.training.checkpoint import load_json
 from iltm_anomaly.training.task import TrainArguments, train
 
@@ -204,7 +204,7 @@ class GroupRun:
         results, last = evaluated["results"], max(statistics)
         self.round_zero = Measured(results[:1], statistics[0])
         report = self.report(self.iltm)
-        about = {"training_seconds": report["training_seconds"], "training_commit": report["commit"]}
+        about = {"training_seconds": report["training_seconds"], "training_commit": training_commit(report)}
         return Measured(results, statistics[last], about | {"images_sha256": self.training_images.digest})
 
     def _measure_round_zero(self, method: str) -> Measured:
@@ -212,7 +212,7 @@ class GroupRun:
 
         report = self.report(self.iltm)
         seconds = report["stage1"]["seconds"] + report["rounds"][0]["seconds"]
-        about = {"training_seconds": round(seconds, 1), "training_commit": report["commit"]}
+        about = {"training_seconds": round(seconds, 1), "training_commit": training_commit(report, 0)}
         if METHODS[method].has_kde and self.round_zero is not None:  # the same maps
             result, digest = self.round_zero.results[0] | {"method": method}, self.training_images.digest
             return Measured([result], self.round_zero.statistics, about | {"images_sha256": digest})
@@ -233,12 +233,12 @@ class GroupRun:
             method: the baseline.
             folder: of its run; one that has begun goes on with the time that it was given.
         """
+        if not self.plan.is_trained(self.arguments, self.group, method):
+            return None, "nothing is trained"
         if self.arguments.baseline_seconds is not None:
             return self.arguments.baseline_seconds, "--baseline-seconds"
         if self.recipe.name == OWN_SCHEDULE:
             return None, "the schedule of the method's own paper"
-        if not self.plan.has_time_of_round(self.arguments, self.group, method):
-            return None, "nothing is trained"
         if (folder / "run.json").exists():
             return load_json(folder / "run.json")["budget_seconds"], "the round of the prior that it began with"
         rounds = self.report(self.iltm)["rounds"]
@@ -249,7 +249,7 @@ class GroupRun:
         from iltm_anomaly.baselines import train_baseline
 
         preset, config = self.plan.baseline_preset, self.arguments.baseline_config.get(method)
-        given = self.arguments.baseline_seconds
+        given = self.plan.given_seconds(self.arguments, self.group, method)
         described = digest_of(self.plan.baseline(self.arguments, self.group, method))
         name = f"{method}_{described[:8]}" + (f"_{given:g}s" if given is not None else "")
         budget, source = self.budget(method, self.folder / name)

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from iltm_anomaly.hub.data_sources import CONTAMINATION, DEMO, DataSource, data_source
+from iltm_anomaly.provenance import training_commit
 
 MARKER = "<!-- Rendered by iltm-anomaly"
 TEMPLATE = Path(__file__).with_name("model_card.md")
@@ -314,6 +315,7 @@ def _facts(documents: list[dict[str, Any]], report: dict[str, Any]) -> str:
         f"{d['hardware']['device']}, {d['hardware']['threads']} thread(s)" for d in sources if d.get("hardware")
     ]
     versions = [", ".join(f"{package} {version}" for package, version in d["versions"].items()) for d in sources]
+    trained = [d.get("training_commit") for d in documents] or [training_commit(report)]
     return "\n".join(
         [
             "A VQ-VAE is trained first, then a causal Performer on its codes, in each round anew with suspicious ones masked.",
@@ -321,7 +323,7 @@ def _facts(documents: list[dict[str, Any]], report: dict[str, Any]) -> str:
             f"- Machine: {each(machines)}",
             f"- Training time: {each([d.get('training_seconds') for d in sources])} seconds",
             f"- Recipe: {each([d.get('recipe') if documents else (d.get('recipe') or {}).get('name') for d in sources])}",
-            f"- Commit of training: {each([d.get('training_commit') if documents else d.get('commit') for d in sources])}",
+            f"- Commit of training: {each(trained)}",
             f"- Commit of evaluation: {each([d.get('commit') for d in documents])}",
             f"- Versions: {each(versions)}",
         ]

@@ -23,7 +23,7 @@ import yaml
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from iltm_anomaly.provenance import provenance
+from iltm_anomaly.provenance import commit, provenance
 from iltm_anomaly.training.checkpoint import (
     file_digest,
     fill_folder,
@@ -116,8 +116,8 @@ class RunFolder:
 
     def save_stage(
         self, name: str, model: PreTrainedModel, summary: dict[str, Any], follows: str, **tensors: torch.Tensor
-    ) -> str:
-        """Saves a finished stage; returns the checksum of its weights.
+    ) -> dict[str, Any]:
+        """Saves a finished stage; returns its summary, with the checksum of its weights and the commit of the code.
 
         Args:
             name: folder of the stage.
@@ -129,12 +129,12 @@ class RunFolder:
             model.save_pretrained(target)
             for key, tensor in tensors.items():
                 save_checkpoint(target / f"{key}.bin", {key: tensor})
-            checksums = {"weights_sha256": file_digest(target / WEIGHTS), "follows": follows}
-            write_json(target / STAGE, summary | checksums)
+            origin = {"weights_sha256": file_digest(target / WEIGHTS), "follows": follows, "commit": commit()}
+            write_json(target / STAGE, summary | origin)
 
-        def save() -> str:
+        def save() -> dict[str, Any]:
             fill_folder(self.path / name, fill)
-            return load_json(self.path / name / STAGE)["weights_sha256"]
+            return load_json(self.path / name / STAGE)
 
         return on_main(self.accelerator, save)
 

@@ -297,7 +297,7 @@ class TrainingRun:
         summary |= self._reconstruction_report(model, pixels)
         self._picture_reconstructions(model, pixels, self.steps_done)
         model = model.to(memory_format=torch.contiguous_format)
-        summary["weights_sha256"] = self.folder.save_stage("vqvae", model, summary, follows=pixels.digest)
+        summary = self.folder.save_stage("vqvae", model, summary, follows=pixels.digest)
         return model, summary
 
     @torch.no_grad()
@@ -496,7 +496,7 @@ class TrainingRun:
         summary = fit(self.accelerator, prior, stage, len(codes), make_inputs, settings, hooks)
         report = {**report, **summary}
         tensors = {} if keep is None else {"keep": keep}
-        report["weights_sha256"] = self.folder.save_stage(_round_name(number), prior, report, follows, **tensors)
+        report = self.folder.save_stage(_round_name(number), prior, report, follows, **tensors)
         return prior, report
 
     @torch.no_grad()
