@@ -86,8 +86,8 @@ def test_efficientnet_with_its_imagenet_weights():
     with torch.no_grad():
         levels = model(torch.rand(1, 3, 96, 64, generator=torch.Generator().manual_seed(0)))
     assert [tuple(level.shape) for level in levels] == [(1, 40, 12, 8), (1, 112, 6, 4)]
-    # what trained batch normalisation leaves: neither exploding nor dead
-    assert all(0.1 < float(level.std()) < 10 for level in levels)
+    # without the normalisation of ImageNet they spread by 6.4 and 4.1, with colours swapped by 7.4 and 4.6
+    assert [float(level.std()) for level in levels] == pytest.approx([7.3136, 4.5204], rel=1e-3)
 
 
 def test_missing_weights_are_named(monkeypatch):
