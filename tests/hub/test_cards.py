@@ -85,6 +85,17 @@ def test_the_text_has_its_sections_and_facts():
     assert "{{" not in text and "None" not in text and "/tmp" not in text
 
 
+def test_the_text_tells_what_thresholds_make_of_the_test_images():
+    documents = [dict(document) for document in load_results(RESULTS)]
+    for number, document in enumerate(documents):
+        counts = {"threshold": 1.0, "defective": 32, "detected": 30 - number, "good": 20, "false_alarms": number}
+        document["at_threshold"] = counts
+    text = render_card("iltm-bottle", documents)["README.md"].decode()
+    assert "calls 87 of 96 defective test images abnormal, and 3 of 60 good ones." in text
+    documents[1]["at_threshold"] = None
+    assert "The threshold that training has set" not in render_card("iltm-bottle", documents)["README.md"].decode()
+
+
 def test_results_on_a_hub_data_set_are_written_for_its_leaderboard(tmp_path):
     document = json.loads(RESULTS[0].read_text()) | {"data": "somebody/parts"}
     (tmp_path / "results.json").write_text(json.dumps(document))

@@ -299,7 +299,19 @@ def _results(documents: list[dict[str, Any]], measured: dict[str, Any], seeds: l
     spread = "mean and population standard deviation over seeds" if len(seeds) > 1 else "seed"
     return (
         f'After each round, in per cent, {spread} {", ".join(map(str, seeds))}. Round 0 has seen every token; "masked" is what a '
-        f"round hides from the prior it trains.\n\n{rounds_table(documents)}"
+        f"round hides from the prior it trains.\n\n{rounds_table(documents)}{_verdicts(documents)}"
+    )
+
+
+def _verdicts(documents: list[dict[str, Any]]) -> str:
+    """What the thresholds that training has set make of the test images; "" unless every document tells."""
+    found = [document["at_threshold"] for document in documents if document.get("at_threshold")]
+    if len(found) < len(documents):
+        return ""
+    total = {key: sum(entry[key] for entry in found) for key in ("detected", "defective", "false_alarms", "good")}
+    return (
+        "\n\nThe threshold that training has set calls {detected} of {defective} defective test images abnormal, and "
+        "{false_alarms} of {good} good ones.".format(**total)
     )
 
 
