@@ -92,6 +92,8 @@ def test_one_run_serves_iltm_and_both_rows_of_round_zero(finished):
         assert [entry["round"] for entry in iltm] == [0, 1]
         assert kde[0]["round"] == 0
         assert cell(output, level, "vqvae_transformer_residual")["results"][0]["aupro"] != kde[0]["aupro"]
+        of_run = ("iltm", "vqvae_transformer", "vqvae_transformer_residual")
+        assert len({cell(output, level, method)["vqvae_sha256"] for method in of_run}) == 1
     assert len(list((output / "runs").glob("*/iltm/model"))) == 2
 
 

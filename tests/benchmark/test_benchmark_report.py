@@ -230,6 +230,17 @@ def test_the_time_of_a_round_of_another_recipe_is_said():
     ]
 
 
+def test_cells_of_two_trainings_side_by_side_are_named():
+    methods = ("iltm", "vqvae_transformer", "vqvae_transformer_residual", "mean_image")
+    documents = [document(method, "bottle", 0.1, seed, 0.9) for seed in (0, 1) for method in methods]
+    for cell in documents:
+        if cell["settings"]["method"] in ("iltm", "vqvae_transformer"):
+            cell["vqvae_sha256"] = str(cell["settings"]["seed"])
+    assert Results(documents).problems == []
+    documents[6]["vqvae_sha256"] = "of another run"
+    assert Results(documents).problems == ["ILTM and round 0 of different trainings: bottle at 0.1, seed 1"]
+
+
 def test_a_field_that_did_not_exist_when_a_cell_was_measured_is_no_difference(tmp_path):
     empty = np.zeros((2, 3))
     statistics = ImageStatistics(empty, empty, empty, np.ones(2), np.ones(2), np.array([False, True]))

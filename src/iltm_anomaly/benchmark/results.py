@@ -48,7 +48,7 @@ class Results:
 
     def __init__(self, documents: list[dict[str, Any]], problems: Sequence[str] = ()):
         self.documents = {self._key(document): document for document in documents}
-        self.problems = [*problems, *self._mixtures(), *self._other_time_limits()]
+        self.problems = [*problems, *self._mixtures(), *self._other_time_limits(), *self._other_runs()]
         self._check_images()
         self.vectors = {
             (*key, metric): np.concatenate([[document["results"][-1][metric]], unpack(document["draws"][metric])])
@@ -133,6 +133,14 @@ class Results:
             f"time limits from a round of another recipe than ILTM's beside them: {', '.join(methods)} on {cell}"
             for cell, methods in found.items()
         ]
+
+    def _other_runs(self) -> list[str]:
+        """Images on which ILTM and its round 0 come from different runs, so that they differ by more than masks."""
+        found: dict[str, set[str]] = {}
+        for (_, category, level, seed), document in self.documents.items():
+            if "vqvae_sha256" in document:  # of cells of earlier versions it is not known
+                found.setdefault(f"{category} at {level:g}, seed {seed}", set()).add(document["vqvae_sha256"])
+        return [f"ILTM and round 0 of different trainings: {cell}" for cell, runs in found.items() if len(runs) > 1]
 
     def differs_between(self, method: str, categories: Sequence[str], levels: Sequence[float]) -> bool:
         """Whether a method's cells of one of `categories` were trained or scored with other settings at one of `levels`."""

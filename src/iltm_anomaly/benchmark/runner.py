@@ -204,15 +204,22 @@ class GroupRun:
         results, last = evaluated["results"], max(statistics)
         self.round_zero = Measured(results[:1], statistics[0])
         report = self.report(self.iltm)
-        about = {"training_seconds": report["training_seconds"], "training_commit": training_commit(report)}
+        about = self._about_run(report, report["training_seconds"], number=-1)
         return Measured(results, statistics[last], about | {"images_sha256": self.training_images.digest})
+
+    @staticmethod
+    def _about_run(report: dict[str, Any], seconds: float, number: int) -> dict[str, Any]:
+        return {
+            "training_seconds": round(seconds, 1),
+            "training_commit": training_commit(report, number),
+            "vqvae_sha256": report["stage1"]["weights_sha256"],
+        }
 
     def _measure_round_zero(self, method: str) -> Measured:
         from iltm_anomaly.baselines.vqvae_transformer import from_run
 
         report = self.report(self.iltm)
-        seconds = report["stage1"]["seconds"] + report["rounds"][0]["seconds"]
-        about = {"training_seconds": round(seconds, 1), "training_commit": training_commit(report, 0)}
+        about = self._about_run(report, report["stage1"]["seconds"] + report["rounds"][0]["seconds"], number=0)
         if METHODS[method].has_kde and self.round_zero is not None:  # the same maps
             result, digest = self.round_zero.results[0] | {"method": method}, self.training_images.digest
             return Measured([result], self.round_zero.statistics, about | {"images_sha256": digest})
