@@ -159,7 +159,7 @@ class NSAModel(BaselineModel):
             StageRecipe(steps=4000, batch_size=16, learning_rate=1e-3), {**narrow(32), "smoothing": 0.0}, "bf16"
         ),
         "tiny": BaselineRecipe(
-            StageRecipe(steps=200, batch_size=8, learning_rate=3e-3), {**narrow(8), "smoothing": 0.0}
+            StageRecipe(steps=400, batch_size=8, learning_rate=3e-3), {**narrow(8), "smoothing": 0.0}
         ),
     }
 
