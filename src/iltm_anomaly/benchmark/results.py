@@ -211,16 +211,13 @@ class Results:
         """(level, value) of a method, mean over categories of means over the seeds that it has at all of its levels: another seed
         is another test set. Where its levels have no seed in common there is no curve."""
         levels = [level for level in self.levels if all(self.seeds(method, c, level) for c in categories)]
-        found = []
-        for level in levels:
-            vectors = [
-                self.vector(method, category, level, metric, seeds) if seeds else None
-                for category in categories
-                for seeds in [self.common_seeds([method], category, levels)]
-            ]
-            if (vector := _mean(vectors)) is not None:
-                found.append((level, float(vector[0])))
-        return found
+        seeds = {c: self.common_seeds([method], c, levels) for c in categories} if levels else {}
+        if not all(seeds.values()):
+            return []
+        means = {
+            level: _mean([self.vector(method, c, level, metric, seeds[c]) for c in categories]) for level in levels
+        }
+        return [(level, float(mean[0])) for level, mean in means.items() if mean is not None]
 
     def common_seeds(self, methods: Sequence[str], category: str, levels: Sequence[float]) -> list[int]:
         """Seeds that all of these methods have at all of these levels."""
