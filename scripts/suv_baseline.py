@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from iltm_anomaly.data.volumes import load_volumes, read_volume
-from iltm_anomaly.evaluation import volume_masks
+from iltm_anomaly.evaluation.evaluate import volume_masks
 from iltm_anomaly.metrics import evaluate_maps, lesion_detection
 from iltm_anomaly.provenance import provenance
 from iltm_anomaly.training.checkpoint import write_json

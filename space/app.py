@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from iltm_anomaly import ILTMAnomalyPipeline
-from iltm_anomaly.gallery import overlay
-from iltm_anomaly.image_processing import ImageReadError, read_image
-from iltm_anomaly.pipeline import lowest_value
+from iltm_anomaly.evaluation.gallery import overlay
+from iltm_anomaly.processing.image_processing import ImageReadError, read_image
+from iltm_anomaly.settings import lowest_value
 
 HERE = Path(__file__).parent
 MODEL = os.environ.get("ILTM_MODEL", str(HERE / "model"))

@@ -16,9 +16,9 @@ from hostile import edit
 from PIL import Image
 
 from iltm_anomaly.cli import COMMANDS, build_parser, main
-from iltm_anomaly.data.synthetic import generate_dataset, write_mvtec_tree
-from iltm_anomaly.evaluation import protocol_split
+from iltm_anomaly.evaluation.evaluate import protocol_split
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
+from iltm_anomaly.synthetic.parts import generate_dataset, write_mvtec_tree
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -36,7 +36,7 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
     """The tiny preset, cut down further."""
-    from iltm_anomaly.training.recipe import load_recipe
+    from iltm_anomaly.recipes.recipe import load_recipe
 
     values = load_recipe("tiny").to_dict()
     values["stage1"]["epochs"] = 8
@@ -185,7 +185,7 @@ def test_the_gallery_shows_maps_that_all_stay_below_the_threshold(run, data, tmp
     edit(tmp_path / "model" / "calibration.json", score_threshold=threshold)
     drawn = {}
     monkeypatch.setattr(
-        "iltm_anomaly.evaluation.draw_gallery", lambda rows, scale, *_: drawn.update(rows=rows, scale=scale)
+        "iltm_anomaly.evaluation.evaluate.draw_gallery", lambda rows, scale, *_: drawn.update(rows=rows, scale=scale)
     )
     assert evaluate(tmp_path / "model", data, tmp_path) == 0
     highest = [row.anomaly_map.max() for row in drawn["rows"]]
@@ -392,7 +392,7 @@ def test_help_is_quick_and_names_every_command():
 
 
 def test_a_wrong_value_in_a_recipe_is_one_line_too(data, tmp_path, capsys):
-    from iltm_anomaly.training.recipe import load_recipe
+    from iltm_anomaly.recipes.recipe import load_recipe
 
     values = load_recipe("tiny").to_dict()
     values["prior"]["head_dim"] = 0

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from iltm_anomaly import ILTMAnomalyPipeline, ILTMImageProcessor, InferenceSettings
-from iltm_anomaly.abnormality import density_map
 from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
-from iltm_anomaly.vqvae import VQVAEConfig, VQVAEModel
+from iltm_anomaly.scoring import density_map
+from iltm_anomaly.tokenizers.vqvae import VQVAEConfig, VQVAEModel
 
 
 def make_pipeline(**settings) -> ILTMAnomalyPipeline:

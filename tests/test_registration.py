@@ -5,8 +5,8 @@ import pytest
 ORDERS = {
     "ours first": "import iltm_anomaly, sys; assert 'torch' not in sys.modules",
     "transformers first": "from transformers import AutoModel, pipeline; import iltm_anomaly",
-    "a module of ours first": "import iltm_anomaly.image_processing",
-    "another one, from its inside": "from iltm_anomaly.vqvae.configuration_vqvae import VQVAEConfig",
+    "a module of ours first": "import iltm_anomaly.processing.image_processing",
+    "another one, from its inside": "from iltm_anomaly.tokenizers.vqvae.configuration_vqvae import VQVAEConfig",
     "a public name": "from iltm_anomaly import PerformerPriorModel",
     "the pipeline": "import iltm_anomaly.pipeline",
 }
@@ -26,6 +26,6 @@ def test_auto_classes_know_ours(run_fresh, order):
     assert run_fresh(ORDERS[order] + "\n" + CHECK).split() == [
         "VQVAEModel",
         "PerformerPriorConfig",
-        "iltm_anomaly.image_processing",
+        "iltm_anomaly.processing.image_processing",
         "AnomalyDetectionPipeline",
     ]

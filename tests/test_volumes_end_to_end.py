@@ -108,7 +108,7 @@ def test_detect_writes_maps_on_the_grid_of_the_input(root, tmp_path, capsys):
     assert main(["detect", str(root / "run"), str(tmp_path / "0.nii.gz"), "--output", str(tmp_path / "out2")]) == 0
     assert Image.open(tmp_path / "out2" / "overlays" / "00000_0.png").tobytes() != without.tobytes()  # an outline
     with pytest.raises(ValueError, match="holds no volume"):
-        from iltm_anomaly.detection import list_inputs
+        from iltm_anomaly.evaluation.detect import list_inputs
 
         list_inputs([root / "run"], volumes=True)
 
@@ -205,8 +205,8 @@ def test_checkpointing_changes_nothing_but_memory():
 def test_presets_for_volumes_build(name):
     from iltm_anomaly.data.augmentation import AugmentationConfig
     from iltm_anomaly.prior import PerformerPriorConfig
-    from iltm_anomaly.training.recipe import load_recipe
-    from iltm_anomaly.vqvae import VQVAEConfig
+    from iltm_anomaly.recipes.recipe import load_recipe
+    from iltm_anomaly.tokenizers.vqvae import VQVAEConfig
 
     recipe = load_recipe(name)
     assert recipe.is_volumetric and VQVAEConfig(**recipe.vqvae).spatial_dims == 3
@@ -216,7 +216,7 @@ def test_presets_for_volumes_build(name):
 
 
 def test_the_pet_preset_is_the_appendix():
-    from iltm_anomaly.training.recipe import load_recipe
+    from iltm_anomaly.recipes.recipe import load_recipe
 
     recipe = load_recipe("pet")
     assert (recipe.vqvae["vocab_size"], recipe.vqvae["embedding_dim"]) == (256, 128)

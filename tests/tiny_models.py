@@ -2,10 +2,11 @@
 
 import torch
 
-from iltm_anomaly.image_processing import ILTMImageProcessor
-from iltm_anomaly.pipeline import ILTMAnomalyPipeline, InferenceSettings
+from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
-from iltm_anomaly.vqvae import VQVAEConfig, VQVAEModel
+from iltm_anomaly.processing.image_processing import ILTMImageProcessor
+from iltm_anomaly.settings import InferenceSettings
+from iltm_anomaly.tokenizers.vqvae import VQVAEConfig, VQVAEModel
 
 VQVAE = {"channels": (4, 4, 8), "num_res_blocks": 1, "vocab_size": 16, "embedding_dim": 4}
 PRIOR = {

@@ -14,8 +14,8 @@ from harness import OURS, Report, interleaved, peak_in_fresh_process, summary, t
 from scipy import stats
 from torch import Tensor
 
-from iltm_anomaly import abnormality
-from iltm_anomaly.vqvae import VQVAEConfig, VQVAEModel
+from iltm_anomaly import scoring
+from iltm_anomaly.tokenizers.vqvae import VQVAEConfig, VQVAEModel
 
 FLOOR = 0.01
 ONE_BY_ONE, PER_PIXEL = "decoding every reconstruction", "scipy gaussian_kde per pixel"
@@ -37,7 +37,7 @@ def setting(quick: bool) -> SimpleNamespace:
 
 def strips(given: SimpleNamespace) -> list[tuple[slice, Tensor]]:
     generator = torch.Generator().manual_seed(1)
-    return list(abnormality.reconstruction_strips(given.vqvae, given.codes, given.passes, generator))
+    return list(scoring.reconstruction_strips(given.vqvae, given.codes, given.passes, generator))
 
 
 @torch.no_grad()
@@ -50,7 +50,7 @@ def decode_one(given: SimpleNamespace, sample: int, mask: Tensor) -> Tensor:
 def check_decoding(report: Report, given: SimpleNamespace, reconstructions: Tensor) -> bool:
     """The streamed reconstructions (S * D, C, H, W) against single ones, a few of them."""
     config, generator = given.vqvae.config, torch.Generator().manual_seed(1)
-    masks = abnormality.draw_channel_masks(given.samples, given.passes, config.channels[0], config.dropout, generator)
+    masks = scoring.draw_channel_masks(given.samples, given.passes, config.channels[0], config.dropout, generator)
     worst = 0.0
     for sample in (0, given.samples - 1):
         for dropout_pass in (0, given.passes - 1):
@@ -63,7 +63,7 @@ def scipy_densities(reconstructions: Tensor, image: Tensor, crop: int) -> tuple[
     """-log density (C, crop, crop) by scipy at our bandwidths, and CPU seconds."""
     cropped = reconstructions[:, :, :crop, :crop].double()
     values = cropped.numpy()
-    widths = abnormality.bandwidth(cropped.var(0, correction=0), len(cropped), FLOOR).numpy()
+    widths = scoring.bandwidth(cropped.var(0, correction=0), len(cropped), FLOOR).numpy()
     factors = widths / values.std(0, ddof=1)  # scipy's factor is relative to the deviation
     observed, out = image[:, :crop, :crop].double().numpy(), np.empty(widths.shape)
 
@@ -78,7 +78,7 @@ def check_density(report: Report, given: SimpleNamespace, reconstructions: Tenso
     # a small part, but of every channel
     theirs, seconds = scipy_densities(reconstructions, given.image, crop)
     part = reconstructions[:, :, :crop, :crop]
-    ours = abnormality.negative_log_density(part, given.image[:, :crop, :crop], FLOOR, relative=False).double()
+    ours = scoring.negative_log_density(part, given.image[:, :crop, :crop], FLOOR, relative=False).double()
     worst = ((ours - torch.from_numpy(theirs)).abs() / (1 + torch.from_numpy(theirs).abs())).max().item()
     return report.check(
         "density", f"-log density on a {crop} x {crop} crop against scipy, relative", worst, 1e-4
@@ -98,7 +98,7 @@ def run(report: Report) -> None:
 
     def densities() -> None:
         for rows, part in streamed:
-            abnormality.negative_log_density(part, given.image[:, rows], FLOOR)
+            scoring.negative_log_density(part, given.image[:, rows], FLOOR)
 
     ones = torch.ones(config.channels[0])
     single: Callable[[], object] = lambda: [decode_one(given, i, ones) for i in range(2)]  # noqa: E731
@@ -141,7 +141,7 @@ def run(report: Report) -> None:
 def mapping(given: SimpleNamespace) -> Callable[[], object]:
     """Decoding and densities together, as the pipeline calls them."""
     generator = torch.Generator().manual_seed(1)
-    return lambda: abnormality.density_map(given.vqvae, given.codes, given.image, given.passes, generator, FLOOR)
+    return lambda: scoring.density_map(given.vqvae, given.codes, given.image, given.passes, generator, FLOOR)
 
 
 def memory(contender: str, size: int) -> Callable[[], object]:

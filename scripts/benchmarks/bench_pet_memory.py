@@ -20,11 +20,11 @@ import numpy as np
 import torch
 
 from iltm_anomaly import ILTMAnomalyPipeline, ILTMImageProcessor, InferenceSettings
-from iltm_anomaly.data.phantom import generate_phantom
 from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
 from iltm_anomaly.provenance import provenance
-from iltm_anomaly.training.recipe import load_recipe
-from iltm_anomaly.vqvae import VQVAEConfig, VQVAEModel
+from iltm_anomaly.recipes.recipe import load_recipe
+from iltm_anomaly.synthetic.phantoms import generate_phantom
+from iltm_anomaly.tokenizers.vqvae import VQVAEConfig, VQVAEModel
 
 RECIPE = load_recipe("pet")
 GRID = (16, 32, 40)  # 20,480 tokens

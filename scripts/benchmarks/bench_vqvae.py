@@ -8,8 +8,8 @@ from harness import MONAI, OURS, Report, interleaved, peak_in_fresh_process
 from torch import nn
 from torch.nn import functional as F
 
-from iltm_anomaly.vqvae import VQVAEConfig, VQVAEModel
-from iltm_anomaly.vqvae.quantizer import EMAQuantizer
+from iltm_anomaly.tokenizers.quantizer import EMAQuantizer
+from iltm_anomaly.tokenizers.vqvae import VQVAEConfig, VQVAEModel
 
 VQ = "vector-quantize-pytorch"
 OURS_BF16, MONAI_BF16 = "ours, bfloat16", "MONAI, bfloat16"

@@ -13,7 +13,7 @@ is recomputed in it to save memory is left out too. Normalisation, activations, 
 """
 
 from iltm_anomaly.prior import PerformerPriorConfig
-from iltm_anomaly.vqvae import VQVAEConfig
+from iltm_anomaly.tokenizers.vqvae import VQVAEConfig
 
 
 def dense(config: PerformerPriorConfig, tokens: int) -> float:

@@ -10,21 +10,22 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from iltm_anomaly.data.contamination import contaminate
     from iltm_anomaly.data.mvtec import load_mvtec
-    from iltm_anomaly.image_processing import ILTMImageProcessor
-    from iltm_anomaly.pipeline import ILTMAnomalyOutput, ILTMAnomalyPipeline, InferenceSettings
+    from iltm_anomaly.pipeline import ILTMAnomalyOutput, ILTMAnomalyPipeline
     from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
-    from iltm_anomaly.vqvae import VQVAEConfig, VQVAEModel
+    from iltm_anomaly.processing.image_processing import ILTMImageProcessor
+    from iltm_anomaly.settings import InferenceSettings
+    from iltm_anomaly.tokenizers.vqvae import VQVAEConfig, VQVAEModel
 
 # Public names by module, imported on first use: `iltm-anomaly --help` must not wait for torch.
 _PUBLIC = {
-    "VQVAEConfig": "vqvae",
-    "VQVAEModel": "vqvae",
+    "VQVAEConfig": "tokenizers.vqvae",
+    "VQVAEModel": "tokenizers.vqvae",
     "PerformerPriorConfig": "prior",
     "PerformerPriorModel": "prior",
-    "ILTMImageProcessor": "image_processing",
+    "ILTMImageProcessor": "processing.image_processing",
     "ILTMAnomalyPipeline": "pipeline",
     "ILTMAnomalyOutput": "pipeline",
-    "InferenceSettings": "pipeline",
+    "InferenceSettings": "settings",
     "load_mvtec": "data.mvtec",
     "contaminate": "data.contamination",
 }

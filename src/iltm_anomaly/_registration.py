@@ -11,7 +11,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
 # Of ours, these import transformers and are what is registered: none may be half imported at that moment.
-_OURS = tuple(f"{__package__}.{name}" for name in ("vqvae", "prior", "image_processing"))
+_OURS = tuple(f"{__package__}.{name}" for name in ("tokenizers.vqvae", "prior", "processing.image_processing"))
 _TASKS = "transformers.pipelines"
 _done = False
 
@@ -45,7 +45,7 @@ def watch_imports() -> None:
 
 def _imported(name: str) -> None:
     if name == _TASKS:
-        import_module(f"{__package__}.hub.task")  # registers itself
+        import_module(f"{__package__}.transformers_task")  # registers itself
         return
     unfinished = (m for m in _OURS if m != name and m in sys.modules)
     if not _done and not any(getattr(sys.modules[m].__spec__, "_initializing", False) for m in unfinished):
@@ -57,9 +57,9 @@ def _register() -> None:
     _done = True  # the imports below come through here again
     from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
-    from iltm_anomaly.image_processing import ILTMImageProcessor
     from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
-    from iltm_anomaly.vqvae import VQVAEConfig, VQVAEModel
+    from iltm_anomaly.processing.image_processing import ILTMImageProcessor
+    from iltm_anomaly.tokenizers.vqvae import VQVAEConfig, VQVAEModel
 
     AutoConfig.register(VQVAEConfig.model_type, VQVAEConfig)
     AutoConfig.register(PerformerPriorConfig.model_type, PerformerPriorConfig)

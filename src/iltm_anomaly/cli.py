@@ -65,7 +65,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_train(arguments: argparse.Namespace) -> None:
-    from iltm_anomaly.training.task import TrainArguments, train
+    from iltm_anomaly.training.train import TrainArguments, train
 
     values = {k: v for k, v in vars(arguments).items() if k in TrainArguments.__dataclass_fields__}
     folder = train(TrainArguments(**values))
@@ -85,7 +85,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
-    from iltm_anomaly.evaluation import evaluate_run, format_results
+    from iltm_anomaly.evaluation.evaluate import evaluate_run, format_results
 
     document = evaluate_run(
         arguments.model,
@@ -120,8 +120,8 @@ def add_detect_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_detect(arguments: argparse.Namespace) -> None:
-    from iltm_anomaly.detection import detect
-    from iltm_anomaly.evaluation import resolve_model_folder
+    from iltm_anomaly.evaluation.detect import detect
+    from iltm_anomaly.evaluation.evaluate import resolve_model_folder
     from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 
     folder, _ = resolve_model_folder(arguments.model)
@@ -248,12 +248,12 @@ def _baseline_field(text: str) -> tuple[str, str, Any]:
 
 def run_benchmark(arguments: argparse.Namespace) -> None:
     if arguments.report_only:
-        from iltm_anomaly.benchmark.report import write_report
+        from iltm_anomaly.comparison.benchmark.report import write_report
 
         written = write_report(arguments.output)
     else:
-        from iltm_anomaly.benchmark.plan import BenchmarkArguments
-        from iltm_anomaly.benchmark.task import benchmark, check
+        from iltm_anomaly.comparison.benchmark.plan import BenchmarkArguments
+        from iltm_anomaly.comparison.benchmark.task import benchmark, check
 
         if arguments.data is None or arguments.categories is None:
             raise ValueError("--data and --categories are needed, unless --report-only is given")

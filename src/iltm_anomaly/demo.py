@@ -3,13 +3,13 @@
 import shutil
 from pathlib import Path
 
-from iltm_anomaly.data.phantom import write_phantoms
-from iltm_anomaly.data.synthetic import generate_dataset, write_mvtec_tree
-from iltm_anomaly.detection import detect
-from iltm_anomaly.evaluation import evaluate_run, format_results
+from iltm_anomaly.evaluation.detect import detect
+from iltm_anomaly.evaluation.evaluate import evaluate_run, format_results
 from iltm_anomaly.hub.data_sources import CONTAMINATION
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
-from iltm_anomaly.training.task import TrainArguments, train
+from iltm_anomaly.synthetic.parts import generate_dataset, write_mvtec_tree
+from iltm_anomaly.synthetic.phantoms import write_phantoms
+from iltm_anomaly.training.train import TrainArguments, train
 
 MARKER = ".iltm-anomaly-demo"
 CATEGORY = "part"

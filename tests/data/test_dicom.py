@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from iltm_anomaly.data.volumes import VolumeReadError, is_dicom_file, read_volume, write_volume
-from iltm_anomaly.detection import list_inputs
+from iltm_anomaly.evaluation.detect import list_inputs
 
 sitk = pytest.importorskip("SimpleITK", reason="needs the extra dicom")
 

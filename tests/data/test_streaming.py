@@ -10,7 +10,7 @@ from PIL import Image
 
 from iltm_anomaly.data.images import readable_images
 from iltm_anomaly.data.streaming import stream_images
-from iltm_anomaly.training import task
+from iltm_anomaly.training import train as task
 from iltm_anomaly.training.run import TrainingRun
 
 

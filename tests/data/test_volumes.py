@@ -5,7 +5,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from iltm_anomaly.data._thinning import thinned
+from iltm_anomaly.data.thinning import thinned
 from iltm_anomaly.data.volumes import (
     Volume,
     VolumeGrid,
@@ -18,7 +18,7 @@ from iltm_anomaly.data.volumes import (
     volume_stem,
     write_volume,
 )
-from iltm_anomaly.detection import list_inputs
+from iltm_anomaly.evaluation.detect import list_inputs
 
 AFFINE = np.array(
     [[-2.0, 0, 0, 30], [0, 0, 3.0, -40], [0, -4.0, 0, 50], [0, 0, 0, 1]]

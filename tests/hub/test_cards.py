@@ -15,7 +15,7 @@ from PIL import Image
 
 from iltm_anomaly.hub.cards import COLUMNS, draw_picture, load_results, render_card, summarise
 from iltm_anomaly.hub.data_sources import DATA_SOURCES, DEMO, as_path, data_source
-from iltm_anomaly.training.recipe import load_recipe
+from iltm_anomaly.recipes.recipe import load_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = sorted((REPOSITORY / "docs" / "results").glob("bottle_seed*.json"))

@@ -13,7 +13,7 @@ from tiny_models import tiny_pipeline
 from transformers import AutoModel, pipeline
 
 from iltm_anomaly import ILTMAnomalyPipeline
-from iltm_anomaly.vqvae import VQVAEModel
+from iltm_anomaly.tokenizers.vqvae import VQVAEModel
 
 
 @pytest.fixture(scope="module")

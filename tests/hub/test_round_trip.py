@@ -14,8 +14,8 @@ from hub_server import File
 from PIL import Image
 
 from iltm_anomaly.cli import main
-from iltm_anomaly.data.synthetic import generate_dataset
-from iltm_anomaly.training.recipe import load_recipe
+from iltm_anomaly.recipes.recipe import load_recipe
+from iltm_anomaly.synthetic.parts import generate_dataset
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NAME = "org/iltm-mine"

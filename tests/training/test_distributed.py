@@ -13,9 +13,9 @@ from tiny_models import some_codes, tiny_prior, tiny_vqvae
 from two_processes import joined
 
 from iltm_anomaly.data.augmentation import AugmentationConfig, augment, sample_seed
+from iltm_anomaly.recipes.recipe import StageRecipe
 from iltm_anomaly.training.checkpoint import load_checkpoint, save_checkpoint
-from iltm_anomaly.training.loop import Hooks, LoopSettings, fit
-from iltm_anomaly.training.recipe import StageRecipe
+from iltm_anomaly.training.fit import Hooks, LoopSettings, fit
 from iltm_anomaly.training.tracking import RunLog
 
 SAMPLES, STEPS = 10, 50

@@ -6,9 +6,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from iltm_anomaly.training.recipe import Recipe
+from iltm_anomaly.recipes.recipe import Recipe
+from iltm_anomaly.tokenizers.vqvae import VQVAEModel
 from iltm_anomaly.training.run import TrainingRun
-from iltm_anomaly.vqvae import VQVAEModel
 
 
 @pytest.fixture

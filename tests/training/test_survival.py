@@ -17,13 +17,14 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from iltm_anomaly.training import checkpoint, loop
+from iltm_anomaly.recipes.recipe import Recipe
+from iltm_anomaly.training import checkpoint
+from iltm_anomaly.training import fit as loop
 from iltm_anomaly.training import run as training_run
 from iltm_anomaly.training.checkpoint import CheckpointError, load_checkpoint
-from iltm_anomaly.training.folder import RunFolderError
-from iltm_anomaly.training.loop import NonFiniteLossError
-from iltm_anomaly.training.recipe import Recipe
+from iltm_anomaly.training.fit import NonFiniteLossError
 from iltm_anomaly.training.run import TrainingRun
+from iltm_anomaly.training.run_folder import RunFolderError
 
 STAGE = {"epochs": 4, "batch_size": 4, "learning_rate": 2e-3}
 RECIPE = {
@@ -323,7 +324,7 @@ def test_trackers(tmp_path, monkeypatch):
     pytest.importorskip("tensorboard", reason="needs tensorboard: pip install -e '.[trackers]'")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from iltm_anomaly.training.task import make_accelerator
+    from iltm_anomaly.training.train import make_accelerator
 
     AcceleratorState._reset_state(reset_partial_state=True)
     recipe = Recipe.from_dict(RECIPE)
@@ -344,7 +345,7 @@ def test_trackers(tmp_path, monkeypatch):
 
 
 def test_precision_that_the_device_is_not_built_for(tmp_path, caplog):
-    from iltm_anomaly.training.task import make_accelerator
+    from iltm_anomaly.training.train import make_accelerator
 
     AcceleratorState._reset_state(reset_partial_state=True)
     recipe = Recipe.from_dict(RECIPE | {"mixed_precision": "fp16"})

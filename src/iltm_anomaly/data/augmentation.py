@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ._random import sample_seed, uniforms
+from iltm_anomaly.seeds import sample_seed, uniforms
 
 __all__ = ["AugmentationConfig", "augment", "sample_seed"]
 

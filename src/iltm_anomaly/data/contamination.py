@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._random import raw_integers, sample_seed
-from .schema import label_of
+from iltm_anomaly.data.schema import label_of
+from iltm_anomaly.seeds import raw_integers, sample_seed
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

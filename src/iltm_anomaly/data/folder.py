@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .hub import is_dataset_folder
-from .images import IMAGE_SUFFIXES, find_images
-from .mvtec import (
+from iltm_anomaly.data.hub import is_dataset_folder
+from iltm_anomaly.data.images import IMAGE_SUFFIXES, find_images
+from iltm_anomaly.data.mvtec import (
     is_category,
     list_categories,
     load_mvtec,
@@ -16,7 +16,7 @@ from .mvtec import (
     refuse_half_a_category,
     refuse_hidden_categories,
 )
-from .schema import build_dataset
+from iltm_anomaly.data.schema import build_dataset
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

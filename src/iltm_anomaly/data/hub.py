@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .images import ImageReadError, readable_images
-from .schema import GOOD, dataset_features, label_of, normalise_mask
+from iltm_anomaly.data.images import ImageReadError, readable_images
+from iltm_anomaly.data.schema import GOOD, dataset_features, label_of, normalise_mask
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -74,7 +74,7 @@ def _load(name: str, category: str | None, load_kwargs: dict[str, Any]) -> Datas
     import datasets
     from huggingface_hub.errors import HfHubHTTPError
 
-    from .mvtec import unknown_category
+    from iltm_anomaly.data.mvtec import unknown_category
 
     if _is_saved(Path(name)):
         configs, loaded = [], datasets.load_from_disk(name)

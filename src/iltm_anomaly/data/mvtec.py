@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from .hub import HUB_ID, is_dataset_folder, load_hub_dataset
-from .images import ImageReadError, find_images, read_image
-from .schema import GOOD, build_dataset, mask_to_png, normalise_mask
+from iltm_anomaly.data.hub import HUB_ID, is_dataset_folder, load_hub_dataset
+from iltm_anomaly.data.images import ImageReadError, find_images, read_image
+from iltm_anomaly.data.schema import GOOD, build_dataset, mask_to_png, normalise_mask
 
 if TYPE_CHECKING:
     from datasets import DatasetDict

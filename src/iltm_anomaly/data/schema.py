@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from .images import ImageReadError, open_image, upright
+from iltm_anomaly.data.images import ImageReadError, open_image, upright
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features

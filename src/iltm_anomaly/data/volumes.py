@@ -20,9 +20,9 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
-from .images import ImageReadError, check_name, data_files
-from .mvtec import refuse_half_a_category, refuse_hidden_categories
-from .schema import GOOD, label_of
+from iltm_anomaly.data.images import ImageReadError, check_name, data_files
+from iltm_anomaly.data.mvtec import refuse_half_a_category, refuse_hidden_categories
+from iltm_anomaly.data.schema import GOOD, label_of
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

@@ -229,7 +229,7 @@ def _eval_results(hub_id: str, category: str | None, measured: dict[str, Any], a
 
 def _recipe(report: dict[str, Any], name: str | None) -> tuple[dict[str, Any], str | None]:
     """The recipe, as far as it is known, and the preset that it is, if it is one."""
-    from iltm_anomaly.training.recipe import load_recipe, preset_names
+    from iltm_anomaly.recipes.recipe import load_recipe, preset_names
 
     recipe = report.get("recipe") or {}
     if name is None or name not in preset_names():

@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from iltm_anomaly.image_processing import ILTMImageProcessor
 from iltm_anomaly.prior import PerformerPriorConfig
-from iltm_anomaly.vqvae import VQVAEConfig
+from iltm_anomaly.processing.image_processing import ILTMImageProcessor
+from iltm_anomaly.tokenizers.vqvae import VQVAEConfig
 
 # What a pipeline, ours or that of a baseline, consists of. Nothing else is downloaded or read.
 PIPELINE_FILES = (

@@ -238,7 +238,7 @@ def model_folder(path: str | Path) -> Path:
     Raises:
         ValueError: if there is no such folder, or its run is not finished.
     """
-    from iltm_anomaly.evaluation import resolve_model_folder
+    from iltm_anomaly.evaluation.evaluate import resolve_model_folder
 
     folder = Path(path)
     if not folder.is_dir():

@@ -19,18 +19,19 @@ from transformers import PreTrainedModel
 from iltm_anomaly import masking
 from iltm_anomaly.data.augmentation import AugmentationConfig, augment, sample_seed
 from iltm_anomaly.data.cache import CacheDamagedError, CacheWriteError, PixelCache, build_cache, difference
-from iltm_anomaly.image_processing import ILTMImageProcessor
-from iltm_anomaly.pipeline import ILTMAnomalyPipeline, InferenceSettings, images_at_once
+from iltm_anomaly.pipeline import ILTMAnomalyPipeline, images_at_once
 from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
 from iltm_anomaly.prior.modeling_performer_prior import SCORING_BATCH
+from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.provenance import provenance
+from iltm_anomaly.recipes.recipe import Recipe
+from iltm_anomaly.settings import InferenceSettings
+from iltm_anomaly.tokenizers.vqvae import VQVAEConfig, VQVAEModel
 from iltm_anomaly.training.checkpoint import CheckpointError, check_writable, fill_folder, load_json, remove_checkpoint
-from iltm_anomaly.training.folder import RunFolder, RunFolderError, flat
-from iltm_anomaly.training.loop import Hooks, LoopSettings, fit, loading_threads, steps_per_epoch, total_steps
+from iltm_anomaly.training.fit import Hooks, LoopSettings, fit, loading_threads, steps_per_epoch, total_steps
 from iltm_anomaly.training.processes import on_main, over_processes
-from iltm_anomaly.training.recipe import Recipe
+from iltm_anomaly.training.run_folder import RunFolder, RunFolderError, flat
 from iltm_anomaly.training.tracking import RunLog, panel
-from iltm_anomaly.vqvae import VQVAEConfig, VQVAEModel
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Other methods, and the benchmark that sets them beside ILTM."""

@@ -1,0 +1,55 @@
+"""The trivial baseline: how far an image is from the mean training image. A method that does not beat it has learned nothing."""
+
+from typing import Any, ClassVar
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+
+from iltm_anomaly.comparison.baselines.modeling import (
+    AnomalyModelOutput,
+    BaselineConfig,
+    BaselineModel,
+    BaselineRecipe,
+    batches_of,
+    check_pixels,
+)
+
+
+@strict
+class MeanImageConfig(BaselineConfig):
+    """Configuration of `MeanImageModel`; see `BaselineConfig`."""
+
+    model_type = "iltm_mean_image"
+
+
+class MeanImageModel(BaselineModel):
+    """Map: absolute difference to the mean training image, averaged over channels. Score: the map's maximum."""
+
+    config_class = MeanImageConfig
+    recipes: ClassVar[dict[str, BaselineRecipe]] = {name: BaselineRecipe() for name in ("paper", "cpu", "tiny")}
+
+    def __init__(self, config: MeanImageConfig):
+        super().__init__(config)
+        # a parameter, because transformers asks those of a model for its device and type
+        self.mean = nn.Parameter(torch.zeros(config.in_channels, *config.image_size), requires_grad=False)
+        self.post_init()
+
+    @torch.no_grad()
+    def fit_statistics(self, images: Any, seed: int) -> None:
+        """Averages the training images."""
+        total = torch.zeros_like(self.mean, dtype=torch.float64)
+        for batch in batches_of(images, self.device):
+            total += batch.double().sum(0)
+        self.mean.copy_(total / len(images))
+
+    def forward(self, pixel_values: Tensor) -> AnomalyModelOutput:
+        """Loss: mean absolute difference to the mean image. Prediction: that image, (B, C, H, W)."""
+        check_pixels(pixel_values, self.config)
+        mean = self.mean.expand_as(pixel_values)
+        return AnomalyModelOutput(loss=(pixel_values - mean).abs().mean(), prediction=mean)
+
+    @torch.no_grad()
+    def anomaly_maps(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        maps = self.smoothed((pixel_values - self(pixel_values).prediction).abs().float().mean(1))
+        return maps.amax((1, 2)), maps

@@ -1,0 +1,254 @@
+"""What all baselines have in common: a model that turns images into a score and a map each, and how it is trained."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from iltm_anomaly.modeling import SafetensorsModel
+from iltm_anomaly.processing.image_processing import ILTMImageProcessor
+from iltm_anomaly.recipes.recipe import StageRecipe
+from iltm_anomaly.scoring import smooth
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MAX_SIDE = 4096  # of an image: nobody trains on larger ones, so a configuration that claims one is a mistake or malice
+IMAGES_AT_ONCE = 16
+
+
+class MissingExtraError(ImportError):
+    """A package of an optional extra is not installed."""
+
+
+@dataclass
+class BaselineRecipe:
+    """How one baseline is trained under one preset.
+
+    Args:
+        stage: of the gradient descent; None if there is none.
+        config: fields of the model's configuration that differ from their defaults.
+        mixed_precision: "no" (float32), "bf16" or "fp16"; of the gradient descent alone.
+        compile: run the model through torch.compile.
+    """
+
+    stage: StageRecipe | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    mixed_precision: str = "no"
+    compile: bool = False
+
+
+@strict
+class BaselineConfig(PreTrainedConfig):
+    """Fields of every baseline.
+
+    Args:
+        image_size: (height, width) of `pixel_values`.
+        in_channels: 1 (grey) or 3 (colour).
+        smoothing: standard deviation of the Gaussian filter over maps, as a share of the image's longest side; the default is
+            that of ILTM's own maps, 4 pixels of 128.
+    """
+
+    # fields that count layers; all other whole numbers are widths of something
+    depth_fields: ClassVar[tuple[str, ...]] = ()
+    # fields that nobody sets: they follow from others, or the method has no use for them
+    fixed_fields: ClassVar[tuple[str, ...]] = ("image_size", "in_channels")
+
+    image_size: tuple[int, ...] | list[int] = (128, 128)
+    in_channels: int = 3
+    smoothing: float = 1 / 32
+
+    def __post_init__(self, **kwargs):
+        for f in fields(self):
+            if isinstance(getattr(self, f.name), list) and "tuple" in str(f.type):
+                setattr(self, f.name, tuple(getattr(self, f.name)))  # JSON gives lists back
+        super().__post_init__(**kwargs)
+
+    def validate_baseline(self):
+        """Raises ValueError where image size, channels or smoothing are out of range."""
+        if len(self.image_size) != 2 or not all(8 <= side <= MAX_SIDE for side in self.image_size):
+            raise ValueError(
+                f"image_size must be (height, width) of 8 to {MAX_SIDE} pixels, got {self.image_size}: baselines are for images"
+            )
+        if self.in_channels not in (1, 3):
+            raise ValueError(f"in_channels must be 1 (grey) or 3 (colour), got {self.in_channels}")
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"smoothing must be in [0, 1), got {self.smoothing}")
+
+    def claimed_sizes(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Layers and widths by name, for `hub.checks`: no model has more of them than its weights have tensors or numbers."""
+        own = {f.name for f in fields(self)} - {f.name for f in fields(PreTrainedConfig)} - {"image_size"}
+        depths: dict[str, int] = {}
+        widths: dict[str, int] = {}
+        for name in sorted(own):
+            for key, value in _whole_numbers(name, getattr(self, name)):
+                (depths if name in self.depth_fields else widths)[key] = value
+        return depths, widths
+
+
+def _as_float(value: Any, kind: str) -> Any:
+    """1 as 1.0, alone or in a list, where a field's type `kind` knows numbers of no other kind: people write it so."""
+    if "float" not in kind or "int" in kind:
+        return value
+    if isinstance(value, list | tuple):
+        return [_as_float(item, kind) for item in value]
+    return float(value) if type(value) is int else value
+
+
+def _whole_numbers(name: str, value: Any) -> Iterator[tuple[str, int]]:
+    if type(value) is int:
+        yield name, value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _whole_numbers(name, item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _whole_numbers(f"{name}.{key}", item)
+
+
+@dataclass
+class AnomalyModelOutput(ModelOutput):
+    """
+    Args:
+        loss: what training minimises; None without labels, where there is nothing to compare with.
+        prediction: reconstruction, class logits or map logits, as the model's `forward` says.
+    """
+
+    loss: Tensor | None = None
+    prediction: Tensor | None = None
+
+
+class BaselineModel(SafetensorsModel):
+    """Images (B, C, H, W) in [0, 1] of `config.image_size` to scores (B,) and maps (B, H, W), higher is more anomalous.
+
+    `recipes` by preset: "paper" (the settings of the method's source), "cpu" (two cores, minutes) and "tiny" (tests).
+    `version` counts what changed in training or maps without a field of the configuration to tell it: the benchmark trains and
+    measures again what another version has made.
+    """
+
+    if TYPE_CHECKING:
+        config: Any  # of `config_class`
+    config_class: Any = BaselineConfig
+    base_model_prefix = "baseline"
+    main_input_name = "pixel_values"
+    recipes: ClassVar[dict[str, BaselineRecipe]]
+    version: ClassVar[int] = 1
+
+    @classmethod
+    def recipe_for(
+        cls, preset: str, category: str | None = None, config: dict[str, Any] | None = None
+    ) -> BaselineRecipe:
+        """A preset's recipe.
+
+        Args:
+            preset: of `recipes`.
+            category: of MVTec AD; a method whose source has settings of its own for it takes them with the preset "paper".
+            config: fields of the configuration in place of the preset's.
+
+        Raises:
+            ValueError: for an unknown preset.
+        """
+        if preset not in cls.recipes:
+            raise ValueError(f"{cls.__name__} has no preset {preset!r}; it has {', '.join(cls.recipes)}")
+        recipe = cls.recipes[preset]
+        return replace(recipe, config=recipe.config | (config or {}))
+
+    @classmethod
+    def config_defaults(cls) -> dict[str, Any]:
+        """Fields of the configuration that a recipe can set, with their defaults."""
+        inherited = {f.name for f in fields(PreTrainedConfig)} | set(cls.config_class.fixed_fields)
+        return {f.name: f.default for f in fields(cls.config_class) if f.name not in inherited}
+
+    @classmethod
+    def configure(cls, processor: ILTMImageProcessor, num_images: int, settings: dict[str, Any]) -> Any:
+        """The configuration for images that `processor` makes, `num_images` of them for training.
+
+        Raises:
+            ValueError: if a setting is unknown or out of range.
+        """
+        if processor.is_volumetric:
+            raise ValueError("baselines are for images: the processor makes volumes")
+        own = sorted(cls.config_defaults())
+        if unknown := sorted(set(settings) - set(own)):
+            raise ValueError(f"{cls.__name__} has no setting {unknown[0]!r}; it has {own}")
+        size = {"image_size": processor.padded_size, "in_channels": processor.num_channels}
+        kinds = {f.name: str(f.type) for f in fields(cls.config_class)}
+        try:
+            return cls.config_class(**size | {name: _as_float(value, kinds[name]) for name, value in settings.items()})
+        except StrictDataclassError as error:
+            raise ValueError(f"{cls.__name__}: {error}") from error
+
+    def load_pretrained_parts(self) -> None:
+        """Fills a fresh model with the weights it starts from, if the method has any. It is the only thing that may use a hub."""
+
+    def training_batch(self, images: Any, indices: Tensor, seed: int) -> dict[str, Tensor]:
+        """Arguments of `forward` for one step, a function of its arguments alone, on the CPU.
+
+        Args:
+            images: (N, C, H, W) uint8, or what is read like it.
+            indices: (B,) images of the step.
+            seed: of the step.
+        """
+        return {"pixel_values": unit_range(images[indices])}
+
+    @torch.no_grad()
+    def fit_statistics(self, images: Any, seed: int) -> None:
+        """What is computed from all training images once, after gradient descent."""
+
+    def anomaly_maps(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, H, W) in [0, 1] -> scores (B,) and maps (B, H, W), float32."""
+        raise NotImplementedError
+
+    def smoothed(self, maps: Tensor) -> Tensor:
+        """Maps (B, H, W), each filtered as `config.smoothing` says."""
+        sigma = self.config.smoothing * max(self.config.image_size)
+        return torch.stack([smooth(values, sigma) for values in maps])
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """PyTorch's own initialisation, not transformers' N(0, 0.02)."""
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            init.kaiming_uniform_(module.weight, a=5**0.5)
+            if module.bias is not None:
+                bound = module.weight[0].numel() ** -0.5
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            for name, buffer in module.named_buffers():
+                (init.ones_ if name == "running_var" else init.zeros_)(buffer)
+        else:
+            for buffer in module.buffers(recurse=False):
+                init.zeros_(buffer)
+
+
+def check_pixels(pixel_values: Tensor, config: BaselineConfig) -> None:
+    """Raises ValueError unless `pixel_values` are (B, C, H, W) of the configured channels and size."""
+    expected = (config.in_channels, *config.image_size)
+    if tuple(pixel_values.shape[1:]) != expected:
+        raise ValueError(
+            f"pixel_values must have shape (B, {', '.join(map(str, expected))}), got {tuple(pixel_values.shape)}: "
+            "let ILTMImageProcessor resize"
+        )
+
+
+def unit_range(images: Tensor) -> Tensor:
+    """uint8 -> float32 in [0, 1]."""
+    return images.float() / 255
+
+
+def imagenet_normalized(pixel_values: Tensor) -> Tensor:
+    """(B, C, H, W) in [0, 1], C = 1 or 3 -> three channels, with ImageNet's mean and standard deviation taken out."""
+    mean, std = (pixel_values.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (pixel_values - mean) / std
+
+
+def batches_of(images: Any, device: torch.device, count: int = IMAGES_AT_ONCE) -> Iterator[Tensor]:
+    """All training images in order, (count, C, H, W) float32 in [0, 1] on `device`."""
+    for start in range(0, len(images), count):
+        yield unit_range(images[start : start + count]).to(device)

@@ -1,0 +1,249 @@
+"""PatchCore (Roth et al., "Towards total recall in industrial anomaly detection", CVPR 2022), a row beside the paper's table:
+distance of ImageNet features to their nearest neighbour among those of training patches. Nothing is trained."""
+
+import logging
+from typing import Any, ClassVar
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoBackbone, AutoConfig
+
+from iltm_anomaly.comparison.baselines.efficientnet_lite import EfficientNetLite0Features
+from iltm_anomaly.comparison.baselines.modeling import (
+    AnomalyModelOutput,
+    BaselineConfig,
+    BaselineModel,
+    BaselineRecipe,
+    batches_of,
+    check_pixels,
+    imagenet_normalized,
+)
+from iltm_anomaly.processing.image_processing import ILTMImageProcessor
+
+logger = logging.getLogger(__name__)
+
+OFFLINE_BACKBONE = "efficientnet-lite0"
+# Whose configurations may stand in a saved model: plain networks of transformers that load nothing by themselves.
+BACKBONE_TYPES = (
+    "resnet",
+    "convnext",
+    "convnextv2",
+    "swin",
+    "swinv2",
+    "focalnet",
+    "dinov2",
+    "dinov2_with_registers",
+)
+ONE_STRIDE = ("dinov2", "dinov2_with_registers")
+QUERIES_AT_ONCE = 2048
+CORESET_CANDIDATES = 100_000
+CORESET_DIMENSIONS = 64  # of the random projection in which the coreset is chosen
+
+
+@strict
+class PatchCoreConfig(BaselineConfig):
+    """Configuration of `PatchCoreModel`.
+
+    Args:
+        backbone: "efficientnet-lite0", or name or folder of a backbone of transformers (of `BACKBONE_TYPES`).
+        backbone_config: the backbone's own configuration, filled in by `configure`; None for EfficientNet-Lite0.
+        levels: numbers of the feature maps used, counted from 1 after the stem; None takes those of strides 8 and 16 (the
+            source's layers 2 and 3). DINOv2, whose blocks have one stride, needs them to be named.
+        input_side: the shorter side that images are enlarged to for the backbone, which has seen larger objects; they are never
+            made smaller.
+        bank_size: most patches kept.
+        bank_share: largest share of all training patches kept, so that training images are not all found in the bank.
+        selection: "random", the same number of every image, or "coreset", greedily those furthest from what is kept, which also
+            keeps every rare defect of contaminated data.
+        bank_rows: patches kept; filled in by `configure`.
+    """
+
+    model_type = "iltm_patchcore"
+    fixed_fields = (*BaselineConfig.fixed_fields, "bank_rows")
+
+    backbone: str = OFFLINE_BACKBONE
+    backbone_config: dict | None = None
+    levels: tuple[int, ...] | list[int] | None = None
+    input_side: int = 256
+    bank_size: int = 20_000
+    bank_share: float = 0.25
+    selection: str = "random"
+    bank_rows: int = 1
+    smoothing: float = 4 / 224
+
+    def __post_init__(self, **kwargs):
+        if self.levels is None:
+            kind = None if self.backbone_config is None else self.backbone_config.get("model_type")
+            self.levels = {None: (3, 5), "focalnet": (1, 2)}.get(kind, (2, 3))
+            if kind in ONE_STRIDE:
+                raise ValueError(f"{kind} has no feature maps of strides 8 and 16: name blocks, such as levels=[6, 9]")
+        super().__post_init__(**kwargs)
+
+    def validate_patchcore(self):
+        """Raises ValueError where a value is out of range, or for a backbone that is not of `BACKBONE_TYPES`."""
+        kind = None if self.backbone_config is None else self.backbone_config.get("model_type")
+        if (kind is not None and kind not in BACKBONE_TYPES) or (kind is None) != (self.backbone == OFFLINE_BACKBONE):
+            raise ValueError(
+                f"backbone {self.backbone!r} is of the kind {kind!r}, expected one of {', '.join(BACKBONE_TYPES)}, "
+                f"or {OFFLINE_BACKBONE!r}"
+            )
+        if self.selection not in ("random", "coreset"):
+            raise ValueError(f"selection must be 'random' or 'coreset', got {self.selection!r}")
+        if min(self.bank_size, self.bank_rows) < 1 or not 0 < self.bank_share <= 1:
+            raise ValueError(
+                f"need bank_size >= 1 and bank_share in (0, 1], got {self.bank_size} and {self.bank_share}"
+            )
+        if not 1 <= self.input_side <= 1024:
+            raise ValueError(f"input_side must be 1 to 1024 pixels, got {self.input_side}")
+
+    def claimed_sizes(self) -> tuple[dict[str, int], dict[str, int]]:
+        depths, widths = super().claimed_sizes()
+        limits = ("bank_size", "input_side")  # not sizes of weights
+        return depths, {name: value for name, value in widths.items() if name not in limits}
+
+
+class PatchCoreModel(BaselineModel):
+    """Map: distance of locally pooled features to the bank, smoothed. Score: the largest distance."""
+
+    config_class = PatchCoreConfig
+    recipes: ClassVar[dict[str, BaselineRecipe]] = {
+        "paper": BaselineRecipe(config={"selection": "coreset"}),
+        "cpu": BaselineRecipe(),
+        "tiny": BaselineRecipe(config={"bank_size": 500, "input_side": 64}),
+    }
+
+    def __init__(self, config: PatchCoreConfig):
+        super().__init__(config)
+        self.backbone = build_backbone(config)
+        self.register_buffer("bank", torch.zeros(config.bank_rows, sum(self.backbone.channels)))
+        self.post_init()
+        self.eval()
+
+    @classmethod
+    def configure(cls, processor: ILTMImageProcessor, num_images: int, settings: dict[str, Any]) -> PatchCoreConfig:
+        name = settings.get("backbone", OFFLINE_BACKBONE)
+        if name != OFFLINE_BACKBONE and settings.get("backbone_config") is None:
+            settings = settings | {"backbone_config": AutoConfig.from_pretrained(name).to_diff_dict()}
+        config = super().configure(processor, num_images, settings)
+        with torch.device("meta"):
+            probe = cls(config)
+            patches = probe.features(torch.zeros(1, config.in_channels, *config.image_size)).shape[1:3].numel()
+        config.bank_rows = max(1, min(config.bank_size, int(config.bank_share * patches * num_images)))
+        return config
+
+    def load_pretrained_parts(self) -> None:
+        self.backbone.load_pretrained(self.config.backbone)
+
+    def train(self, mode: bool = True) -> "PatchCoreModel":
+        return super().train(False)  # its normalisation statistics are ImageNet's for good
+
+    def features(self, pixel_values: Tensor) -> Tensor:
+        """(B, C, H, W) in [0, 1] -> locally pooled features (B, h, w, D) at the finest level's resolution."""
+        config = self.config
+        factor = max(1.0, config.input_side / min(config.image_size))
+        size = [round(side * factor) for side in config.image_size]
+        pixels = pixel_values.expand(-1, 3, -1, -1)
+        if factor > 1:
+            pixels = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
+        levels = [F.avg_pool2d(level, 3, 1, 1, count_include_pad=False) for level in self.backbone(pixels)]
+        finest = max((level.shape[2:] for level in levels), key=lambda shape: shape.numel())
+        same = [F.interpolate(level, size=finest, mode="bilinear", align_corners=False) for level in levels]
+        return torch.cat(same, 1).permute(0, 2, 3, 1)
+
+    def forward(self, pixel_values: Tensor) -> AnomalyModelOutput:
+        """Prediction: distances (B, h, w) at the features' resolution; there is no loss."""
+        check_pixels(pixel_values, self.config)
+        features = self.features(pixel_values).float()
+        distances = nearest_distances(features.flatten(0, 2), self.get_buffer("bank"))
+        return AnomalyModelOutput(prediction=distances.view(features.shape[:3]))
+
+    @torch.no_grad()
+    def fit_statistics(self, images: Any, seed: int) -> None:
+        """Fills the bank from the training images."""
+        generator = torch.Generator().manual_seed(seed)
+        bank = self.get_buffer("bank")
+        coreset = self.config.selection == "coreset"
+        wanted = max(len(bank), CORESET_CANDIDATES) if coreset else len(bank)
+        per_image = -(-wanted // len(images))
+        candidates = []
+        for batch in batches_of(images, self.device):
+            for own in self.features(batch).flatten(1, 2):
+                candidates.append(own[torch.randperm(len(own), generator=generator)[:per_image].to(own.device)])
+        found = torch.cat(candidates)
+        if coreset:
+            chosen = greedy_coreset(found, len(bank), generator)
+        else:
+            chosen = torch.randperm(len(found), generator=generator)[: len(bank)].to(found.device)
+        bank.copy_(found[chosen])
+
+    @torch.no_grad()
+    def anomaly_maps(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        distances = self(pixel_values).prediction
+        size = self.config.image_size
+        maps = F.interpolate(distances[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+        return distances.amax((1, 2)), self.smoothed(maps)
+
+
+class TransformersBackbone(nn.Module):
+    """Feature maps of a backbone of transformers."""
+
+    def __init__(self, config: PatchCoreConfig):
+        super().__init__()
+        values = dict(config.backbone_config or {})
+        self.levels = list(config.levels or ())
+        own = AutoConfig.for_model(values.pop("model_type"), **values)
+        own.set_output_features_output_indices(out_indices=self.levels, out_features=None)
+        self.network = AutoBackbone.from_config(own)
+        self.channels = list(self.network.channels)
+
+    def forward(self, pixel_values: Tensor) -> list[Tensor]:
+        return list(self.network(imagenet_normalized(pixel_values)).feature_maps)
+
+    def load_pretrained(self, name: str) -> None:
+        """Loads the weights of `name`, from a hub if it is no folder."""
+        # not AutoBackbone: it asks the Hub about every name, folders too
+        stored = type(self.network).from_pretrained(name, out_indices=self.levels)
+        self.network.load_state_dict(stored.state_dict())
+
+
+class OfflineBackbone(EfficientNetLite0Features):
+    """`EfficientNetLite0Features` with the interface of `TransformersBackbone`."""
+
+    def load_pretrained(self, name: str) -> None:
+        """Loads the weights of the installed package."""
+        self.load_packaged_weights()
+
+
+def build_backbone(config: PatchCoreConfig) -> Any:
+    """A backbone without its weights."""
+    if config.backbone_config is None:
+        return OfflineBackbone(tuple(config.levels or ()))
+    return TransformersBackbone(config)
+
+
+def nearest_distances(queries: Tensor, bank: Tensor) -> Tensor:
+    """Euclidean distance of each query (N, D) to the nearest row of `bank` (M, D), (N,)."""
+    norms = bank.square().sum(1)
+    found = []
+    for part in queries.split(QUERIES_AT_ONCE):
+        # |b|^2 - 2 q.b ranks the bank; the distance itself is then free of cancellation
+        nearest = torch.addmm(norms, part, bank.T, alpha=-2).argmin(1)
+        found.append((part - bank[nearest]).norm(dim=1))
+    return torch.cat(found)
+
+
+def greedy_coreset(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Indices (count,) of points (N, D) such that all are near one: each is the furthest from those before it, in a random
+    projection (the source's algorithm 1)."""
+    size = min(CORESET_DIMENSIONS, points.shape[1])
+    projection = torch.randn(points.shape[1], size, generator=generator).to(points) / size**0.5
+    projected = points @ projection
+    chosen = torch.empty(count, dtype=torch.long, device=points.device)
+    chosen[0] = int(torch.randint(len(points), (1,), generator=generator))
+    distance = torch.full((len(points),), torch.inf, device=points.device)
+    for number in range(1, count):
+        distance = torch.minimum(distance, (projected - projected[chosen[number - 1]]).square().sum(1))
+        chosen[number] = distance.argmax()
+    return chosen

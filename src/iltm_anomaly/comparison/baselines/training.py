@@ -1,0 +1,193 @@
+"""Trains a baseline in one folder: gradient descent if it has any, statistics, threshold, pipeline folder."""
+
+import hashlib
+import json
+import logging
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from iltm_anomaly.comparison.baselines import BASELINES
+from iltm_anomaly.comparison.baselines.modeling import IMAGES_AT_ONCE, BaselineModel, BaselineRecipe
+from iltm_anomaly.comparison.baselines.pipeline import BaselinePipeline
+from iltm_anomaly.data.augmentation import sample_seed
+from iltm_anomaly.processing.image_processing import ILTMImageProcessor
+from iltm_anomaly.provenance import provenance
+from iltm_anomaly.training.checkpoint import fill_folder, load_json, remove_checkpoint, write_json
+from iltm_anomaly.training.fit import LoopSettings, fit, loading_threads, total_steps
+from iltm_anomaly.training.processes import own_accelerator
+from iltm_anomaly.training.run import calibration_images
+from iltm_anomaly.training.run_folder import RunFolderError, changes_between, refuse
+from iltm_anomaly.training.tracking import RunLog
+
+logger = logging.getLogger(__name__)
+
+# First counters of every random stream, apart from those of ILTM's own stages.
+STREAM_WEIGHTS, STREAM_BATCHES, STREAM_STATISTICS = range(20, 23)
+
+
+def train_baseline(
+    name: str,
+    images: Any,
+    processor: ILTMImageProcessor,
+    output: str | Path,
+    *,
+    seed: int = 0,
+    budget_seconds: float | None = None,
+    steps: int | None = None,
+    device: str = "cpu",
+    preset: str = "cpu",
+    category: str | None = None,
+    resume: bool = True,
+    show_progress: bool = True,
+    config: dict[str, Any] | None = None,
+) -> BaselinePipeline:
+    """Trains the baseline `name` on images without labels, contaminated or not.
+
+    Args:
+        name: of `BASELINES`.
+        images: (N, C, H, W) uint8 tensor, or what is read like one (`PixelCache`), as `processor` prepares them.
+        processor: fixes resolution and channels, and goes into the pipeline.
+        output: folder of the run; the pipeline is saved in `output`/model.
+        seed: of everything random.
+        budget_seconds: end gradient descent after this time, at the latest when the recipe's steps are done.
+        steps: in place of the recipe's.
+        device: "cpu", or "cuda" and the like for an accelerator.
+        preset: "paper" (the source's settings), "cpu" or "tiny".
+        category: of MVTec AD; with the preset "paper" NSA has settings of its own for each.
+        resume: continue what `output` holds; a finished run is loaded.
+        show_progress: progress bars.
+        config: fields of the model's configuration, in place of the preset's.
+
+    Returns:
+        The pipeline, calibrated, on `device`. Its `training_report` says how long was trained and why it ended.
+
+    Raises:
+        ValueError: for an unknown name, preset or field of the configuration.
+        MissingExtraError: if a package that the method needs is not installed.
+        RunFolderError: if `output` holds another run, or any and `resume` is False.
+        NonFiniteLossError: if the loss is not finite.
+    """
+    output = Path(output)
+    recipe = _recipe(name, preset, category, steps, config)
+    run: dict[str, Any] = {
+        "method": name,
+        "preset": preset,
+        "recipe": asdict(recipe),
+        "seed": seed,
+        "budget_seconds": budget_seconds,
+        "images": len(images),
+        "images_sha256": images_digest(images),
+    }
+    _claim(output, run, resume)
+    if (output / "model").exists():
+        logger.info("the run in %s is complete: nothing is left to do", output)
+        return BaselinePipeline.from_pretrained(output / "model", device=device)
+    model_class: type[BaselineModel] = BASELINES[name].model_class
+    torch.manual_seed(sample_seed(seed, STREAM_WEIGHTS))
+    model = model_class(model_class.configure(processor, len(images), recipe.config))
+    model.load_pretrained_parts()
+    report = run | {"title": BASELINES[name].title}
+    with own_accelerator():
+        accelerator = _accelerator(recipe, device, output)
+        model.to(accelerator.device)
+        report |= _descend(model, images, recipe, run, output, accelerator, show_progress)
+
+    started = time.monotonic()
+    model.eval().fit_statistics(images, sample_seed(seed, STREAM_STATISTICS))
+    report["statistics_seconds"] = round(time.monotonic() - started, 1)
+    pipeline = BaselinePipeline(model, processor)
+    pipeline.calibrate(calibration_images(images, seed), show_progress)
+    report["training_seconds"] = round(report["descent_seconds"] + report["statistics_seconds"], 1)
+    pipeline.training_report = report | {"parameters": model.num_parameters()} | provenance(model.device)
+    fill_folder(output / "model", pipeline.save_pretrained)
+    remove_checkpoint(output / "checkpoint.bin")
+    return pipeline
+
+
+def _recipe(
+    name: str, preset: str, category: str | None, steps: int | None, config: dict[str, Any] | None
+) -> BaselineRecipe:
+    if name not in BASELINES:
+        raise ValueError(f"no baseline {name!r}; there are {', '.join(BASELINES)}")
+    recipe: BaselineRecipe = BASELINES[name].model_class.recipe_for(preset, category, config)
+    if recipe.stage is None or steps is None:
+        return recipe
+    return replace(recipe, stage=replace(recipe.stage, steps=steps, epochs=None))
+
+
+def _claim(output: Path, run: dict[str, Any], resume: bool) -> None:
+    """Writes what identifies the run, or checks that it is the one that the folder holds."""
+    path = output / "run.json"
+    if not path.exists():
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(path, run)
+        return
+    if not resume:
+        raise RunFolderError(f"{output} already holds a run: resume it, or give another output")
+    changes = changes_between(load_json(path), json.loads(json.dumps(run)))  # tuples become lists
+    refuse(output, changes, "Give the same, or another output")
+
+
+def _accelerator(recipe: BaselineRecipe, device: str, output: Path) -> Accelerator:
+    from iltm_anomaly.training.train import make_accelerator
+
+    described: Any = recipe  # of a recipe it reads precision and compilation alone
+    return make_accelerator(described, output, [], cpu=device == "cpu")
+
+
+def _descend(
+    model: BaselineModel,
+    images: Any,
+    recipe: BaselineRecipe,
+    run: dict[str, Any],
+    output: Path,
+    accelerator: Accelerator,
+    show_progress: bool,
+) -> dict[str, Any]:
+    """Gradient descent, if the method has any; returns what the report says about it."""
+    stage = recipe.stage
+    if stage is None:
+        return {"steps": 0, "planned_steps": 0, "descent_seconds": 0.0, "ended_by": "recipe", "loss": None}
+    seed = sample_seed(run["seed"], STREAM_BATCHES)
+
+    def make_inputs(indices: Tensor, step: int) -> dict[str, Tensor]:
+        return model.training_batch(images, indices, sample_seed(seed, 3, step))
+
+    settings = LoopSettings(
+        name=run["method"],
+        seed=seed,
+        log=RunLog(output, accelerator.is_main_process, accelerator),
+        checkpoint_path=output / "checkpoint.bin",
+        show_progress=show_progress,
+        loading_threads=loading_threads(accelerator),
+        budget_seconds=run["budget_seconds"],
+    )
+    network: torch.nn.Module = model
+    # faster, on CPUs above all
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    summary = fit(accelerator, network, stage, len(images), make_inputs, settings)
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    planned = total_steps(stage, len(images))
+    return {
+        "steps": int(summary["steps"]),
+        "planned_steps": planned,
+        "descent_seconds": summary["seconds"],
+        "ended_by": "recipe" if summary["steps"] >= planned else "budget",
+        "loss": summary["loss"],
+    }
+
+
+def images_digest(images: Any) -> str:
+    """SHA-256 over all pixels; a `PixelCache` knows its own."""
+    if hasattr(images, "digest"):
+        return images.digest
+    digest = hashlib.sha256(str(tuple(images.shape)).encode())
+    for start in range(0, len(images), IMAGES_AT_ONCE):
+        digest.update(images[start : start + IMAGES_AT_ONCE].contiguous().numpy().tobytes())
+    return digest.hexdigest()

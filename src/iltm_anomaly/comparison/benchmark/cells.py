@@ -1,0 +1,123 @@
+"""Cells on disk: `cells/<category>_c<level>_s<seed>_<method>.json`, and beside it an .npz of what its draws were made from.
+
+A JSON file is laid out like `results.json` of `iltm-anomaly evaluate`: "results" has one entry per round, of which the last is
+the method's; then follow where they come from, "draws" (bootstrap, see `statistics`) and a checksum of all of it. The table is
+made of the JSON files alone. The .npz holds `statistics.ImageStatistics`, for more draws or other metrics of an image.
+"""
+
+import io
+import json
+import logging
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iltm_anomaly.comparison.benchmark.plan import METHODS, digest_of
+from iltm_anomaly.comparison.benchmark.statistics import ImageStatistics
+from iltm_anomaly.recipes.recipe import Recipe
+from iltm_anomaly.settings import InferenceSettings
+from iltm_anomaly.training.checkpoint import file_digest, write_atomically, write_json
+from iltm_anomaly.training.run_folder import flat
+
+logger = logging.getLogger(__name__)
+
+
+class CellDamagedError(RuntimeError):
+    """A cell file that is cut off or was changed."""
+
+
+def save_cell(folder: Path, name: str, document: dict[str, Any], statistics: ImageStatistics) -> None:
+    """Writes the statistics, then the document, which makes the cell count; each atomically."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **statistics.arrays())
+    write_atomically(folder / f"{name}.npz", buffer.getbuffer())
+    document = document | {"statistics_sha256": file_digest(folder / f"{name}.npz")}
+    write_json(folder / f"{name}.json", document | {"checksum": digest_of(document)})
+
+
+def load_cell(path: Path) -> dict[str, Any]:
+    """The document of a cell.
+
+    Raises:
+        CellDamagedError: if the JSON file, or the .npz that lies beside it, is not what was written. The .npz may be absent.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        whole = document.pop("checksum") == digest_of(document)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CellDamagedError(f"{path} is damaged ({error})") from error
+    if not whole:
+        raise CellDamagedError(f"{path} is damaged: its content does not fit its checksum")
+    statistics = path.with_suffix(".npz")
+    if statistics.exists() and file_digest(statistics) != document["statistics_sha256"]:
+        raise CellDamagedError(f"{statistics} is damaged: its content does not fit the checksum in {path.name}")
+    return document
+
+
+def is_finished(folder: Path, name: str, settings: dict[str, Any]) -> bool:
+    """Whether a cell with these settings is there and whole. One that is there and does not count is logged with the reason."""
+    path = folder / f"{name}.json"
+    if not path.exists():
+        return False
+    try:
+        document = load_cell(path)
+    except CellDamagedError as error:
+        logger.warning("%s: measured again", error)
+        return False
+    if not _is_of_this_format(document):
+        logger.warning("%s is of another version: measured again", path)
+        return False
+    changes = _changes(document["settings"], settings)
+    if changes:
+        logger.warning("%s has other settings (%s): measured again", path, "; ".join(changes))
+    return not changes
+
+
+def load_cells(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """All cells that are whole, by file name, and what was wrong with the others."""
+    documents, problems = [], []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            document = load_cell(path)
+        except CellDamagedError as error:
+            problems.append(f"{error}; left out")
+            continue
+        if _is_of_this_format(document):
+            documents.append(document | {"settings": _completed(document["settings"])})
+        else:
+            problems.append(f"{path} is of another version; left out, the same command measures it again")
+    return documents, problems
+
+
+def _is_of_this_format(document: dict[str, Any]) -> bool:
+    draws, settings = document.get("draws", {}), document.get("settings", {})
+    return "kind" in draws and "baseline" in settings and settings.get("method") in METHODS
+
+
+def load_statistics(path: Path) -> ImageStatistics:
+    """The .npz of a cell."""
+    with np.load(path) as arrays:
+        return ImageStatistics(**arrays)
+
+
+def _changes(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    theirs, ours = flat(_completed(found)), flat(wanted)
+    return [
+        f"{key} {theirs.get(key)} there, {ours.get(key)} now"
+        for key in sorted(theirs.keys() | ours.keys())
+        if theirs.get(key) != ours.get(key)
+    ]
+
+
+def _completed(settings: dict[str, Any]) -> dict[str, Any]:
+    """With today's defaults of fields of ILTM that did not exist when the cell was measured."""
+    settings = dict(settings)
+    # what is of another version, or is not ILTM's, differs as it is
+    with suppress(ValueError, KeyError):
+        settings["recipe"] = Recipe.from_dict(settings["recipe"]).training_fields()
+    if settings["inference"] is not None and METHODS[settings["method"]].has_kde:
+        with suppress(ValueError):
+            settings["inference"] = vars(InferenceSettings.from_dict(settings["inference"]))
+    return json.loads(json.dumps(settings))  # as a file gives them back

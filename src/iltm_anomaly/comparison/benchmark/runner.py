@@ -1,0 +1,344 @@
+"""Measures the cells of a plan, one after the other; what is finished stays, whatever happens to the others."""
+
+import logging
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+
+from iltm_anomaly.comparison.benchmark.cells import is_finished, save_cell
+from iltm_anomaly.comparison.benchmark.plan import METHODS, OWN_SCHEDULE, BenchmarkArguments, Group, Plan, digest_of
+from iltm_anomaly.comparison.benchmark.statistics import (
+    DRAWS,
+    METRICS,
+    ImageStatistics,
+    draw_images,
+    image_statistics,
+    metrics_of_draws,
+    pack,
+)
+from iltm_anomaly.data.cache import CacheDamagedError, PixelCache, build_cache
+from iltm_anomaly.evaluation.evaluate import evaluate_run, pixel_mask
+from iltm_anomaly.metrics import evaluate_maps
+from iltm_anomaly.processing.image_processing import ILTMImageProcessor
+from iltm_anomaly.provenance import provenance, training_commit
+from iltm_anomaly.training.checkpoint import load_json
+from iltm_anomaly.training.train import TrainArguments, train
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Measured:
+    """What scoring a method gives.
+
+    Args:
+        results: one entry per round, the method's last.
+        statistics: of the last entry.
+        about: more fields of the cell's document.
+    """
+
+    results: list[dict[str, Any]]
+    statistics: ImageStatistics
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def run_plan(plan: Plan, arguments: BenchmarkArguments) -> tuple[dict[str, str], list[str]]:
+    """Measures every cell that is not finished. Several processes may share a plan: each leaves the groups alone that another one
+    works on.
+
+    Returns:
+        The errors of cells that failed, by name, and the groups left to other processes.
+    """
+    failures: dict[str, str] = {}
+    left: list[str] = []
+    total, done = sum(len(group.methods) for group in plan.groups), 0
+    for group in plan.groups:
+        numbers = range(done + 1, done + 1 + len(group.methods))
+        done += len(group.methods)
+        if group.error is not None:
+            failures |= {group.cell(method): group.error for method in group.methods}
+            continue
+        runs = arguments.output / "runs"
+        runs.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(runs / f"{group.name}.lock", blocking=False):
+                cells = {m: f"{n} of {total}" for n, m in zip(numbers, group.methods, strict=True)}
+                failures |= _run_group(plan, arguments, group, cells)
+        except Timeout:
+            logger.warning("%s: another process works on it; left to that", group.name)
+            left.append(group.name)
+    return failures, left
+
+
+def _run_group(plan: Plan, arguments: BenchmarkArguments, group: Group, numbers: dict[str, str]) -> dict[str, str]:
+    folder = arguments.output / "cells"
+    failures: dict[str, str] = {}
+    work: GroupRun | None = None
+    for method, number in numbers.items():
+        name, settings = group.cell(method), plan.settings(arguments, group, method)
+        if is_finished(folder, name, settings):
+            logger.info("cell %s, %s: finished before", number, name)
+            continue
+        logger.info("cell %s, %s", number, name)
+        work = work or GroupRun(plan, arguments, group)
+        try:
+            measured = work.measure(method)
+            save_cell(folder, name, document(arguments, group, settings, measured, work.device), measured.statistics)
+        except Exception as error:  # of one cell of many: whatever it is, the others are still worth having
+            failures[name] = f"{type(error).__name__}: {error}"
+            logger.exception("cell %s failed", name)
+    return failures
+
+
+def document(
+    arguments: BenchmarkArguments, group: Group, settings: dict[str, Any], measured: Measured, device: str
+) -> dict[str, Any]:
+    """What the JSON file of a cell holds."""
+    assert group.record is not None and group.dataset is not None  # else it has an error, and is not measured
+    counts = draw_images(measured.statistics.labels, group.record["test_indices"], group.category.name)
+    draws = metrics_of_draws(measured.statistics, counts)
+    return {
+        "results": measured.results,
+        "test_images": group.dataset["test"].num_rows,
+        "defective_test_images": int(measured.statistics.labels.sum()),
+        "training_images": group.dataset["train"].num_rows,
+        "contaminated_training_images": len(group.record["pool_indices"]),
+        "data": arguments.data,
+        "preset": arguments.preset,
+        "settings": settings,
+        **measured.about,
+        "draws": {"count": DRAWS, "kind": "poisson", "test_sha256": group.test_digest}
+        | {metric: pack(draws[metric]) for metric in METRICS if metric in draws},
+        **provenance(device),
+    }
+
+
+class GroupRun:
+    """The methods of one group: one ILTM run, and the others on its images.
+
+    Args:
+        plan: has the recipe.
+        arguments: of the user.
+        group: category, level and seed.
+    """
+
+    def __init__(self, plan: Plan, arguments: BenchmarkArguments, group: Group):
+        assert group.dataset is not None
+        self.plan, self.recipe, self.arguments = plan, plan.recipe, arguments
+        self.group, self.dataset = group, group.dataset
+        # the same split of other files, and an edited recipe of the same name, are other runs
+        self.folder = arguments.output / "runs" / f"{group.name}_{self.recipe.name}_{plan.run_digest(group)[:12]}"
+        self.device = "cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu"
+        self.failure: Exception | None = None
+        self.round_zero: Measured | None = None  # as scored with ILTM's rounds, if that was here
+
+    def measure(self, method: str) -> Measured:
+        """Trains, if need be, and scores one method."""
+        if method == "iltm":
+            return self._measure_iltm()
+        if METHODS[method].of_run:
+            return self._measure_round_zero(method)
+        return self._measure_baseline(method)
+
+    # The ILTM run
+
+    @property
+    def iltm(self) -> Path:
+        """Folder of the ILTM run, trained or continued on first use.
+
+        Raises:
+            RuntimeError: if it failed before.
+        """
+        if self.failure is not None:
+            raise RuntimeError(f"the ILTM run that it rests on failed: {self.failure}")
+        try:
+            return self._trained
+        except Exception as error:
+            self.failure = error
+            raise
+
+    @cached_property
+    def _trained(self) -> Path:
+        folder = self.folder / "iltm"
+        train(
+            TrainArguments(
+                data=self.group.category.source,
+                category=self.group.category.folder,
+                output=folder,
+                contamination=self.group.contamination,
+                train_size=self.group.train_size,
+                preset=self.recipe,  # not read again: the file may have been edited since
+                seed=self.group.seed,
+                resume=True,
+                cpu=self.arguments.cpu,
+            )
+        )
+        return folder
+
+    @staticmethod
+    def report(folder: Path) -> dict[str, Any]:
+        """Training report of a finished run."""
+        return load_json(folder / "model" / "training_report.json")
+
+    def _measure_iltm(self) -> Measured:
+        statistics: dict[int, ImageStatistics] = {}
+
+        def observe(number: int, output: Any) -> None:
+            statistics[number] = image_statistics(output.anomaly_maps, self.masks, output.scores.numpy())
+
+        evaluated = evaluate_run(
+            self.iltm,
+            self.group.category.source,
+            self.group.category.folder,
+            self.iltm / "evaluation",
+            device=self.device,
+            show_progress=self.arguments.show_progress,
+            observe=observe,
+        )
+        results, last = evaluated["results"], max(statistics)
+        self.round_zero = Measured(results[:1], statistics[0])
+        report = self.report(self.iltm)
+        about = self._about_run(report, report["training_seconds"], number=-1)
+        return Measured(results, statistics[last], about | {"images_sha256": self.training_images.digest})
+
+    @staticmethod
+    def _about_run(report: dict[str, Any], seconds: float, number: int) -> dict[str, Any]:
+        return {
+            "training_seconds": round(seconds, 1),
+            "training_commit": training_commit(report, number),
+            "vqvae_sha256": report["stage1"]["weights_sha256"],
+        }
+
+    def _measure_round_zero(self, method: str) -> Measured:
+        from iltm_anomaly.comparison.baselines.vqvae_transformer import from_run
+
+        report = self.report(self.iltm)
+        about = self._about_run(report, report["stage1"]["seconds"] + report["rounds"][0]["seconds"], number=0)
+        if METHODS[method].has_kde and self.round_zero is not None:  # the same maps
+            result, digest = self.round_zero.results[0] | {"method": method}, self.training_images.digest
+            return Measured([result], self.round_zero.statistics, about | {"images_sha256": digest})
+        if METHODS[method].has_kde:
+            baseline = from_run(self.iltm, map="kde", device=self.device)
+            # so that an image's score is the highest value of its map at the image's own size, here too
+            pipeline: Any = baseline.model.as_iltm(baseline.image_processor)
+        else:
+            pipeline = from_run(self.iltm, map="residual", device=self.device)
+        return self._score(method, pipeline, about, number=0, masked_fraction=0.0)
+
+    # The others
+
+    def budget(self, method: str, folder: Path) -> tuple[float | None, str]:
+        """Seconds that a baseline may train for, None for as long as it likes, and where they come from.
+
+        Args:
+            method: the baseline.
+            folder: of its run; one that has begun goes on with the time that it was given.
+        """
+        if not self.plan.is_trained(self.arguments, self.group, method):
+            return None, "nothing is trained"
+        if self.arguments.baseline_seconds is not None:
+            return self.arguments.baseline_seconds, "--baseline-seconds"
+        if self.recipe.name == OWN_SCHEDULE:
+            return None, "the schedule of the method's own paper"
+        if (folder / "run.json").exists():
+            return load_json(folder / "run.json")["budget_seconds"], "the round of the prior that it began with"
+        rounds = self.report(self.iltm)["rounds"]
+        longest = max(rounds, key=lambda entry: entry["seconds"])
+        return longest["seconds"], f"round {longest['round']} of the prior in the ILTM run, the longest"
+
+    def _measure_baseline(self, method: str) -> Measured:
+        from iltm_anomaly.comparison.baselines import train_baseline
+
+        preset, config = self.plan.baseline_preset, self.arguments.baseline_config.get(method)
+        given = self.plan.given_seconds(self.arguments, self.group, method)
+        described = digest_of(self.plan.baseline(self.arguments, self.group, method))
+        name = f"{method}_{described[:8]}" + (f"_{given:g}s" if given is not None else "")
+        budget, source = self.budget(method, self.folder / name)
+        started = time.monotonic()
+        pipeline = train_baseline(
+            method,
+            self.training_images,
+            self.processor,
+            self.folder / name,
+            seed=self.group.seed,
+            budget_seconds=budget,
+            device=self.device,
+            preset=preset,
+            category=self.group.category.name,
+            config=config,
+            resume=True,
+            show_progress=self.arguments.show_progress,
+        )
+        report = getattr(pipeline, "training_report", None) or {}
+        # of all sittings, where the report tells
+        seconds = round(report.get("training_seconds", time.monotonic() - started), 1)
+        used = {key: report[key] for key in ("steps", "planned_steps", "ended_by") if key in report}
+        about = {
+            "training_seconds": seconds,
+            "training_commit": report.get("commit"),
+            "budget": {"seconds": budget, "from": source, "used": seconds, **used},
+            "baseline_preset": preset,
+        }
+        return self._score(method, pipeline, about, number=None, masked_fraction=None)
+
+    # What all share
+
+    @cached_property
+    def processor(self) -> ILTMImageProcessor:
+        """That of the run: the same resolution for all."""
+        return ILTMImageProcessor(size=self.recipe.image_size, num_channels=self.recipe.num_channels)
+
+    @cached_property
+    def training_images(self) -> PixelCache:
+        """Those of the run, if it was needed; else the same images from a cache of the group's own."""
+        path = self.folder / "iltm" / "images.arrow"
+        if "_trained" in self.__dict__:
+            return PixelCache(path)
+        path, source = self.folder / "images.arrow", self.dataset["train"]._fingerprint  # of the files, too
+        try:
+            cache = PixelCache(path)
+            cache.verify()
+            if cache.source == source:
+                return cache
+        except CacheDamagedError:  # or not there
+            pass
+
+        return build_cache(path, self.dataset["train"]["image"], self.processor.to_uint8, source)
+
+    @cached_property
+    def masks(self) -> list[np.ndarray]:
+        """Ground truth of the test images, each (H, W) bool."""
+        return [pixel_mask(row["mask"], row["image"].size) for row in self.dataset["test"]]
+
+    def _score(
+        self,
+        method: str,
+        pipeline: Any,
+        about: dict[str, Any],
+        number: int | None,
+        masked_fraction: float | None,
+    ) -> Measured:
+        started = time.monotonic()
+        output = pipeline(list(self.dataset["test"]["image"]), show_progress=self.arguments.show_progress)
+        seconds = time.monotonic() - started
+        scores = np.asarray(output.scores)
+        labels = np.array([int(mask.any()) for mask in self.masks])
+        metrics = evaluate_maps(output.anomaly_maps, self.masks, image_scores=scores, labels=labels)
+        result = {
+            "method": method,
+            "category": self.group.category.name,
+            "contamination": self.group.contamination,
+            "seed": self.group.seed,
+            "round": number,
+            **metrics,
+            "masked_fraction": masked_fraction,
+            "seconds_per_image": round(seconds / len(labels), 4),
+        }
+        statistics = image_statistics(output.anomaly_maps, self.masks, scores)
+        return Measured([result], statistics, about | {"images_sha256": self.training_images.digest})

@@ -1,0 +1,162 @@
+"""Paired bootstrap over test images.
+
+How often a draw takes an image is Poisson distributed with mean 1 (Chamandy et al., "Estimating uncertainty for massive data
+streams", Google, 2012), and depends on draw, category and image alone, not on method, contamination or seed: two methods see
+the same draws, whenever and wherever they were scored, and so do two seeds, whose test sets overlap. A paired difference is the
+difference draw by draw, a mean over seeds the mean draw by draw. So each cell stores its metrics of every draw, and no map is
+needed to compare cells.
+
+A draw is not sorted anew. The pixels of a cell are sorted into bins once, by quantiles of their scores; a draw adds up the
+histograms of its images. A bin is treated as the exact metrics treat a tie, so that the result is exact for maps with at
+most `BINS` different values, and else close to it (a test says how close).
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from iltm_anomaly.metrics.region_overlap import region_weights
+from iltm_anomaly.seeds import sample_seed, uniforms
+
+BINS = 2048
+DRAWS = 500
+METRICS = ("pixel_auroc", "aupro", "image_auroc")
+LEVEL = 0.95
+_POISSON = np.cumsum([1 / math.e / math.factorial(k) for k in range(12)])  # P(count <= k), mean 1
+_SAMPLED_PIXELS = 2_000_000  # of all pixels, to place the edges of the bins
+
+
+@dataclass(frozen=True)
+class ImageStatistics:
+    """What the metrics of any draw of images follow from.
+
+    Args:
+        normal, anomalous: (N, K) pixels per bin, bins by rising score.
+        weights: (N, K) float, the anomalous ones weighted with one over the size of their region.
+        regions: (N,) defect regions of each image.
+        scores: (N,) image scores.
+        labels: (N,) bool, True for defective images.
+    """
+
+    normal: np.ndarray
+    anomalous: np.ndarray
+    weights: np.ndarray
+    regions: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+
+    def arrays(self) -> dict[str, Any]:
+        """By name, as `numpy.savez` takes them and the constructor takes them back."""
+        return dict(vars(self))
+
+
+def image_statistics(
+    maps: Sequence[np.ndarray], masks: Sequence[np.ndarray], scores: np.ndarray, bins: int = BINS
+) -> ImageStatistics:
+    """Histograms of every image.
+
+    Args:
+        maps: (H, W) scores per image, of any sizes.
+        masks: (H, W) bool per image, all False for a good one.
+        scores: (N,) image scores.
+        bins: most bins.
+    """
+    edges = _edges(maps, bins)
+    count = len(edges) + 1
+    normal = np.zeros((len(maps), count), np.uint32)
+    anomalous = np.zeros_like(normal)
+    weights = np.zeros((len(maps), count), np.float32)
+    regions = np.zeros(len(maps), np.int64)
+    for index, (values, mask) in enumerate(zip(maps, masks, strict=True)):
+        places = np.searchsorted(edges, values, side="right")
+        normal[index] = np.bincount(places[~mask], minlength=count)
+        if mask.any():
+            share, regions[index] = region_weights(mask)
+            anomalous[index] = np.bincount(places[mask], minlength=count)
+            weights[index] = np.bincount(places[mask], weights=share, minlength=count)
+    labels = np.array([bool(mask.any()) for mask in masks])
+    return ImageStatistics(normal, anomalous, weights, regions, np.asarray(scores, np.float64), labels)
+
+
+def _edges(maps: Sequence[np.ndarray], bins: int) -> np.ndarray:
+    """Rising lower edges of all bins but the first, which has none."""
+    step = max(1, sum(values.size for values in maps) // _SAMPLED_PIXELS)
+    pixels = np.sort(np.concatenate([values.reshape(-1)[::step] for values in maps]))
+    distinct = pixels[np.flatnonzero(np.diff(pixels, prepend=np.nan) != 0)]  # NaN != 0: the first one counts
+    if len(distinct) <= bins:
+        return distinct[1:]
+    return np.unique(pixels[np.linspace(0, len(pixels), bins, endpoint=False).astype(int)[1:]])
+
+
+def draw_images(labels: np.ndarray, rows: Sequence[int], category: str, draws: int = DRAWS) -> np.ndarray:
+    """How often each test image is in each draw, (draws, N) int32.
+
+    Args:
+        labels: (N,) bool, True for defective images. A draw that has none of a kind, as happens to sets of a few images,
+            takes each of them once.
+        rows: (N,) rows of the images in the category's own test split: who they are.
+        category: its name.
+    """
+    key = int.from_bytes(hashlib.sha256(category.encode()).digest()[:8])
+    uniform = np.stack([uniforms(sample_seed(key, row), draws) for row in rows], axis=1)
+    counts = np.searchsorted(_POISSON, uniform, side="right").astype(np.int32)
+    for value in (False, True):
+        members = np.flatnonzero(labels == value)
+        counts[np.ix_(counts[:, members].sum(1) == 0, members)] = 1
+    return counts
+
+
+def metrics_of_draws(statistics: ImageStatistics, counts: np.ndarray, limit: float = 0.3) -> dict[str, np.ndarray]:
+    """Pooled pixel AUROC and AUPRO, and image AUROC, of every draw: `METRICS`, (draws,) each. A metric that needs good or
+    defective images that the test set has not is left out.
+
+    Args:
+        statistics: of the N test images.
+        counts: (draws, N) of `draw_images`.
+        limit: of the false positive rate of AUPRO.
+    """
+    times = counts.astype(np.float64)
+    normal = times @ statistics.normal
+    anomalous = times @ statistics.anomalous
+    found = {}
+    if statistics.labels.any() and statistics.normal.any():
+        below = np.cumsum(normal, axis=1) - normal / 2  # a bin is a tie: half of it lies below
+        found["pixel_auroc"] = (anomalous * below).sum(1) / (normal.sum(1) * anomalous.sum(1))
+        pro = np.cumsum((times @ statistics.weights)[:, ::-1], axis=1) / (times @ statistics.regions)[:, None]
+        fpr = np.cumsum(normal[:, ::-1], axis=1) / normal.sum(1, keepdims=True)
+        found["aupro"] = _area(fpr, pro, limit)
+    good, defective = np.flatnonzero(~statistics.labels), np.flatnonzero(statistics.labels)
+    if good.size and defective.size:
+        difference = statistics.scores[defective][None] - statistics.scores[good][:, None]
+        wins = (difference > 0) + 0.5 * (difference == 0)
+        pairs = times[:, good].sum(1) * times[:, defective].sum(1)
+        found["image_auroc"] = ((times[:, good] @ wins) * times[:, defective]).sum(1) / pairs
+    return found
+
+
+def _area(x: np.ndarray, y: np.ndarray, limit: float) -> np.ndarray:
+    """Area under the lines through (0, 0) and the points (draws, K), from 0 to `limit`, divided by it."""
+    x0, y0 = np.pad(x, ((0, 0), (1, 0)))[:, :-1], np.pad(y, ((0, 0), (1, 0)))[:, :-1]
+    width = np.maximum(np.minimum(x, limit) - x0, 0.0)
+    share = np.divide(width, x - x0, out=np.zeros_like(x), where=x > x0)
+    return np.minimum((width * (y0 + share * (y - y0) / 2)).sum(1) / limit, 1.0)
+
+
+def interval(differences: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+    """Percentile interval of the draws."""
+    low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def pack(draws: np.ndarray) -> str:
+    """Values in [0, 1] as whole hundred-thousandths in one line of text: short in JSON, and readable."""
+    return " ".join(str(round(value * 1e5)) for value in draws.tolist())
+
+
+def unpack(text: str) -> np.ndarray:
+    """Inverse of `pack`, to five digits."""
+    return np.array([int(word) for word in text.split()]) / 1e5

@@ -1,0 +1,223 @@
+"""The paper's Table 2 with our figures beside its own, as Markdown and LaTeX."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from iltm_anomaly.comparison.benchmark.plan import METHODS
+from iltm_anomaly.comparison.benchmark.published import comparable, is_impossible, load_published, published
+from iltm_anomaly.comparison.benchmark.results import REFERENCE, Results
+
+TITLES = {"pixel_auroc": "AUROC", "aupro": "AUPRO", "image_auroc": "image AUROC"}
+PER_IMAGE = {"pixel_auroc": "per_image_auroc", "aupro": "per_image_aupro"}
+NOTES = (
+    "Per cent. AUROC is of pixels. Our figures are pooled over all test pixels of a category, mean over seeds; in brackets mean "
+    "and standard deviation over its defective test images, each measured alone. The paper does not say which of the two its "
+    "own figures (in italics) are, nor at what contamination, over what the deviation is, or which map its VQ-VAE + Transformer "
+    "used; its deviations look like those over images. The best of ours in a row is bold."
+)
+IMPOSSIBLE = "† no values between 0 and 100 have this mean and deviation: a misprint, never compared against."
+OTHER_SEEDS = "‡ of other seeds than the row says."
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One cell of the table: ours and what the paper printed."""
+
+    pooled: float | None = None
+    per_image: tuple[float, float] | None = None
+    printed: tuple[float, float] | None = None
+    best: bool = False
+    other_seeds: bool = False
+
+
+@dataclass(frozen=True)
+class LevelTable:
+    """The table at one contamination: rows (category, metric, one entry a method)."""
+
+    level: float
+    methods: list[str]
+    in_paper: list[bool]
+    rows: list[tuple[str, str, list[Entry]]]
+
+
+def level_table(results: Results, level: float) -> LevelTable:
+    """Lays out the cells of one level."""
+    methods, rows = results.methods(level), []
+    for category in results.categories(level):
+        seeds = _seeds_of_row(results, category, level)
+        label = f"{category} (seed{'s' if seeds[1:] else ''} {', '.join(map(str, seeds))})"
+        for metric in TITLES:
+            entries = [_entry(results, method, category, level, metric) for method in methods]
+            rows.append((label, metric, _mark_best(entries)))
+    complete = results.complete(level)
+    if len(complete) > 1:
+        for metric in TITLES:
+            entries = [_mean_entry(results, method, complete, level, metric) for method in methods]
+            rows.append((f"mean of {len(complete)}: {', '.join(complete)}", metric, _mark_best(entries)))
+    in_paper = [any(row[2][column].printed for row in rows) for column in range(len(methods))]
+    return LevelTable(level, methods, in_paper, rows)
+
+
+def _entry(results: Results, method: str, category: str, level: float, metric: str) -> Entry:
+    vector = results.vector(method, category, level, metric)
+    per_image = None
+    if vector is not None and metric in PER_IMAGE:
+        mean, deviation = (
+            results.field(method, category, level, f"{PER_IMAGE[metric]}_{name}") for name in ("mean", "std")
+        )
+        per_image = None if mean is None or deviation is None else (100 * mean, 100 * deviation)
+    return Entry(
+        None if vector is None else 100 * float(vector[0]),
+        per_image,
+        published(METHODS[method].paper, category, metric),
+        other_seeds=has_other_seeds(results, method, [category], level),
+    )
+
+
+def _seeds_of_row(results: Results, category: str, level: float) -> list[int]:
+    """ILTM's, or those of the first method if ILTM has no cell."""
+    found = (results.seeds(method, category, level) for method in (REFERENCE, *results.methods(level)))
+    return next(seeds for seeds in found if seeds)
+
+
+def has_other_seeds(results: Results, method: str, categories: list[str], level: float) -> bool:
+    """Whether in one of `categories` a method's cells are of other seeds than ILTM's."""
+    return any(results.seeds(method, c, level) != _seeds_of_row(results, c, level) for c in categories)
+
+
+def _mean_entry(results: Results, method: str, categories: list[str], level: float, metric: str) -> Entry:
+    vector = results.mean(method, level, metric)
+    printed = _mean_printed(method, categories, metric)
+    return Entry(
+        None if vector is None else 100 * float(vector[0]),
+        None,
+        None if printed is None else (printed, np.nan),
+        other_seeds=has_other_seeds(results, method, categories, level),
+    )
+
+
+def _mean_printed(method: str, categories: list[str], metric: str) -> float | None:
+    """Mean of what the paper printed for the same categories; None if a figure is absent or impossible."""
+    values = [comparable(METHODS[method].paper, category, metric) for category in categories]
+    found = [value for value in values if value is not None]
+    return float(np.mean(found)) if len(found) == len(values) else None
+
+
+def _mark_best(entries: list[Entry]) -> list[Entry]:
+    shown = [round(entry.pooled, 1) for entry in entries if entry.pooled is not None]
+    return [
+        Entry(**vars(entry) | {"best": entry.pooled is not None and round(entry.pooled, 1) == max(shown)})
+        for entry in entries
+    ]
+
+
+# Markdown
+
+
+def markdown_level(table: LevelTable) -> str:
+    """The table at one level; a category's name stands in its first row only, as in the paper."""
+    header = ["category", "metric"]
+    for method, printed in zip(table.methods, table.in_paper, strict=True):
+        header += [METHODS[method].title, "*paper*"] if printed else [METHODS[method].title]
+    lines, above = [], None
+    for label, metric, entries in table.rows:
+        cells = ["" if label == above else label, TITLES[metric]]
+        for entry, printed in zip(entries, table.in_paper, strict=True):
+            cells += (
+                [_ours(entry, "**{}**", "‡"), _theirs(entry, "*{}*", "†")]
+                if printed
+                else [_ours(entry, "**{}**", "‡")]
+            )
+        lines.append(cells)
+        above = label
+    return markdown_table(header, lines)
+
+
+def _ours(entry: Entry, bold: str, mark: str, plus_minus: str = "±") -> str:
+    if entry.pooled is None:
+        return "-"
+    text = f"{entry.pooled:.1f}"
+    text = (bold.format(text) if entry.best else text) + (mark if entry.other_seeds else "")
+    return text + (
+        "" if entry.per_image is None else f" ({entry.per_image[0]:.1f} {plus_minus} {entry.per_image[1]:.1f})"
+    )
+
+
+def _theirs(entry: Entry, italic: str, mark: str, plus_minus: str = "±") -> str:
+    if entry.printed is None:
+        return ""
+    mean, deviation = entry.printed
+    if np.isnan(deviation):
+        return italic.format(f"{mean:.1f}")
+    text = italic.format(f"{mean:.1f} {plus_minus} {deviation:.1f}")
+    return f"{text} {mark}" if is_impossible(mean, deviation) else text
+
+
+def markdown_table(header: list[str], lines: list[list[str]]) -> str:
+    """Any table."""
+    rule = ["---"] * len(header)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *lines])
+
+
+# LaTeX
+
+
+def latex(results: Results) -> str:
+    """One table a level, for `\\input` into a document that loads booktabs and graphicx."""
+    source = load_published()["source"]
+    parts = ["% needs \\usepackage{booktabs,graphicx}"]
+    for level in results.levels:
+        table = level_table(results, level)
+        caption = f"{percent(level)} of the training images defective. {NOTES} Printed figures: {source}. {IMPOSSIBLE}"
+        body = latex_level(table)
+        caption += f" {OTHER_SEEDS}" if "\\ddag" in body else ""
+        parts.append(
+            "\\begin{table}\n\\centering\n\\caption{"
+            + _escape(caption)
+            + "}\n\\resizebox{\\textwidth}{!}{%\n"
+            + body
+            + "}\n\\end{table}"
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def latex_level(table: LevelTable) -> str:
+    """The tabular at one level."""
+    spans = [2 if printed else 1 for printed in table.in_paper]
+    header, second = ["Category", ""], ["", ""]
+    for method, span in zip(table.methods, spans, strict=True):
+        title = _escape(METHODS[method].title)
+        header.append(f"\\multicolumn{{2}}{{c}}{{{title}}}" if span == 2 else title)
+        second += ["ours", "paper"] if span == 2 else ["ours"]
+    lines = ["\\begin{tabular}{ll" + "c" * sum(spans) + "}", "\\toprule", " & ".join(header) + " \\\\"]
+    lines += [" & ".join(second) + " \\\\", "\\midrule"]
+    above = None
+    for label, metric, entries in table.rows:
+        if above not in (None, label):
+            lines.append("\\midrule")
+        cells = ["" if label == above else _escape(label), TITLES[metric]]
+        for entry, printed in zip(entries, table.in_paper, strict=True):
+            cells.append(_ours(entry, "\\textbf{{{}}}", "$^\\ddag$", "$\\pm$"))
+            cells += [_theirs(entry, "\\textit{{{}}}", "$^\\dag$", "$\\pm$")] if printed else []
+        lines.append(" & ".join(cells) + " \\\\")
+        above = label
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"])
+
+
+def percent(level: float) -> str:
+    """A share in per cent, as text."""
+    return f"{100 * level:g} %"
+
+
+def _escape(text: str) -> str:
+    for plain, escaped in (
+        ("%", "\\%"),
+        ("_", "\\_"),
+        ("&", "\\&"),
+        ("†", "$^\\dag$"),
+        ("‡", "$^\\ddag$"),
+        ("±", "$\\pm$"),
+    ):
+        text = text.replace(plain, escaped)
+    return text

@@ -1,0 +1,1 @@
+"""Images and volumes to `pixel_values`, and maps back."""

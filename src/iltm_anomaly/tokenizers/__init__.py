@@ -1,0 +1,1 @@
+"""Images to codes and back: every tokenizer has a folder of its own."""
