@@ -8,6 +8,7 @@ import torch
 from scipy import ndimage, stats
 from tiny_models import tiny_vqvae
 
+from iltm_anomaly import scoring
 from iltm_anomaly.scoring import (
     bandwidth,
     combine,
