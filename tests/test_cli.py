@@ -78,7 +78,7 @@ def test_a_run_leaves_its_recipe_rounds_report_and_pipeline(run):
     assert report["num_training_images"] == 24 + 3
     assert report["versions"]["torch"] and report["training_seconds"] > 0
     log = [json.loads(line) for line in (run / "training_log.jsonl").read_text().splitlines()]
-    assert {entry["stage"] for entry in log} == {"vqvae", "prior round 0", "prior round 1"}
+    assert {entry["stage"] for entry in log} == {"tokenizer", "prior round 0", "prior round 1"}
     assert all(np.isfinite(entry["loss"]) for entry in log)
 
 
@@ -102,7 +102,7 @@ def test_a_killed_run_resumes_to_the_same_weights(run, data, recipe, tmp_path, m
     from iltm_anomaly.training import loop
 
     saved = loop.save_checkpoint
-    for stage, step in (("vqvae", 5), ("prior round 1", 4)):
+    for stage, step in (("tokenizer", 5), ("prior round 1", 4)):
 
         def stop(path, state, stage=stage, step=step):
             saved(path, state)
@@ -110,7 +110,7 @@ def test_a_killed_run_resumes_to_the_same_weights(run, data, recipe, tmp_path, m
                 raise KeyboardInterrupt
 
         monkeypatch.setattr(loop, "save_checkpoint", stop)
-        resume = ["--resume"] if stage != "vqvae" else []
+        resume = ["--resume"] if stage != "tokenizer" else []
         assert train(data, recipe, tmp_path / "run", "--checkpoint-seconds=0", *resume) == 130
     monkeypatch.setattr(loop, "save_checkpoint", saved)
     assert train(data, recipe, tmp_path / "run", "--resume") == 0

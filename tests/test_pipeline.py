@@ -9,7 +9,7 @@ from PIL import Image
 
 from iltm_anomaly import ILTMAnomalyPipeline, ILTMImageProcessor, InferenceSettings
 from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
-from iltm_anomaly.scoring import density_map
+from iltm_anomaly.scoring import observed_surprise
 from iltm_anomaly.tokenizers.vqvae import VQVAEConfig, VQVAEModel
 
 
@@ -111,7 +111,7 @@ def test_save_and_reload_is_bit_equal(pipeline, images, tmp_path):
     names = {p.name for p in (tmp_path / "model").iterdir()}
     assert names >= {
         "model_index.json",
-        "vqvae",
+        "tokenizer",
         "prior",
         "image_processor",
         "calibration.json",
@@ -163,7 +163,7 @@ def test_an_image_is_drawn_with_the_codes_that_were_accepted(images, monkeypatch
         assert resampled.any() and torch.equal(healed[:, ~resampled], codes[~resampled].expand(len(healed), -1))
         return healed if accepted else codes.expand_as(healed)
 
-    monkeypatch.setattr("iltm_anomaly.pipeline.accept_likelier", accept)
+    monkeypatch.setattr("iltm_anomaly.healing.accept_likelier", accept)
     expected = make_pipeline(**{} if accepted else {"token_threshold": 0.0})
     pipeline = make_pipeline(accept_likelier=True)
     for each in (expected, pipeline):
@@ -193,13 +193,13 @@ def test_every_density_is_of_as_many_reconstructions(images, monkeypatch, token_
     """Of the healed samples and of the image's own codes."""
     counts = []
 
-    def spy(vqvae, codes, *args, **kwargs):
-        counts.append(len(codes) * kwargs["num_dropout_passes"])
-        return density_map(vqvae, codes, *args, **kwargs)
+    def spy(vqvae, codes, observed, settings, *args):
+        counts.append(len(codes) * settings.num_dropout_passes)
+        return observed_surprise(vqvae, codes, observed, settings, *args)
 
-    monkeypatch.setattr("iltm_anomaly.pipeline.density_map", spy)
+    monkeypatch.setattr("iltm_anomaly.scoring.observed_surprise", spy)
     monkeypatch.setattr(
-        "iltm_anomaly.pipeline.accept_likelier",
+        "iltm_anomaly.healing.accept_likelier",
         lambda prior, codes, healed, *_: healed if accepted else codes.expand_as(healed),
     )
     make_pipeline(own_reconstruction=True, accept_likelier=True, token_threshold=token_threshold)(images[1])
@@ -297,7 +297,7 @@ class TestFoldersThatAreNoPipeline:
             ILTMAnomalyPipeline.from_pretrained(tmp_path / "nothing")
 
     def test_foreign_class(self, folder):
-        self.edit(folder, "model_index", vqvae=["os", "system"])
+        self.edit(folder, "model_index", tokenizer=["os", "system"])
         with pytest.raises(ValueError, match=r"'os', 'system'.*not a pipeline of this package"):
             ILTMAnomalyPipeline.from_pretrained(folder)
 

@@ -6,32 +6,23 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage, stats
-from tiny_models import tiny_vqvae
+from tiny_models import GRID, decode_all, some_grids, tiny_vqvae
 
-from iltm_anomaly import scoring
 from iltm_anomaly.scoring import (
     bandwidth,
     combine,
-    density_map,
-    draw_channel_masks,
     negative_log_density,
-    reconstruction_strips,
+    observed_surprise,
     resampling_gate,
     smooth,
-    upsample_tokens,
+    to_pixels,
 )
-
-GRID = {2: (3, 4), 3: (2, 2, 3)}
+from iltm_anomaly.settings import InferenceSettings
+from iltm_anomaly.tokenizers.vqvae import decoding
 
 
 def rand(*shape, seed=0):
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def some_codes(dims, samples=5, distinct=5, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    maps = torch.randint(16, (distinct, *GRID[dims]), generator=generator)
-    return maps[torch.arange(samples) % distinct]
 
 
 def naive_density(reconstructions, image, floor):
@@ -106,7 +97,7 @@ def test_inputs_stay():
 def test_zero_is_the_middle_of_what_the_decoder_draws(spread, passes):
     drawn = 0.5 + spread * torch.randn(4000, 1, generator=torch.Generator().manual_seed(0))
     middle = torch.tensor([0.5])
-    assert negative_log_density(drawn, middle, 0.02, decoder_passes=passes).item() == pytest.approx(0, abs=0.05)
+    assert negative_log_density(drawn, middle, 0.02, draws_per_sample=passes).item() == pytest.approx(0, abs=0.05)
     if spread:
         assert negative_log_density(drawn, middle, 0.02) > 0.2
 
@@ -116,101 +107,10 @@ def test_only_the_spread_of_the_decoder_lowers_the_peak():
     reconstructions = torch.tensor([0.2, 0.8]).repeat_interleave(10).unsqueeze(1)
     image = torch.tensor([0.4])
     plain = negative_log_density(reconstructions, image, 0.05)
-    assert negative_log_density(reconstructions, image, 0.05, decoder_passes=10).item() == pytest.approx(plain.item())
-    assert negative_log_density(reconstructions, image, 0.05, decoder_passes=20) < plain
-
-
-# decoding
-
-
-def decode_all(vqvae, codes, passes, seed=0):
-    strips = list(reconstruction_strips(vqvae, codes, passes, torch.Generator().manual_seed(seed)))
-    stops = [0]
-    for rows, strip in strips:
-        assert rows.start == stops[-1] and strip.shape[2] == rows.stop - rows.start
-        stops.append(rows.stop)
-    return torch.cat([strip for _, strip in strips], 2), len(strips)
-
-
-@pytest.mark.parametrize(
-    ("dims", "elements", "expected"),
-    [(2, 1, 12), (2, 9000, 4), (2, 1 << 20, 1), (3, 1, 8), (3, 120_000, 3), (3, 1 << 20, 1)],
-)
-def test_strips_equal_the_decoder(monkeypatch, dims, elements, expected):
-    monkeypatch.setattr(scoring, "STRIP_ELEMENTS", elements)
-    vqvae = tiny_vqvae(spatial_dims=dims, dropout=0.0)
-    codes = some_codes(dims)
-    images, strips = decode_all(vqvae, codes, 3)
-    exact = vqvae.decode(codes).detach().clamp(0, 1).repeat_interleave(3, 0)
-    assert ((exact > 0) & (exact < 1)).float().mean() > 0.05
-    torch.testing.assert_close(images, exact, rtol=1e-4, atol=1e-5)
-    assert strips == expected
-
-
-@pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize("elements", [1, 1 << 20])
-def test_dropout_takes_channels_of_the_features(monkeypatch, dims, elements):
-    """Every reconstruction is decoder_head(features * mask) for its own mask."""
-    monkeypatch.setattr(scoring, "STRIP_ELEMENTS", elements)
-    vqvae = tiny_vqvae(spatial_dims=dims, dropout=0.4)
-    codes = some_codes(dims, samples=5, distinct=3)
-    images, _ = decode_all(vqvae, codes, 6, seed=8)
-    masks = draw_channel_masks(5, 6, 4, 0.4, torch.Generator().manual_seed(8))
-    assert len(masks.flatten(0, 1).unique(dim=0)) > 5, "every pass of every sample has a mask of its own"
-    features = vqvae.decode_trunk(codes)
-    for sample in range(5):
-        for number in range(6):
-            dropped = features[sample] * masks[sample, number].view(-1, *[1] * dims)
-            exact = vqvae.decoder_head(dropped[None])[0].detach().clamp(0, 1)
-            torch.testing.assert_close(images[6 * sample + number], exact, rtol=1e-4, atol=1e-5)
-
-
-def test_channel_masks():
-    masks = draw_channel_masks(50, 40, 8, 0.25, torch.Generator().manual_seed(0))
-    assert masks.shape == (50, 40, 8) and masks.unique().tolist() == pytest.approx([0, 4 / 3])
-    assert masks.mean().item() == pytest.approx(1, abs=0.02)
-    assert (draw_channel_masks(2, 3, 4, 0.0, torch.Generator().manual_seed(0)) == 1).all()
-
-
-def test_mean_over_many_passes_approaches_the_decoder():
-    vqvae = tiny_vqvae(dropout=0.2)
-    with torch.no_grad():  # inside [0, 1], so that the clamp does not bend the mean
-        vqvae.decoder_head.weight.mul_(0.1)
-        vqvae.decoder_head.bias.fill_(0.5)
-    codes = some_codes(2, samples=1)
-    images, _ = decode_all(vqvae, codes, 4000)
-    spread = images.std(0) / math.sqrt(4000)
-    assert ((images.mean(0) - vqvae.decode(codes)[0].detach()).abs() < 5 * spread + 1e-5).all() and spread.max() > 0
-
-
-def test_equal_code_maps_are_decoded_once(monkeypatch):
-    vqvae, decoded = tiny_vqvae(), []
-    trunk = vqvae.decode_trunk
-    monkeypatch.setattr(vqvae, "decode_trunk", lambda codes: (decoded.append(len(codes)), trunk(codes))[1])
-    images, _ = decode_all(vqvae, some_codes(2, samples=20, distinct=2), 3)
-    assert sum(decoded) == 2 and images.shape == (60, 3, 24, 32)
-    decoded.clear()
-    decode_all(vqvae, some_codes(2, samples=40, distinct=40), 1)
-    assert sum(decoded) == 40 and max(decoded) <= 16, "in parts, so that memory stays bounded"
-
-
-def test_mode_and_global_random_state_do_not_matter():
-    vqvae, codes = tiny_vqvae(dropout=0.3), some_codes(2)
-    torch.manual_seed(0)
-    before = torch.get_rng_state()
-    first, _ = decode_all(vqvae, codes, 4)
-    assert torch.equal(torch.get_rng_state(), before)
-    torch.manual_seed(1)
-    second, _ = decode_all(vqvae.train(), codes, 4)
-    assert torch.equal(first, second) and vqvae.training
-
-
-def test_half_precision_decoder():
-    vqvae, codes = tiny_vqvae(dropout=0.0), some_codes(2)
-    exact, _ = decode_all(vqvae, codes, 1)
-    images, _ = decode_all(vqvae.bfloat16(), codes, 1)
-    assert images.dtype == torch.float32
-    torch.testing.assert_close(images, exact, rtol=0, atol=0.03)
+    assert negative_log_density(reconstructions, image, 0.05, draws_per_sample=10).item() == pytest.approx(
+        plain.item()
+    )
+    assert negative_log_density(reconstructions, image, 0.05, draws_per_sample=20) < plain
 
 
 # the map
@@ -220,29 +120,37 @@ def test_half_precision_decoder():
 @pytest.mark.parametrize("elements", [1, 20000, 1 << 20])
 @pytest.mark.parametrize("relative, decoder_spread", [(True, False), (False, False), (True, True)])
 def test_map_is_the_density_of_all_reconstructions(monkeypatch, dims, elements, relative, decoder_spread):
-    monkeypatch.setattr(scoring, "STRIP_ELEMENTS", elements)
+    monkeypatch.setattr(decoding, "STRIP_ELEMENTS", elements)
     vqvae = tiny_vqvae(spatial_dims=dims, dropout=0.3)
-    codes = some_codes(dims)
+    codes = some_grids(dims)
     image = rand(3, *(8 * n for n in GRID[dims]), seed=4)
     images, _ = decode_all(vqvae, codes, 4, seed=6)
-    result = density_map(vqvae, codes, image, 4, torch.Generator().manual_seed(6), 0.05, relative, decoder_spread)
-    assert result.surprise.shape == image.shape[1:] and result.surprise.isfinite().all()
-    torch.testing.assert_close(result.healed, images.mean(0), rtol=1e-4, atol=1e-5)
+    settings = InferenceSettings(
+        num_dropout_passes=4,
+        bandwidth_floor=0.05,
+        relative_density=relative,
+        decoder_spread=decoder_spread,
+        likelihood_share=0.0,
+    )
+    result = observed_surprise(vqvae, codes, image, settings, None, torch.Generator().manual_seed(6))
+    assert result.values.shape == image.shape[1:] and result.values.isfinite().all()
+    torch.testing.assert_close(result.expected, images.mean(0), rtol=1e-4, atol=1e-5)
     expected = negative_log_density(images, image, 0.05, relative)
     if decoder_spread:
         widths = bandwidth(images.var(0, correction=0), len(images), 0.05)
         of_decoder = images.unflatten(0, (len(codes), 4)).var(1).mean(0)
         assert of_decoder.max() > 0.1 * widths.square().min()
         expected += torch.log(widths / (widths.square() + of_decoder).sqrt())
-    torch.testing.assert_close(result.surprise, expected.mean(0), rtol=1e-4, atol=1e-4)  # over channels
+    torch.testing.assert_close(result.values, expected.mean(0), rtol=1e-4, atol=1e-4)  # over channels
 
 
 def test_map_is_lowest_where_the_image_is_as_reconstructed():
-    vqvae, codes = tiny_vqvae(), some_codes(2)
+    vqvae, codes = tiny_vqvae(), some_grids(2)
     healed = decode_all(vqvae, codes, 4)[0].mean(0)
     image = healed.clone()
     image[:, 10:14, 20:24] = 1 - image[:, 10:14, 20:24].round()
-    surprise = density_map(vqvae, codes, image, 4, torch.Generator().manual_seed(0), 0.05).surprise
+    settings = InferenceSettings(num_dropout_passes=4, bandwidth_floor=0.05)
+    surprise = observed_surprise(vqvae, codes, image, settings, None, torch.Generator().manual_seed(0)).values
     assert surprise[10:14, 20:24].min() > surprise[:8].max()
 
 
@@ -263,16 +171,16 @@ def test_both_parts_must_find_a_pixel_abnormal():
 
 def test_tokens_to_pixels():
     tokens = rand(3, 4)
-    nearest = upsample_tokens(tokens, (24, 32), "nearest")
+    nearest = to_pixels(tokens, (24, 32), "nearest")
     assert torch.equal(nearest, tokens.repeat_interleave(8, 0).repeat_interleave(8, 1))
-    linear = upsample_tokens(tokens, (24, 32))
+    linear = to_pixels(tokens, (24, 32))
     centres = linear[3:24:8, 3:32:8] + linear[4:24:8, 4:32:8] + linear[3:24:8, 4:32:8] + linear[4:24:8, 3:32:8]
     torch.testing.assert_close(centres[1:-1, 1:-1] / 4, tokens[1:-1, 1:-1], atol=0.1, rtol=0)
     assert linear.min() >= tokens.min() and linear.max() <= tokens.max()
     volume = rand(2, 3, 4)
-    assert upsample_tokens(volume, (16, 24, 32)).shape == (16, 24, 32)
+    assert to_pixels(volume, (16, 24, 32)).shape == (16, 24, 32)
     repeated = volume.repeat_interleave(8, 0).repeat_interleave(8, 1).repeat_interleave(8, 2)
-    assert torch.equal(upsample_tokens(volume, (16, 24, 32), "nearest"), repeated)
+    assert torch.equal(to_pixels(volume, (16, 24, 32), "nearest"), repeated)
 
 
 def test_smoothing():

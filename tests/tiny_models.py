@@ -8,6 +8,7 @@ from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.settings import InferenceSettings
 from iltm_anomaly.tokenizers.vqvae import VQVAEConfig, VQVAEModel
 
+GRID = {2: (3, 4), 3: (2, 2, 3)}
 VQVAE = {"channels": (4, 4, 8), "num_res_blocks": 1, "vocab_size": 16, "embedding_dim": 4}
 PRIOR = {
     "vocab_size": 11,
@@ -58,3 +59,20 @@ def some_codes(model: PerformerPriorModel, batch: int = 3, length: int | None = 
     generator = torch.Generator().manual_seed(seed)
     length = length or model.config.max_position_embeddings
     return torch.randint(model.config.vocab_size, (batch, length), generator=generator)
+
+
+def some_grids(dims: int, samples: int = 5, distinct: int = 5, seed: int = 0) -> torch.Tensor:
+    """Random grids of codes of `tiny_vqvae`, (samples, *GRID[dims]) int64, of which `distinct` differ."""
+    generator = torch.Generator().manual_seed(seed)
+    grids = torch.randint(16, (distinct, *GRID[dims]), generator=generator)
+    return grids[torch.arange(samples) % distinct]
+
+
+def decode_all(vqvae: VQVAEModel, codes: torch.Tensor, passes: int, seed: int = 0) -> tuple[torch.Tensor, int]:
+    """All that `draw_expected` yields in one piece, and in how many strips it came."""
+    strips = list(vqvae.draw_expected(codes, passes, torch.Generator().manual_seed(seed)))
+    stops = [0]
+    for rows, strip in strips:
+        assert rows.start == stops[-1] and strip.shape[2] == rows.stop - rows.start
+        stops.append(rows.stop)
+    return torch.cat([strip for _, strip in strips], 2), len(strips)

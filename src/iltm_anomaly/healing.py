@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,6 +12,49 @@ from torch import Tensor
 from iltm_anomaly.prior import PerformerPriorModel
 
 ACCEPTANCE_REACH = 3  # tokens (Chebyshev distance) about a region whose likelihood counts; two do much the same
+
+
+@dataclass
+class Healed:
+    """What became of the codes of one image.
+
+    Args:
+        samples: (S, *grid) int64, healed samples of its codes.
+        resampled: (*grid) bool, True where a token was drawn again and not taken back in every sample.
+        log_likelihood: (*grid) float32 of the image's own codes in their own context, natural logarithm.
+    """
+
+    samples: Tensor
+    resampled: Tensor
+    log_likelihood: Tensor
+
+
+def heal_grids(
+    prior: PerformerPriorModel,
+    codes: Tensor,
+    log_likelihood: Tensor,
+    keep: Tensor,
+    num_samples: int,
+    generators: Sequence[torch.Generator],
+    only_likelier: bool = False,
+) -> list[Healed]:
+    """Heals grids of codes.
+
+    Args:
+        prior: in eval mode.
+        codes, log_likelihood: (B, *grid) int64 and float32.
+        keep: (B, *grid) bool, False where a token is drawn again.
+        num_samples, generators: as of `heal`.
+        only_likelier: take back what does not make the codes likelier, see `accept_likelier`.
+    """
+    samples = heal(prior, codes.flatten(1), keep.flatten(1), num_samples, generators).unflatten(-1, codes.shape[1:])
+    healed = []
+    for own, drawn, likelihood, resampled in zip(codes, samples, log_likelihood, ~keep, strict=True):
+        if only_likelier and bool(resampled.any()):
+            drawn = accept_likelier(prior, own, drawn, resampled, likelihood)
+            resampled &= (drawn != own).any(0)
+        healed.append(Healed(drawn, resampled, likelihood))
+    return healed
 
 
 @torch.no_grad()

@@ -1,11 +1,12 @@
-"""`ILTMAnomalyPipeline`: images in, abnormality maps out."""
+"""`ILTMAnomalyPipeline`: images in, anomaly maps out."""
 
 import json
 import logging
 import math
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +17,25 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from iltm_anomaly import __version__, masking
+from iltm_anomaly.calibration import surprise_limit, usual_error
 from iltm_anomaly.data.cache import PixelCache
-from iltm_anomaly.healing import accept_likelier, heal, healed_log_likelihood
+from iltm_anomaly.healing import heal_grids
 from iltm_anomaly.hub.checks import check_finite, check_folder, read_json, tensor_shapes
 from iltm_anomaly.hub.download import local_folder
+from iltm_anomaly.hub.parts import FORMER_TOKENIZER, expected_classes, tokenizer_folder
+from iltm_anomaly.hub.upload import plan_upload, upload
 from iltm_anomaly.prior import PerformerPriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
-from iltm_anomaly.scoring import combine, density_map, resampling_gate, smooth, upsample_tokens
-from iltm_anomaly.settings import InferenceSettings, as_reconstructed, lowest_value
+from iltm_anomaly.scoring import anomaly_map
+from iltm_anomaly.settings import InferenceSettings, lowest_value
+from iltm_anomaly.tokenizers.base import TokenizerModel, images_at_once
 from iltm_anomaly.tokenizers.vqvae import VQVAEModel
 
 logger = logging.getLogger(__name__)
 
 FEW_IMAGES = 8  # from so few no threshold is told without a warning
 
-# Classes are looked up here, never imported by the name that a JSON file gives.
-COMPONENTS: dict[str, Any] = {
-    "vqvae": VQVAEModel,
-    "prior": PerformerPriorModel,
-    "image_processor": ILTMImageProcessor,
-}
 NOISE_FILE = "calibration.safetensors"
-VOXELS_AT_ONCE = 1 << 20
 TASK_MODEL_TYPE = "iltm"  # of the whole pipeline, for `transformers.pipeline`
 
 
@@ -65,10 +63,10 @@ class ILTMAnomalyPipeline:
     """Finds what an image has that the training images, taken together, do not.
 
     Args:
-        vqvae, prior, image_processor: the trained parts.
+        tokenizer, prior, image_processor: the trained parts.
         settings: how maps are made; `calibrate` sets the threshold in it.
         training_report: how the parts came about, saved along.
-        noise: (*spatial) float32, usual reconstruction error of each pixel; `calibrate` measures it.
+        noise: (*observed) float32, the usual error of what is expected, at each pixel for a VQ-VAE; `calibrate` measures it.
 
     Raises:
         ValueError: if the parts do not fit each other.
@@ -81,50 +79,46 @@ class ILTMAnomalyPipeline:
 
     def __init__(
         self,
-        vqvae: VQVAEModel,
+        tokenizer: TokenizerModel,
         prior: PerformerPriorModel,
         image_processor: ILTMImageProcessor,
         settings: InferenceSettings | None = None,
         training_report: dict[str, Any] | None = None,
         noise: Tensor | None = None,
     ):
-        if vqvae.config.vocab_size != prior.config.vocab_size:
-            raise ValueError(
-                f"the VQ-VAE has {vqvae.config.vocab_size} codes, the prior {prior.config.vocab_size}: "
-                "they were not trained together"
-            )
-        if (vqvae.config.spatial_dims == 3) != image_processor.is_volumetric:
-            raise ValueError(
-                f"the VQ-VAE has spatial_dims {vqvae.config.spatial_dims}, but the image processor makes "
-                f"{'volumes' if image_processor.is_volumetric else 'images'}: give its size a depth for volumes"
-            )
-        grid = vqvae.grid_shape(image_processor.padded_size)
-        if grid != tuple(prior.config.grid_shape) or image_processor.num_channels != vqvae.config.in_channels:
-            raise ValueError(
-                f"the image processor makes {image_processor.num_channels} x {image_processor.padded_size} pixels and a grid of "
-                f"{grid} codes, the models take {vqvae.config.in_channels} channels and a grid of {prior.config.grid_shape}"
-            )
+        _check_fit(tokenizer, prior, image_processor)
         if noise is not None and tuple(noise.shape) != tuple(image_processor.padded_size):
             raise ValueError(f"noise has shape {tuple(noise.shape)}, images {tuple(image_processor.padded_size)}")
-        self.vqvae, self.prior = vqvae.eval(), prior.eval()
+        self.tokenizer, self.prior = tokenizer.eval(), prior.eval()
         self.image_processor = image_processor
         self.settings = settings or InferenceSettings()
         self.training_report = training_report or {}
         self.noise = noise
 
     @property
+    def vqvae(self) -> VQVAEModel:
+        """The tokenizer under the name that it had in version 0.1.
+
+        Raises:
+            AttributeError: if the tokenizer is not a VQ-VAE.
+        """
+        if not isinstance(self.tokenizer, VQVAEModel):
+            raise AttributeError(f"the tokenizer is a {type(self.tokenizer).__name__}, not a VQ-VAE: use `tokenizer`")
+        return self.tokenizer
+
+    @property
     def components(self) -> dict[str, Any]:
         """The parts by name."""
-        return {"vqvae": self.vqvae, "prior": self.prior, "image_processor": self.image_processor}
+        return {"tokenizer": self.tokenizer, "prior": self.prior, "image_processor": self.image_processor}
 
     @property
     def device(self) -> torch.device:
-        return self.vqvae.device
+        return self.tokenizer.device
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "ILTMAnomalyPipeline":
         """Moves both models. Codebook, attention sums and densities are computed in float32 whatever the dtype."""
-        for model in (self.vqvae, self.prior):
-            model.to(device=device, dtype=dtype)
+        for model in (self.tokenizer, self.prior):
+            model.to(device=device, dtype=dtype)  # type: ignore[call-overload]
         return self
 
     @torch.no_grad()
@@ -191,73 +185,44 @@ class ILTMAnomalyPipeline:
             resampled_tokens=torch.cat(resampled),
         )
 
+    @torch.no_grad()
     def score_batch(
         self, pixel_values: Tensor, settings: InferenceSettings, seed: int
     ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
-        """(B, C, *spatial) in [0, 1] -> maps (*spatial), healed images (C, *spatial), log-likelihoods and resampled tokens
+        """Images (B, C, *spatial) in [0, 1] -> maps (*spatial), healed images (C, *spatial), log-likelihoods and resampled tokens
         (B, *grid), all on the CPU."""
         pixel_values = pixel_values.to(self.device)
         spatial = tuple(pixel_values.shape[2:])
-        # 1. to codes
-        codes = self.vqvae.encode(pixel_values.to(self.vqvae.dtype))
-        grid = codes.shape[1:]
-        # 2. unlikely codes are drawn again
-        log_likelihood = self.prior.log_likelihood(codes.flatten(1)).unflatten(1, grid)
+        # 1. images become codes, and what is observed of them
+        codes, observed = self.tokenizer.tokenize(pixel_values)
+        # 2. the prior tells how likely each code is, given those before it
+        log_likelihood = self.prior.log_likelihood(codes.flatten(1)).unflatten(1, codes.shape[1:])
+        # 3. unlikely codes are drawn again
         keep = self._keep_mask(log_likelihood, settings)
         generators = [torch.Generator().manual_seed(seed) for _ in codes]
-        healed_codes = heal(self.prior, codes.flatten(1), keep.flatten(1), settings.num_samples, generators)
-        healed_codes, resampled = healed_codes.unflatten(-1, grid), ~keep
-        floor: float | Tensor = settings.bandwidth_floor
-        if settings.reconstruction_noise and self.noise is not None:
-            floor = floor + self.noise.to(pixel_values.device)
-        maps, healed_images = [], []
-        for index, image in enumerate(pixel_values.float()):
-            token_surprise, samples = -log_likelihood[index], healed_codes[index]
-            if settings.accept_likelier and bool(resampled[index].any()):
-                samples = accept_likelier(self.prior, codes[index], samples, resampled[index], log_likelihood[index])
-                resampled[index] &= (samples != codes[index]).any(0)
-            is_healed = bool(resampled[index].any())
-            if is_healed and settings.num_contexts and settings.likelihood_share:  # else the map does not ask for them
-                # 3. how unlikely the codes are where their neighbours are healed
-                contexts = samples[: settings.num_contexts].flatten(1)
-                token_surprise = -healed_log_likelihood(self.prior, codes[index].flatten(), contexts).view(grid)
-            # 4. density of the observed pixels among the reconstructions
-            density_of = partial(
-                density_map,
-                self.vqvae,
-                image=image,
-                num_dropout_passes=settings.num_dropout_passes,
-                generator=generators[index],
-                bandwidth_floor=floor,
-                relative=settings.relative_density,
-                decoder_spread=settings.decoder_spread,
-            )
-            density = density_of(samples)
-            healed_image, values = density.healed, density.surprise
-            if settings.own_reconstruction and is_healed:
-                # as many reconstructions as of the samples: kernels are wider the fewer there are
-                values = values.maximum(density_of(codes[index].expand(len(samples), *grid)).surprise)
-            if settings.gate and is_healed:
-                values = values.where(resampling_gate(resampled[index], spatial), as_reconstructed(settings))
-            # 5. one map
-            sigma = settings.smoothing * self.vqvae.config.downsampling
-            tokens = smooth(upsample_tokens(token_surprise, spatial), sigma)
-            pixels = smooth(values, sigma)
-            maps.append(combine(tokens, pixels, settings.likelihood_share, settings.surprise_floor).cpu())
-            healed_images.append(healed_image.cpu())
+        healed = heal_grids(
+            self.prior, codes, log_likelihood, keep, settings.num_samples, generators, settings.accept_likelier
+        )
+        # 4. what is observed is compared with what the healed codes lead one to expect
+        noise = self.noise if settings.reconstruction_noise else None
+        scored = [
+            anomaly_map(self.tokenizer, self.prior, *parts[:3], spatial, settings, noise, parts[3])
+            for parts in zip(codes, healed, observed, generators, strict=True)
+        ]
+        maps, healed_images = ([values.cpu() for values in column] for column in zip(*scored, strict=True))
+        resampled = torch.stack([one.resampled for one in healed])
         return maps, healed_images, log_likelihood.cpu(), resampled.cpu()
 
     def _keep_mask(self, log_likelihood: Tensor, settings: InferenceSettings) -> Tensor:
         """(B, *grid) -> bool, False where a token is to be healed."""
         rule, limit = settings.rule, settings.surprise_limit
         if rule.token_threshold is None and limit is None:  # not calibrated yet
-            rule = masking.RejectionRule(masking.default_token_threshold(self.vqvae.config.vocab_size))
+            rule = masking.RejectionRule(masking.default_token_threshold(self.tokenizer.vocab_size))
         surprise = rule.surprise(log_likelihood)
         if rule.token_threshold is not None or limit is None:
             limit = rule.limit(surprise)
         return masking.keep_mask(surprise, limit)
 
-    @torch.no_grad()
     def calibrate(self, pixel_values: Tensor, codes: Tensor | None = None, show_progress: bool = False) -> float:
         """Sets `surprise_limit`, `noise` if it is used, and `score_threshold` (`masking.score_threshold`) from training images
         alone; no label is read.
@@ -281,9 +246,20 @@ class ILTMAnomalyPipeline:
         settings, batches = self.settings, pixel_values.split(images_at_once(pixel_values))
         scores = []
         for batch in tqdm(batches, desc="calibrating", unit="batch", disable=not show_progress):
-            scores += [float(m.max()) for m in self.score_batch(batch, settings, 0)[0]]
+            scores += [float(values.max()) for values in self.score_batch(batch, settings, 0)[0]]
         settings.score_threshold = masking.score_threshold(torch.tensor(scores), lowest_value(settings))
         return settings.score_threshold
+
+    def calibrate_surprise_limit(self, codes: Tensor) -> None:
+        """Sets which tokens count as outliers from the codes of training images (N, *grid); a fixed `token_threshold` needs
+        none."""
+        rule = self.settings.rule
+        if rule.token_threshold is None:
+            self.settings.surprise_limit = surprise_limit(self.prior, codes, rule)
+
+    def calibrate_noise(self, pixel_values: Tensor, codes: Tensor) -> None:
+        """Measures `noise` (`calibration.usual_error`) on training images (N, C, *spatial) and their codes (N, *grid)."""
+        self.noise = usual_error(self.tokenizer, pixel_values, codes)
 
     @torch.no_grad()
     def encode(self, images: Tensor | PixelCache) -> Tensor:
@@ -293,30 +269,8 @@ class ILTMAnomalyPipeline:
             batch = images[start : start + step]
             if batch.dtype == torch.uint8:
                 batch = batch.float() / 255
-            codes.append(self.vqvae.encode(batch.to(self.device, self.vqvae.dtype)))
+            codes.append(self.tokenizer.encode(batch.to(self.device, self.tokenizer.dtype)))
         return torch.cat(codes)
-
-    @torch.no_grad()
-    def calibrate_surprise_limit(self, codes: Tensor) -> None:
-        """Sets which tokens count as outliers from the codes of training images (N, *grid); a fixed `token_threshold` needs
-        none."""
-        rule = self.settings.rule
-        if rule.token_threshold is None:
-            likelihood = self.prior.log_likelihood(codes.flatten(1)).view(codes.shape)
-            self.settings.surprise_limit = rule.limit(rule.surprise(likelihood))
-
-    @torch.no_grad()
-    def calibrate_noise(self, pixel_values: Tensor, codes: Tensor) -> None:
-        """Measures `noise` on training images (N, C, *spatial) and their codes (N, *grid): each pixel's upper quartile over
-        images of the squared error, which a minority of defective ones hardly moves, as a root and smoothed over a quarter of a
-        token."""
-        errors = []
-        count = images_at_once(pixel_values)
-        for batch, batch_codes in zip(pixel_values.split(count), codes.split(count), strict=True):
-            reconstruction = self.vqvae.decode(batch_codes).float().clamp(0, 1)
-            errors.append((reconstruction - batch.to(self.device)).square().mean(1))
-        typical = np.quantile(torch.cat(errors).cpu().numpy(), 0.75, axis=0).astype(np.float32)
-        self.noise = smooth(torch.from_numpy(typical).sqrt(), self.vqvae.config.downsampling / 4)
 
     # Saving and loading
 
@@ -328,6 +282,7 @@ class ILTMAnomalyPipeline:
             save_file({"noise": self.noise.cpu().contiguous()}, folder / NOISE_FILE)
         else:  # of another pipeline that was saved here
             (folder / NOISE_FILE).unlink(missing_ok=True)
+        shutil.rmtree(folder / FORMER_TOKENIZER, ignore_errors=True)  # of version 0.1
         # what makes `transformers.pipeline` take the folder
         (folder / "config.json").write_text(json.dumps({"model_type": TASK_MODEL_TYPE}, indent=2) + "\n")
         save_parts(self, folder)
@@ -356,16 +311,17 @@ class ILTMAnomalyPipeline:
             cache_dir=cache_dir,
             local_files_only=local_files_only,
         )
-        check_folder(folder, COMPONENTS)
+        classes, tokenizer = expected_classes(folder), tokenizer_folder(folder)
+        check_folder(folder, classes)
         settings = InferenceSettings.from_dict(read_json(folder / "calibration.json"), folder / "calibration.json")
         report = read_json(folder / "training_report.json")
         models = {}
-        for name in ("vqvae", "prior"):
-            models[name] = COMPONENTS[name].from_pretrained(folder / name, local_files_only=True, dtype=torch.float32)
-            check_finite(models[name].state_dict(), folder / name)
-            models[name].to(dtype or torch.float32)  # not before: sums of the codebook may be too large for float16
+        for part in (tokenizer, "prior"):
+            models[part] = classes[part].from_pretrained(folder / part, local_files_only=True, dtype=torch.float32)
+            check_finite(models[part].state_dict(), folder / part)
+            models[part].to(dtype or torch.float32)  # not before: sums of the codebook may be too large for float16
         processor = ILTMImageProcessor.from_pretrained(folder / "image_processor", local_files_only=True)
-        pipeline = cls(**models, image_processor=processor, settings=settings, training_report=report)
+        pipeline = cls(models[tokenizer], models["prior"], processor, settings, report)
         pipeline.noise = _read_noise(folder / NOISE_FILE, processor.padded_size)
         return pipeline.to(device)
 
@@ -386,21 +342,30 @@ class ILTMAnomalyPipeline:
             results: what `iltm-anomaly evaluate` has written, one file a seed, for the model card; without any it says that
                 nothing was measured.
         """
-        import tempfile
-
-        from iltm_anomaly.hub.upload import plan_upload, upload
-
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             plan = plan_upload(folder, repo_id, [Path(path) for path in results])
             return upload(plan, private=private, token=token, revision=revision, commit_message=commit_message)
 
 
-def images_at_once(images: Tensor | PixelCache, most: int = 8) -> int:
-    """How many images (N, C, *spatial) go through the VQ-VAE together: `most`, fewer if they are large volumes."""
-    if len(images.shape) == 4:
-        return most
-    return max(1, min(most, VOXELS_AT_ONCE // math.prod(images.shape[1:])))
+def _check_fit(tokenizer: TokenizerModel, prior: PerformerPriorModel, processor: ILTMImageProcessor) -> None:
+    """Raises ValueError if the parts do not fit each other."""
+    if tokenizer.vocab_size != prior.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} codes, the prior {prior.config.vocab_size}: "
+            "they were not trained together"
+        )
+    if (tokenizer.config.spatial_dims == 3) != processor.is_volumetric:
+        raise ValueError(
+            f"the tokenizer has spatial_dims {tokenizer.config.spatial_dims}, but the image processor makes "
+            f"{'volumes' if processor.is_volumetric else 'images'}: give its size a depth for volumes"
+        )
+    grid = tokenizer.grid_shape(processor.padded_size)
+    if grid != tuple(prior.config.grid_shape) or processor.num_channels != tokenizer.config.in_channels:
+        raise ValueError(
+            f"the image processor makes {processor.num_channels} x {processor.padded_size} pixels and a grid of {grid} codes, "
+            f"the models take {tokenizer.config.in_channels} channels and a grid of {prior.config.grid_shape}"
+        )
 
 
 def save_parts(pipeline: Any, folder: Path) -> None:

@@ -32,7 +32,7 @@ class ILTMModel(PreTrainedModel):
 
     def __init__(self, config: ILTMConfig, detector: Any):
         super().__init__(config)
-        self.vqvae, self.prior, self.detector = detector.vqvae, detector.prior, detector
+        self.tokenizer, self.prior, self.detector = detector.tokenizer, detector.prior, detector
 
     @classmethod
     def from_pretrained(  # type: ignore[override]

@@ -10,8 +10,8 @@ from PIL import Image
 
 from iltm_anomaly.data.images import readable_images
 from iltm_anomaly.data.streaming import stream_images
+from iltm_anomaly.training import run as training_run
 from iltm_anomaly.training import train as task
-from iltm_anomaly.training.run import TrainingRun
 
 
 class Loaded(Exception):
@@ -22,7 +22,7 @@ class Loaded(Exception):
 def only_load(monkeypatch):
     """Shapes of what runs have loaded; they end there, as if they had been killed."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    loaded, load = [], TrainingRun._load
+    loaded, load = [], training_run.load_pixels
 
     def load_and_stop(run, *arguments):
         pixels, _ = load(run, *arguments)
@@ -30,7 +30,7 @@ def only_load(monkeypatch):
         loaded.append(pixels.shape)
         raise Loaded
 
-    monkeypatch.setattr(TrainingRun, "_load", load_and_stop)
+    monkeypatch.setattr(training_run, "load_pixels", load_and_stop)
     return loaded
 
 

@@ -9,13 +9,14 @@ import torch
 import torch.multiprocessing
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
+from objectives import Hooks, fit
 from tiny_models import some_codes, tiny_prior, tiny_vqvae
 from two_processes import joined
 
 from iltm_anomaly.data.augmentation import AugmentationConfig, augment, sample_seed
 from iltm_anomaly.recipes.recipe import StageRecipe
 from iltm_anomaly.training.checkpoint import load_checkpoint, save_checkpoint
-from iltm_anomaly.training.fit import Hooks, LoopSettings, fit
+from iltm_anomaly.training.loop_settings import LoopSettings
 from iltm_anomaly.training.tracking import RunLog
 
 SAMPLES, STEPS = 10, 50

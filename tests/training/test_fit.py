@@ -9,21 +9,17 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from objectives import Hooks, fit
 from tiny_models import some_codes, tiny_prior, tiny_vqvae
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from iltm_anomaly.recipes.recipe import StageRecipe
 from iltm_anomaly.training import fit as loop
+from iltm_anomaly.training import stage_checkpoint
+from iltm_anomaly.training.batches import batch_indices, split_step, steps_per_epoch
 from iltm_anomaly.training.checkpoint import load_checkpoint
-from iltm_anomaly.training.fit import (
-    Hooks,
-    LoopSettings,
-    NonFiniteLossError,
-    batch_indices,
-    fit,
-    split_step,
-    steps_per_epoch,
-)
+from iltm_anomaly.training.fit import NonFiniteLossError
+from iltm_anomaly.training.loop_settings import LoopSettings
 from iltm_anomaly.training.tracking import RunLog, panel
 
 
@@ -290,7 +286,7 @@ def test_another_environment_is_told(accelerator, settings, caplog):
 def test_checkpoints_wait_for_their_interval(accelerator, settings, monkeypatch):
     saved, clock = [], [0.0]
     monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(loop, "save_checkpoint", lambda _path, state: saved.append(state["step"]))
+    monkeypatch.setattr(stage_checkpoint, "save_checkpoint", lambda _path, state: saved.append(state["step"]))
     settings.checkpoint_seconds = 25.0
 
     def tick(_step, _epoch):
@@ -428,21 +424,9 @@ def test_waiting_for_data_is_measured(accelerator, settings):
     assert fit(accelerator, Line(), StageRecipe(8, batch_size=1), 1, slow, settings)["waiting_for_data"] > 0.5
 
 
-def test_only_an_epoch_that_has_begun_is_prepared(accelerator, settings):
-    settings.checkpoint_path, settings.loading_threads = None, 4
-    begun = []
-
-    def inputs(indices, step):
-        assert step // 2 == begun[-1]
-        return {"x": torch.ones(len(indices), 2)}
-
-    fit(accelerator, Line(), StageRecipe(5, batch_size=2), 4, inputs, settings, Hooks(before_epoch=begun.append))
-    assert begun == [0, 1, 2, 3, 4]
-
-
 def test_a_stage_of_steps_ends_within_an_epoch(accelerator, settings):
     settings.checkpoint_path = None
-    begun, seen = [], []
+    seen = []
 
     def inputs(indices, step):
         seen.append(step)
@@ -455,9 +439,8 @@ def test_a_stage_of_steps_ends_within_an_epoch(accelerator, settings):
         4,
         inputs,
         settings,
-        Hooks(before_epoch=begun.append),
     )
-    assert (seen, begun, summary["steps"]) == (list(range(7)), [0, 1, 2, 3], 7)
+    assert (seen, summary["steps"]) == (list(range(7)), 7)
 
 
 def test_a_trained_model_computes_what_a_loaded_one_does(settings, tmp_path):

@@ -35,4 +35,4 @@ def test_nothing_is_quantised_before_the_codebook_starts(accelerator, tmp_path, 
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(8)]
     TrainingRun(recipe, tmp_path, 0, accelerator, show_progress=False).train(images, dict)
-    assert VQVAEModel.from_pretrained(tmp_path / "vqvae").quantizer.updates == updates  # of 8 steps
+    assert VQVAEModel.from_pretrained(tmp_path / "tokenizer").quantizer.updates == updates  # of 8 steps

@@ -18,9 +18,8 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from iltm_anomaly.recipes.recipe import Recipe
-from iltm_anomaly.training import checkpoint
+from iltm_anomaly.training import checkpoint, pixels, rounds, stage_checkpoint
 from iltm_anomaly.training import fit as loop
-from iltm_anomaly.training import run as training_run
 from iltm_anomaly.training.checkpoint import CheckpointError, load_checkpoint
 from iltm_anomaly.training.fit import NonFiniteLossError
 from iltm_anomaly.training.run import TrainingRun
@@ -174,7 +173,8 @@ def test_the_folder_says_how_the_run_came_about(whole, tmp_path):
 
 def test_a_complete_run_is_left_alone(finished, monkeypatch, caplog):
     caplog.set_level("INFO")
-    monkeypatch.setattr(TrainingRun, "_load", lambda *_: pytest.fail("no image is needed"))
+    monkeypatch.setattr(pixels, "build_cache", lambda *_: pytest.fail("no image is needed"))
+    monkeypatch.setattr(pixels, "difference", lambda *_: pytest.fail("no image is needed"))
     assert train(finished, resume=True) == finished / "model" and "complete" in caplog.text
     with pytest.raises(RunFolderError, match="already holds a run: pass --resume"):
         train(finished)
@@ -185,12 +185,14 @@ def test_finished_rounds_need_no_codes(whole, finished, monkeypatch):
 
     shutil.rmtree(finished / "model")
     (finished / "codes.bin").unlink()
-    monkeypatch.setattr(TrainingRun, "_extract_codes", lambda *_: pytest.fail("no codes are needed"))
+    monkeypatch.setattr(rounds, "encode_copies", lambda *_: pytest.fail("no codes are needed"))
     train(finished, resume=True)
     assert same(weights(finished), weights(whole))
 
 
-@pytest.mark.parametrize("name", ["vqvae", "rounds/round_1", "rounds/round_1/keep.bin", "codes.bin", "images.arrow"])
+@pytest.mark.parametrize(
+    "name", ["tokenizer", "rounds/round_1", "rounds/round_1/keep.bin", "codes.bin", "images.arrow"]
+)
 def test_what_is_damaged_is_skipped_and_made_again(whole, finished, caplog, name):
     import shutil
 
@@ -269,51 +271,21 @@ def test_another_recipe_or_seed_is_named(finished):
     train(finished, resume=True, changes={"stage1": RECIPE["stage1"] | {"micro_batch_size": 1}})
 
 
-def test_codes_of_every_epoch(tmp_path):
-    """Drawn anew in every epoch, the same again when resumed."""
-    changes = {
-        "rounds": RECIPE["rounds"] | {"codes": "live", "code_copies": 1, "rounds": 1},
-        "augmentation": {"intensity": 0.9, "noise_std": 0.5},  # that codes of two copies surely differ
-    }
-    train(tmp_path / "whole", changes=changes)
-    steps = []
-    backward = loop._accumulate_gradients
-
-    def interrupted(*arguments):
-        steps.append(1)
-        if len(steps) == 8 + 8 + 3:  # stage 1, round 0, a part of round 1
-            raise KeyboardInterrupt
-        return backward(*arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "_accumulate_gradients", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(tmp_path / "run", changes=changes)
-    train(tmp_path / "run", resume=True, changes=changes)
-    assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
-    train(tmp_path / "copies", changes=changes | {"rounds": changes["rounds"] | {"codes": "copies"}})
-    assert not same(weights(tmp_path / "whole"), weights(tmp_path / "copies"))
-
-
 @pytest.mark.parametrize("copies", [None, 40])
 def test_a_round_sees_every_copy_once(tmp_path, monkeypatch, copies):
     """Without a number of copies there is one for every epoch, the last one begun included; none is extracted beyond these."""
     drawn = []
-    original = training_run.fit
+    make_inputs = rounds.PriorObjective.inputs
 
-    def watched(accelerator, model, stage, count, make_inputs, settings, hooks):
-        def inputs(indices, step):
-            values = make_inputs(indices, step)
-            if settings.name == "prior round 0":
-                drawn.append((step, indices, values["input_ids"]))
-            return values
+    def watched(objective, indices, step):
+        values = make_inputs(objective, indices, step)
+        drawn.append((step, indices, values["input_ids"]))
+        return values
 
-        return original(accelerator, model, stage, count, inputs, settings, hooks)
-
-    monkeypatch.setattr(training_run, "fit", watched)
-    rounds = RECIPE["rounds"] | {"rounds": 0, "code_copies": copies}
+    monkeypatch.setattr(rounds.PriorObjective, "inputs", watched)
+    no_masks = RECIPE["rounds"] | {"rounds": 0, "code_copies": copies}
     stage = {key: value for key, value in STAGE.items() if key != "epochs"} | {"steps": 5}
-    train(tmp_path / "run", changes={"rounds": rounds, "stage2": stage})
+    train(tmp_path / "run", changes={"rounds": no_masks, "stage2": stage})
     codes = load_checkpoint(tmp_path / "run" / "codes.bin")[0]["value"]
     assert codes.shape[:2] == (9, 3), "9 images in batches of 4: two steps an epoch"
     assert [step for step, _, _ in drawn] == list(range(5))
@@ -332,9 +304,9 @@ def test_trackers(tmp_path, monkeypatch):
     TrainingRun(recipe, tmp_path / "run", 1, accelerator, show_progress=False).train(images(), dict)
     accelerator.end_training()
     events = EventAccumulator(str(tmp_path / "run" / "trackers"), size_guidance={"scalars": 0}).Reload()
-    assert {"vqvae/loss", "vqvae/perplexity", "prior_round_2/masked_fraction"} <= set(events.Tags()["scalars"])
+    assert {"tokenizer/loss", "tokenizer/perplexity", "prior_round_2/masked_fraction"} <= set(events.Tags()["scalars"])
     assert {"reconstructions", "surprise_round_0"} <= set(events.Tags()["images"])
-    steps = [events.Scalars(f"{stage}/loss")[-1].step for stage in ("vqvae", "prior_round_0", "prior_round_1")]
+    steps = [events.Scalars(f"{stage}/loss")[-1].step for stage in ("tokenizer", "prior_round_0", "prior_round_1")]
     assert steps == [8, 16, 24], "one count over the whole run"
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.raises(ValueError, match="takes tensorboard, trackio, wandb, got 'mlflow'"):
@@ -397,13 +369,13 @@ def test_a_loss_that_is_not_finite(whole, tmp_path, monkeypatch):
     broken: list[bool] = []
     backward = loop._accumulate_gradients
 
-    def accumulate(accelerator, trained, batch, before_forward):
+    def accumulate(accelerator, trained, objective, batch):
         for inputs in batch.micro_batches if broken else []:
             inputs["pixel_values"].fill_(float("nan"))
-        return backward(accelerator, trained, batch, before_forward)
+        return backward(accelerator, trained, objective, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "save_checkpoint", poisoned)
+        patch.setattr(stage_checkpoint, "save_checkpoint", poisoned)
         patch.setattr(loop, "_accumulate_gradients", accumulate)
         with pytest.raises(NonFiniteLossError, match="the last good checkpoint is"):
             train(folder)

@@ -155,7 +155,7 @@ def reconstruction_psnr(pipeline: ILTMAnomalyPipeline, dataset: Dataset) -> floa
     for path in dataset["image"]:
         batch = processor.preprocess(path)
         pixels, grid = batch["pixel_values"], batch["original_sizes"][0]
-        reconstruction = pipeline.vqvae.decode(pipeline.encode(pixels)).float().clamp(0, 1).cpu()
+        reconstruction = pipeline.tokenizer.expect(pipeline.encode(pixels)).cpu()
         inside = torch.from_numpy(processor.to_model_grid(np.ones(grid.shape), grid) > 0)
         error = (reconstruction - pixels)[0, 0][inside].square().mean()
         values.append(float(-10 * torch.log10(error)))

@@ -32,7 +32,7 @@ PIPELINE_FILES = (
     "README.md",
     *(
         f"{part}/{name}"
-        for part in ("vqvae", "prior", "model")
+        for part in ("tokenizer", "vqvae", "prior", "model")
         for name in ("config.json", "model*.safetensors", "model.safetensors.index.json")
     ),
     "image_processor/preprocessor_config.json",

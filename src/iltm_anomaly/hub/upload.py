@@ -9,8 +9,9 @@ from typing import Any
 import httpx2
 import yaml
 
-from iltm_anomaly.hub.checks import PIPELINE_FILES, belongs, read_json
+from iltm_anomaly.hub.checks import PIPELINE_FILES, belongs, check_folder, read_json
 from iltm_anomaly.hub.data_sources import public_name
+from iltm_anomaly.hub.parts import expected_classes
 
 # Nothing but these ever goes up: no data, no checkpoints, no logs.
 MODEL_FILES = (*PIPELINE_FILES, "picture.png", ".eval_results/*.yaml")
@@ -83,10 +84,7 @@ def plan_upload(
         raise ValueError(f"{repo_id!r} is no name of a repository: give owner/name")
     folder, sdk = Path(folder), space_sdk(Path(folder))
     if (folder / "model_index.json").is_file():
-        from iltm_anomaly.hub.checks import check_folder
-        from iltm_anomaly.pipeline import COMPONENTS
-
-        check_folder(folder, COMPONENTS)
+        check_folder(folder, expected_classes(folder))
         plan = UploadPlan(repo_id, "model")
     elif sdk:
         plan = UploadPlan(repo_id, "space", space_sdk=sdk)

@@ -1,10 +1,10 @@
-"""The folder of a run: what identifies the run, and finished stages that are used only as long as they are whole.
+"""The folder of a run: what identifies the run, and what is in it.
 
 run.json            recipe, seed, training images (count, checksum, where from), and every sitting with versions and commit
 recipe.yaml         the recipe, to be given to --preset again
 images.arrow        the training images, decoded and resized
 checkpoint.bin      of the stage under way; checkpoint.bin.previous is the one before
-vqvae/, rounds/round_N/   finished stages: weights, and stage.json with results, checksum and the checksum of what they rest on
+tokenizer/, rounds/round_N/   finished stages, see `Stage`
 codes.bin           codes of the training images; rounds/round_N/keep.bin what round N masked
 training_log.jsonl, pictures/
 model/              the pipeline, written last
@@ -12,34 +12,23 @@ model/              the pipeline, written last
 
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import yaml
 from accelerate import Accelerator
-from transformers import PreTrainedModel
 
-from iltm_anomaly.provenance import commit, provenance
+from iltm_anomaly.provenance import provenance
 from iltm_anomaly.recipes.recipe import Recipe
-from iltm_anomaly.training.checkpoint import (
-    file_digest,
-    fill_folder,
-    load_checkpoint,
-    load_json,
-    save_checkpoint,
-    write_atomically,
-    write_json,
-)
+from iltm_anomaly.training.checkpoint import load_checkpoint, load_json, save_checkpoint, write_atomically, write_json
 from iltm_anomaly.training.processes import on_main
+from iltm_anomaly.training.stage import Stage
 
 logger = logging.getLogger(__name__)
 
-Model = TypeVar("Model", bound=PreTrainedModel)
-WEIGHTS, STAGE = "model.safetensors", "stage.json"
 MEMORY_ONLY = ("micro_batch_size",)  # fields of a stage that a resumed run may change
 
 
@@ -57,8 +46,6 @@ class RunFolder:
 
     def __init__(self, path: Path, accelerator: Accelerator):
         self.path, self.accelerator = path, accelerator
-
-    # Whose folder it is
 
     def claim(self, recipe: Recipe, seed: int, resume: bool) -> str | None:
         """Checks that a run with this recipe, whatever its settings of inference, and seed may use the folder; returns the
@@ -79,7 +66,14 @@ class RunFolder:
             *changes_between(_completed(found["recipe"]), recipe.training_fields(), but=MEMORY_ONLY),
         ]
         refuse(self.path, changes, "Give the same recipe and seed, or another --output")
+        on_main(self.accelerator, self._rename_stages)
         return found["images_sha256"]
+
+    def _rename_stages(self) -> None:
+        """Version 0.1 named the folder of the tokenizer after the only one that there was."""
+        former, today = self.path / "vqvae", self.path / "tokenizer"
+        if former.exists() and not today.exists():
+            os.replace(former, today)
 
     def record(
         self, recipe: Recipe, seed: int, images: int, images_digest: str, data_record: Callable[[], dict[str, Any]]
@@ -112,69 +106,9 @@ class RunFolder:
     def _record(self) -> Path:
         return self.path / "run.json"
 
-    # Finished stages
-
-    def save_stage(
-        self, name: str, model: PreTrainedModel, summary: dict[str, Any], follows: str, **tensors: torch.Tensor
-    ) -> dict[str, Any]:
-        """Saves a finished stage; returns its summary, with the checksum of its weights and the commit of the code.
-
-        Args:
-            name: folder of the stage.
-            follows: checksum of what it rests on; once that is another one, the stage is outdated.
-            tensors: saved beside it, each as `<name>.bin`.
-        """
-
-        def fill(target: Path) -> None:
-            model.save_pretrained(target)
-            for key, tensor in tensors.items():
-                save_checkpoint(target / f"{key}.bin", {key: tensor})
-            origin = {"weights_sha256": file_digest(target / WEIGHTS), "follows": follows, "commit": commit()}
-            write_json(target / STAGE, summary | origin)
-
-        def save() -> dict[str, Any]:
-            fill_folder(self.path / name, fill)
-            return load_json(self.path / name / STAGE)
-
-        return on_main(self.accelerator, save)
-
-    def load_stage(self, name: str, model_class: type[Model], follows: str) -> tuple[Model, dict[str, Any]] | None:
-        """A finished stage and its summary; None if it is not finished, or set aside because it is damaged or outdated."""
-        folder = self.path / name
-        if not on_main(self.accelerator, lambda: self._is_whole(folder, follows)):
-            return None
-        model = model_class.from_pretrained(folder).eval().to(self.accelerator.device)
-        summary = load_json(folder / STAGE)
-        if self.accelerator.is_main_process:
-            logger.info("%s is finished: loaded from %s", name, folder)
-        return model, summary
-
-    def update_stage(self, name: str, **values: Any) -> None:
-        """Adds values to the summary of a finished stage."""
-        path = self.path / name / STAGE
-        on_main(self.accelerator, lambda: write_json(path, load_json(path) | values))
-
-    def _is_whole(self, folder: Path, follows: str) -> bool:
-        if not folder.exists():
-            return False
-        try:
-            summary = load_json(folder / STAGE)
-            problem = None if file_digest(folder / WEIGHTS) == summary["weights_sha256"] else "is damaged"
-            if any(load_checkpoint(file)[0] is None for file in folder.glob("*.bin")):
-                problem = "is damaged"
-            if problem is None and summary["follows"] != follows:
-                problem = "rests on another run of the stage before it"
-        except (OSError, ValueError, KeyError) as error:
-            problem = f"is damaged ({error})"
-        if problem is None:
-            return True
-        aside = folder.with_name(folder.name + ".set_aside")
-        logger.warning("%s %s: skipped, moved to %s, and trained again", folder, problem, aside)
-        shutil.rmtree(aside, ignore_errors=True)
-        os.replace(folder, aside)
-        return False
-
-    # Tensors that take long to compute
+    def stage(self, name: str, follows: str) -> Stage:
+        """A stage by the name of its folder; `follows` is the checksum of what it rests on."""
+        return Stage(self.path / name, follows, self.accelerator)
 
     def cached(self, name: str, follows: str, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
         """The tensor in file `name`, computed and saved if it is not there, damaged, or rests on something else."""
@@ -188,11 +122,6 @@ class RunFolder:
         value = compute()
         on_main(self.accelerator, lambda: save_checkpoint(path, {"follows": follows, "value": value}))
         return value
-
-    def stage_tensor(self, name: str, key: str) -> torch.Tensor | None:
-        """A tensor saved with a stage, None if it is not there or damaged."""
-        state, _ = load_checkpoint(self.path / name / f"{key}.bin")
-        return None if state is None else state[key]
 
 
 def _completed(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from iltm_anomaly.training.run import TrainingRun
 def few_calibration_images():
     """Fewer than there are training images, as of any real set."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("iltm_anomaly.training.run.CALIBRATION_IMAGES", 6)
+        patch.setattr("iltm_anomaly.calibration.CALIBRATION_IMAGES", 6)
         yield
 
 

@@ -319,7 +319,7 @@ def test_real_methods_take_the_whole_way(recipe, tmp_path, monkeypatch):
     )
     data = tmp_path / "data"
     write_mvtec_tree(dataset, data / "sets", "part")
-    monkeypatch.setattr("iltm_anomaly.training.run.CALIBRATION_IMAGES", 6)  # fewer than there are, as of any real set
+    monkeypatch.setattr("iltm_anomaly.calibration.CALIBRATION_IMAGES", 6)  # fewer than there are, as of any real set
     methods = ["iltm", "vqvae_transformer", "vqvae_transformer_residual", "autoencoder"]
     more = ["--methods", *methods, "--baseline-seconds", "3"]
     more += ["--baseline-config", "autoencoder.dropout=0.4"]

@@ -12,16 +12,18 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from iltm_anomaly.calibration import calibration_images
 from iltm_anomaly.comparison.baselines import BASELINES
 from iltm_anomaly.comparison.baselines.modeling import IMAGES_AT_ONCE, BaselineModel, BaselineRecipe
 from iltm_anomaly.comparison.baselines.pipeline import BaselinePipeline
 from iltm_anomaly.data.augmentation import sample_seed
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.provenance import provenance
+from iltm_anomaly.training.batches import loading_threads, total_steps
 from iltm_anomaly.training.checkpoint import fill_folder, load_json, remove_checkpoint, write_json
-from iltm_anomaly.training.fit import LoopSettings, fit, loading_threads, total_steps
+from iltm_anomaly.training.fit import Objective, fit
+from iltm_anomaly.training.loop_settings import LoopSettings
 from iltm_anomaly.training.processes import own_accelerator
-from iltm_anomaly.training.run import calibration_images
 from iltm_anomaly.training.run_folder import RunFolderError, changes_between, refuse
 from iltm_anomaly.training.tracking import RunLog
 
@@ -141,6 +143,19 @@ def _accelerator(recipe: BaselineRecipe, device: str, output: Path) -> Accelerat
     return make_accelerator(described, output, [], cpu=device == "cpu")
 
 
+class BaselineObjective(Objective):
+    """The loss of a baseline on its training images (N, C, H, W) uint8; `seed` is that of its batches."""
+
+    model: BaselineModel
+
+    def __init__(self, model: BaselineModel, images: Any, seed: int):
+        super().__init__(model)
+        self.images, self.seed = images, seed
+
+    def inputs(self, indices: Tensor, step: int) -> dict[str, Tensor]:
+        return self.model.training_batch(self.images, indices, sample_seed(self.seed, 3, step))
+
+
 def _descend(
     model: BaselineModel,
     images: Any,
@@ -156,9 +171,6 @@ def _descend(
         return {"steps": 0, "planned_steps": 0, "descent_seconds": 0.0, "ended_by": "recipe", "loss": None}
     seed = sample_seed(run["seed"], STREAM_BATCHES)
 
-    def make_inputs(indices: Tensor, step: int) -> dict[str, Tensor]:
-        return model.training_batch(images, indices, sample_seed(seed, 3, step))
-
     settings = LoopSettings(
         name=run["method"],
         seed=seed,
@@ -171,7 +183,7 @@ def _descend(
     network: torch.nn.Module = model
     # faster, on CPUs above all
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    summary = fit(accelerator, network, stage, len(images), make_inputs, settings)
+    summary = fit(accelerator, BaselineObjective(model, images, seed), stage, len(images), settings)
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     planned = total_steps(stage, len(images))
     return {

@@ -13,6 +13,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
 from iltm_anomaly import masking
+from iltm_anomaly.calibration import calibration_images
 from iltm_anomaly.comparison.baselines import VQVAE_TRANSFORMER
 from iltm_anomaly.comparison.baselines.modeling import AnomalyModelOutput, BaselineConfig, BaselineModel, check_pixels
 from iltm_anomaly.comparison.baselines.pipeline import BaselinePipeline
@@ -23,10 +24,9 @@ from iltm_anomaly.hub.checks import claimed_sizes
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
-from iltm_anomaly.scoring import smooth, upsample_tokens
+from iltm_anomaly.scoring import smooth, to_pixels
 from iltm_anomaly.settings import InferenceSettings
 from iltm_anomaly.tokenizers.vqvae import VQVAEConfig, VQVAEModel
-from iltm_anomaly.training.run import calibration_images
 
 MAPS = ("kde", "residual")
 GATE_SIGMA = 0.75  # tokens, of the filter over the mask of resampled tokens: the authors' 6 pixels at 8 a token
@@ -134,7 +134,7 @@ def gated_residual(image: Tensor, healed: Tensor, resampled: Tensor) -> Tensor:
     """Absolute difference of an image (C, H, W) to its healed reconstruction, averaged over channels, times the smoothed mask of
     resampled tokens (h, w), which is 0 far from them and 1 amid many."""
     spatial = (image.shape[1], image.shape[2])
-    mask = upsample_tokens(resampled, spatial, "nearest")
+    mask = to_pixels(resampled, spatial, "nearest")
     gate = smooth(mask, GATE_SIGMA * spatial[0] / resampled.shape[0])
     return (image - healed).abs().mean(0) * gate
 

@@ -17,7 +17,7 @@ from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.recipes.recipe import Recipe, StageRecipe
 from iltm_anomaly.tokenizers.vqvae import VQVAEConfig, VQVAEModel
-from iltm_anomaly.training.fit import total_steps
+from iltm_anomaly.training.batches import total_steps
 
 # Of the estimate in GPU hours: about half of what an A100 has in float32, and what launching the kernels of one step takes.
 GPU_FLOPS, GPU_SECONDS_PER_STEP = 1e13, 0.03

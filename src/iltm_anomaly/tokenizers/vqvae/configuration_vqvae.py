@@ -65,3 +65,8 @@ class VQVAEConfig(PreTrainedConfig):
     def downsampling(self) -> int:
         """Pixels per code along each axis."""
         return 2 ** len(self.channels)
+
+    @property
+    def pixels_per_token(self) -> int:
+        """`downsampling` under the name that all tokenizers have it by."""
+        return self.downsampling

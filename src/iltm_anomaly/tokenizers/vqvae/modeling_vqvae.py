@@ -1,5 +1,6 @@
 """VQ-VAE in two or three dimensions (appendix A): image to a grid of codes and back."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -8,14 +9,17 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
-from iltm_anomaly.modeling import SafetensorsModel
+from iltm_anomaly.tokenizers.base import TokenizerModel
 from iltm_anomaly.tokenizers.quantizer import EMAQuantizer, perplexity
 from iltm_anomaly.tokenizers.vqvae.configuration_vqvae import VQVAEConfig
+from iltm_anomaly.tokenizers.vqvae.decoding import decoded_strips, draw_channel_masks
 from iltm_anomaly.tokenizers.vqvae.losses import jukebox_loss
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 UP_CONV = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 CHANNEL_DROPOUT = {2: nn.Dropout2d, 3: nn.Dropout3d}
+# Grids of codes that go through the decoder together when many are drawn: one of them fills a CPU's cache.
+GRIDS_AT_ONCE = {"cpu": 1, "cuda": 16}
 
 
 @dataclass
@@ -48,8 +52,8 @@ class ResidualBlock(GradientCheckpointingLayer):
         return torch.relu(x + self.layers(x))
 
 
-class VQVAEModel(SafetensorsModel):
-    """Encoder, EMA codebook and decoder.
+class VQVAEModel(TokenizerModel):
+    """Encoder, EMA codebook and decoder; the tokenizer that observes pixels.
 
     Pixel values are (B, C, *spatial) floats in [0, 1], every side a multiple of `config.downsampling`; `ILTMImageProcessor`
     makes them. Weights start from PyTorch's own convolution initialisation, not from transformers' N(0, 0.02).
@@ -57,7 +61,6 @@ class VQVAEModel(SafetensorsModel):
 
     config_class = VQVAEConfig
     base_model_prefix = "vqvae"
-    main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
 
     def __init__(self, config: VQVAEConfig):
@@ -100,10 +103,6 @@ class VQVAEModel(SafetensorsModel):
             init.copy_(module.code_sum, module.codebook)
             init.zeros_(module.code_count)
             init.zeros_(module.updates)
-
-    def grid_shape(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
-        """Code grid of an image of size `spatial`, in the same order of axes."""
-        return tuple(side // self.config.downsampling for side in spatial)
 
     def _check(self, pixel_values: Tensor) -> None:
         config, shape = self.config, tuple(pixel_values.shape)
@@ -167,6 +166,39 @@ class VQVAEModel(SafetensorsModel):
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (B, *grid) -> image (B, C, *spatial), not clamped. Drops channels in training mode only."""
         return self.decoder_head(self.dropout(self.decode_trunk(codes)))
+
+    def observe(self, pixel_values: Tensor) -> Tensor:
+        return pixel_values.float()
+
+    @torch.no_grad()
+    def expect(self, codes: Tensor) -> Tensor:
+        """Codes (B, *grid) -> image (B, C, *spatial) float32 in [0, 1]."""
+        return self.decode(codes).float().clamp(0, 1)
+
+    @torch.no_grad()
+    def draw_expected(
+        self, codes: Tensor, num_draws: int, generator: torch.Generator
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Decodes every grid of codes (S, *grid) `num_draws` times with channels dropped, see `TokenizerModel.draw_expected`.
+
+        Equal grids are decoded once, with dropout passes of their own. The model's mode does not matter.
+        """
+        distinct, index = torch.unique(codes, dim=0, return_inverse=True)
+        step = GRIDS_AT_ONCE.get(codes.device.type, GRIDS_AT_ONCE["cuda"])
+        features: Tensor | None = None  # (U, F, *cells), filled part by part: of volumes it takes gigabytes
+        for start in range(0, len(distinct), step):
+            part = self.decode_trunk(distinct[start : start + step])
+            if features is None:
+                features = part.new_empty(len(distinct), *part.shape[1:], dtype=torch.float32)
+            features[start : start + step] = part
+        assert features is not None  # there is at least one sample
+        weight = self.decoder_head.weight.float()
+        bias = self.get_parameter("decoder_head.bias").float()
+        masks = draw_channel_masks(len(codes), num_draws, len(weight), self.config.dropout, generator)
+        yield from decoded_strips(features, index, weight, bias, masks)
+
+    def show(self, expected: Tensor) -> Tensor:
+        return expected
 
     @torch.no_grad()
     def initialize_codebook(self, pixel_values: Tensor) -> None:
