@@ -9,7 +9,8 @@ from iltm_anomaly.hub.data_sources import CONTAMINATION
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.synthetic.parts import generate_dataset, write_mvtec_tree
 from iltm_anomaly.synthetic.phantoms import write_phantoms
-from iltm_anomaly.training.train import TrainArguments, train
+from iltm_anomaly.training.arguments import TrainArguments
+from iltm_anomaly.training.train import train
 
 MARKER = ".iltm-anomaly-demo"
 CATEGORY = "part"

@@ -153,11 +153,8 @@ class ILTMAnomalyPipeline:
         check_batch_size(batch_size)
         if self.image_processor.is_volumetric:
             batch_size = 1  # one volume is more than a batch of images
-        seed = (
-            int(torch.randint(2**62, (1,), generator=generator))
-            if isinstance(generator, torch.Generator)
-            else generator
-        )
+        if isinstance(generator, torch.Generator):
+            generator = int(torch.randint(2**62, (1,), generator=generator))
         overrides = {
             "num_samples": num_samples,
             "num_dropout_passes": num_dropout_passes,
@@ -169,7 +166,7 @@ class ILTMAnomalyPipeline:
         starts = tqdm(range(0, len(images), batch_size), desc="scoring", unit="batch", disable=not show_progress)
         for start in starts:
             batch = self.image_processor.preprocess(images[start : start + batch_size])
-            scored = self.score_batch(batch["pixel_values"], settings, seed or 0)
+            scored = self.score_batch(batch["pixel_values"], settings, generator or 0)
             for values, healed, size in zip(scored[0], scored[1], batch["original_sizes"], strict=True):
                 maps.append(self.image_processor.restore_map(values, size, lowest_value(settings)))
                 healed_images.append(self.image_processor.restore_image(healed, size))

@@ -75,7 +75,7 @@ def test_a_run_on_a_stream_reads_it_once(folder, tmp_path, monkeypatch, only_loa
     for file in folder.iterdir():
         file.write_bytes(file.read_bytes()[:-1])  # a second pass would fail
     arguments.resume = True
-    monkeypatch.setattr("iltm_anomaly.data.streaming.stream_images", lambda *_: iter(()))
+    monkeypatch.setattr("iltm_anomaly.training.images.stream_images", lambda *_: iter(()))
     with pytest.raises(Loaded):
         task.train(arguments)
     assert only_load == [(5, 3, 64, 64)] * 2
@@ -113,7 +113,7 @@ def test_a_connection_that_breaks_is_no_error_of_the_disk(folder, tmp_path, monk
         yield from stream_images(str(folder), limit=2)
         raise ConnectionError("the Hub has gone away")
 
-    monkeypatch.setattr("iltm_anomaly.data.streaming.stream_images", broken)
+    monkeypatch.setattr("iltm_anomaly.training.images.stream_images", broken)
     with pytest.raises(ConnectionError, match="the Hub has gone away"):
         task.train(task.TrainArguments(str(folder), tmp_path / "run", preset="tiny", streaming=True, cpu=True))
     assert not list((tmp_path / "run").glob("images*"))

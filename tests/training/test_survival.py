@@ -296,7 +296,7 @@ def test_trackers(tmp_path, monkeypatch):
     pytest.importorskip("tensorboard", reason="needs tensorboard: pip install -e '.[trackers]'")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from iltm_anomaly.training.train import make_accelerator
+    from iltm_anomaly.training.accelerator import make_accelerator
 
     AcceleratorState._reset_state(reset_partial_state=True)
     recipe = Recipe.from_dict(RECIPE)
@@ -317,7 +317,7 @@ def test_trackers(tmp_path, monkeypatch):
 
 
 def test_precision_that_the_device_is_not_built_for(tmp_path, caplog):
-    from iltm_anomaly.training.train import make_accelerator
+    from iltm_anomaly.training.accelerator import make_accelerator
 
     AcceleratorState._reset_state(reset_partial_state=True)
     recipe = Recipe.from_dict(RECIPE | {"mixed_precision": "fp16"})

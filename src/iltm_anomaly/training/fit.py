@@ -86,18 +86,14 @@ def fit(
         lambda step: _load(accelerator, objective, stage, num_samples, settings.seed, step), settings.loading_threads
     )
     hidden = not (settings.show_progress and accelerator.is_main_process)
-    with (
-        loader,
-        tqdm(total=total, initial=first, desc=settings.name, unit="step", disable=hidden, mininterval=0.5) as bar,
-    ):
+    bar = tqdm(total=total, initial=first, desc=settings.name, unit="step", disable=hidden, mininterval=0.5)
+    with loader, bar:
         for step, batch in loader.batches(range(first, total)):
             epoch = step // per_epoch
             rate = stage.learning_rate_at(settings.scheduled_step(step, total, meter.seconds), per_epoch)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
             objective.before_step(step, epoch)
             torch.manual_seed(sample_seed(settings.seed, 2, step, accelerator.process_index))  # dropout
-            loss, output = _step(accelerator, trained, optimizer, objective, batch, stage.max_grad_norm)
+            loss, output = _step(accelerator, trained, optimizer, objective, batch, rate, stage.max_grad_norm)
             bar.update()
             is_last = settings.is_last(step + 1, total, meter.seconds)
             if (step + 1) % settings.log_every == 0 or is_last:
@@ -111,7 +107,7 @@ def fit(
                 break
     if not is_finite(model):  # the loss of the last step was read before it moved the weights
         raise NonFiniteLossError(diverged("weights are not finite", int(summary["steps"]), settings))
-    # Takes the autocast off the model: what it computes from now on is what it computes when it is loaded again.
+    # takes the autocast off the model: what it computes from now on is what it computes when it is loaded again
     accelerator.unwrap_model(trained, keep_fp32_wrapper=False)
     model.eval()
     accelerator.free_memory()
@@ -146,9 +142,12 @@ def _step(
     optimizer: torch.optim.Optimizer,
     objective: Objective,
     batch: StepInputs,
+    rate: float,
     max_grad_norm: float,
 ) -> tuple[Tensor, Any]:
     """One optimisation step; returns this process's part of the loss, which nobody has waited for, and the last output."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
     loss, output = _accumulate_gradients(accelerator, trained, objective, batch)
     if batch.terms:  # else nothing was learned: without this, momentum and weight decay would still move the weights
         if max_grad_norm:

@@ -19,6 +19,7 @@ from iltm_anomaly.comparison.baselines.pipeline import BaselinePipeline
 from iltm_anomaly.data.augmentation import sample_seed
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.provenance import provenance
+from iltm_anomaly.training.accelerator import make_accelerator
 from iltm_anomaly.training.batches import loading_threads, total_steps
 from iltm_anomaly.training.checkpoint import fill_folder, load_json, remove_checkpoint, write_json
 from iltm_anomaly.training.fit import Objective, fit
@@ -137,8 +138,6 @@ def _claim(output: Path, run: dict[str, Any], resume: bool) -> None:
 
 
 def _accelerator(recipe: BaselineRecipe, device: str, output: Path) -> Accelerator:
-    from iltm_anomaly.training.train import make_accelerator
-
     described: Any = recipe  # of a recipe it reads precision and compilation alone
     return make_accelerator(described, output, [], cpu=device == "cpu")
 

@@ -27,8 +27,9 @@ from iltm_anomaly.evaluation.evaluate import evaluate_run, pixel_mask
 from iltm_anomaly.metrics import evaluate_maps
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.provenance import provenance, training_commit
+from iltm_anomaly.training.arguments import TrainArguments
 from iltm_anomaly.training.checkpoint import load_json
-from iltm_anomaly.training.train import TrainArguments, train
+from iltm_anomaly.training.train import train
 
 logger = logging.getLogger(__name__)
 

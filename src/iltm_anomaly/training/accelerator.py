@@ -1,0 +1,64 @@
+"""Devices, processes, precision and trackers of a run."""
+
+import importlib.util
+import logging
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
+
+from iltm_anomaly.recipes.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+TRACKERS = ("tensorboard", "trackio", "wandb")
+
+
+def make_accelerator(recipe: Recipe, output: Path, report_to: list[str], cpu: bool = False) -> Accelerator:
+    """Devices, processes, precision and trackers of a run. float32 replaces a precision that the device is not built for.
+
+    Raises:
+        ValueError: if a tracker is unknown or not installed.
+    """
+    if not cpu and torch.backends.mps.is_available():
+        logger.warning("Metal (MPS) has no float64, which healing draws by: training on the CPU")
+        cpu = True
+    for name in report_to:
+        if name not in TRACKERS:
+            raise ValueError(
+                f"--report-to takes {', '.join(TRACKERS)}, got {name!r}; the run's own log is always written"
+            )
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(f"--report-to {name} needs a package that is not installed: pip install {name}")
+    waiting = InitProcessGroupKwargs(timeout=timedelta(hours=6))  # while the main process decodes the images
+    state = PartialState(cpu=cpu, timeout=waiting.timeout)
+    precision = recipe.mixed_precision
+    if precision != "no" and not _has_precision(state.device, precision):
+        if state.is_main_process:
+            logger.warning("%s is not built for %s: training in float32", state.device.type, precision)
+        precision = "no"
+    return Accelerator(
+        mixed_precision=precision,
+        cpu=cpu,
+        dynamo_backend="inductor" if recipe.compile else None,
+        log_with=list(report_to) or None,
+        project_dir=str(output),
+        # the quantiser reduces its statistics itself, all other buffers are drawn alike: none need be sent around every step
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            waiting,
+        ],
+    )
+
+
+def _has_precision(device: Any, precision: str) -> bool:
+    """Whether a device computes in bfloat16 or float16 itself, rather than through float32, which is slower than float32."""
+    if precision == "fp16":
+        return device.type != "cpu"
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return True

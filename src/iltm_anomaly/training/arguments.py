@@ -1,0 +1,44 @@
+"""What a user chooses of a training run; the recipe holds the rest."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from iltm_anomaly.recipes.recipe import Recipe
+
+
+@dataclass
+class TrainArguments:
+    """What a user chooses; the recipe holds the rest.
+
+    Args:
+        data: MVTec AD folder (or one category of it), a Hub data set id, or a folder of unlabelled images.
+        category: category of an MVTec AD folder or configuration of a Hub data set.
+        contamination: share of defective training images (protocol: `contaminate`). None trains on what is
+            there, which for a plain folder is all one can do.
+        train_size: number of training images drawn; None takes all good ones.
+        preset: name of a shipped recipe, a YAML file, or a recipe itself; None takes "cpu", or "phantom" for volumes.
+        volumes: the data are volumes (NIfTI); the preset must be one for volumes.
+        rounds: masked rounds in place of the recipe's.
+        seed: of everything random, the contamination split included.
+        resume: continue the run in `output`.
+        checkpoint_seconds: time between checkpoints; they cost little more than writing the models and their optimiser.
+        streaming: read the training images one by one through `datasets`, without storing the data set: one of the Hub, or a
+            local folder that `datasets` reads. `train_size` takes the first N.
+        report_to: trackers beside the run's own log, of `TRACKERS`.
+        cpu: do not use an accelerator although there is one.
+    """
+
+    data: str
+    output: Path
+    category: str | None = None
+    contamination: float | None = None
+    train_size: int | None = None
+    preset: str | Recipe | None = None
+    volumes: bool = False
+    rounds: int | None = None
+    seed: int = 0
+    resume: bool = False
+    checkpoint_seconds: float = 120.0
+    streaming: bool = False
+    report_to: list[str] = field(default_factory=list)
+    cpu: bool = False
