@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import stat
 from pathlib import Path
@@ -85,8 +86,6 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def finished(whole, tmp_path):
-    import shutil
-
     return Path(shutil.copytree(whole, tmp_path / "run"))
 
 
@@ -181,8 +180,6 @@ def test_a_complete_run_is_left_alone(finished, monkeypatch, caplog):
 
 
 def test_finished_rounds_need_no_codes(whole, finished, monkeypatch):
-    import shutil
-
     shutil.rmtree(finished / "model")
     (finished / "codes.bin").unlink()
     monkeypatch.setattr(rounds, "encode_copies", lambda *_: pytest.fail("no codes are needed"))
@@ -190,12 +187,20 @@ def test_finished_rounds_need_no_codes(whole, finished, monkeypatch):
     assert same(weights(finished), weights(whole))
 
 
+def test_a_run_of_version_0_1_is_continued(whole, finished, caplog):
+    """Its first stage was named after the only tokenizer that there was."""
+    caplog.set_level("INFO")
+    shutil.rmtree(finished / "model")
+    (finished / "tokenizer").rename(finished / "vqvae")
+    train(finished, resume=True)
+    assert "tokenizer is finished" in caplog.text
+    assert same(weights(finished), weights(whole))
+
+
 @pytest.mark.parametrize(
     "name", ["tokenizer", "rounds/round_1", "rounds/round_1/keep.bin", "codes.bin", "images.arrow"]
 )
 def test_what_is_damaged_is_skipped_and_made_again(whole, finished, caplog, name):
-    import shutil
-
     shutil.rmtree(finished / "model")
     shutil.rmtree(finished / "rounds" / "round_2")
     path = finished / name / "model.safetensors" if (finished / name).is_dir() else finished / name
@@ -210,8 +215,6 @@ def test_what_is_damaged_is_skipped_and_made_again(whole, finished, caplog, name
 
 
 def test_a_round_is_not_used_with_another_teacher(finished, caplog):
-    import shutil
-
     shutil.rmtree(finished / "model")
     stage = finished / "rounds" / "round_1" / "stage.json"
     stage.write_text(json.dumps(json.loads(stage.read_text()) | {"follows": "something else"}))
@@ -231,8 +234,6 @@ def test_a_round_is_not_used_with_another_teacher(finished, caplog):
     ],
 )
 def test_other_images_are_refused(finished, data, complaint):
-    import shutil
-
     shutil.rmtree(finished / "model")
     before = weights(finished)
     with pytest.raises(RunFolderError, match=f"the training images are not those .*{complaint}"):
