@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from iltm_anomaly.data.volumes import Volume, find_volumes, read_volume, volume_stem, write_volume
+from iltm_anomaly.data.volume_files import find_volumes, read_volume, volume_stem, write_volume
+from iltm_anomaly.data.volume_grid import Volume
 from iltm_anomaly.seeds import sample_seed
 
 SOFTNESS = 1.0  # mm, over which the edge of an implanted lesion fades

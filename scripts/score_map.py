@@ -7,7 +7,7 @@ python scripts/score_map.py STS_001_suv.nii.gz STS_001_lesion.nii.gz --output su
 import argparse
 from pathlib import Path
 
-from iltm_anomaly.data.volumes import read_mask, read_volume
+from iltm_anomaly.data.volume_files import read_mask, read_volume
 from iltm_anomaly.metrics import evaluate_maps, lesion_detection
 from iltm_anomaly.provenance import provenance
 from iltm_anomaly.training.checkpoint import write_json

@@ -6,7 +6,8 @@ python scripts/suv_baseline.py runs/sts/data --output runs/sts/suv.json
 import argparse
 from pathlib import Path
 
-from iltm_anomaly.data.volumes import load_volumes, read_volume
+from iltm_anomaly.data.volume_files import read_volume
+from iltm_anomaly.data.volumes import load_volumes
 from iltm_anomaly.evaluation.evaluate import volume_masks
 from iltm_anomaly.metrics import evaluate_maps, lesion_detection
 from iltm_anomaly.provenance import provenance

@@ -18,7 +18,7 @@ from PIL import Image
 from iltm_anomaly.cli import COMMANDS, build_parser, main
 from iltm_anomaly.evaluation.evaluate import protocol_split
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
-from iltm_anomaly.synthetic.parts import generate_dataset, write_mvtec_tree
+from iltm_anomaly.synthetic.dataset import generate_dataset, write_mvtec_tree
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -7,7 +7,7 @@ from iltm_anomaly.evaluation.detect import detect
 from iltm_anomaly.evaluation.evaluate import evaluate_run, format_results
 from iltm_anomaly.hub.data_sources import CONTAMINATION
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
-from iltm_anomaly.synthetic.parts import generate_dataset, write_mvtec_tree
+from iltm_anomaly.synthetic.dataset import generate_dataset, write_mvtec_tree
 from iltm_anomaly.synthetic.phantoms import write_phantoms
 from iltm_anomaly.training.arguments import TrainArguments
 from iltm_anomaly.training.train import train

@@ -5,7 +5,9 @@ import locale
 import numpy as np
 import pytest
 
-from iltm_anomaly.data.volumes import VolumeReadError, is_dicom_file, read_volume, write_volume
+from iltm_anomaly.data.dicom import is_dicom_file
+from iltm_anomaly.data.images import VolumeReadError
+from iltm_anomaly.data.volume_files import read_volume, write_volume
 from iltm_anomaly.evaluation.detect import list_inputs
 
 sitk = pytest.importorskip("SimpleITK", reason="needs the extra dicom")

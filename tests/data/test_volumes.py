@@ -5,19 +5,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from iltm_anomaly.data.thinning import thinned
-from iltm_anomaly.data.volumes import (
-    Volume,
-    VolumeGrid,
-    VolumeReadError,
-    find_volumes,
-    load_volumes,
-    read_mask,
-    read_volume,
-    resize,
-    volume_stem,
-    write_volume,
-)
+from iltm_anomaly.data.images import VolumeReadError
+from iltm_anomaly.data.volume_files import find_volumes, read_mask, read_volume, volume_stem, write_volume
+from iltm_anomaly.data.volume_grid import Volume, VolumeGrid, resize, thinned
+from iltm_anomaly.data.volumes import load_volumes
 from iltm_anomaly.evaluation.detect import list_inputs
 
 AFFINE = np.array(

@@ -15,7 +15,7 @@ from PIL import Image
 
 from iltm_anomaly.cli import main
 from iltm_anomaly.recipes.recipe import load_recipe
-from iltm_anomaly.synthetic.parts import generate_dataset
+from iltm_anomaly.synthetic.dataset import generate_dataset
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NAME = "org/iltm-mine"

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from iltm_anomaly import ILTMImageProcessor
-from iltm_anomaly.data.volumes import Volume, VolumeGrid, cropped_to_foreground, read_volume
+from iltm_anomaly.data.volume_files import read_volume
+from iltm_anomaly.data.volume_grid import Volume, VolumeGrid, cropped_to_foreground
 
 AFFINE = np.array([[-4.0, 0, 0, 60], [0, 0, 3.0, -40], [0, -5.0, 0, 50], [0, 0, 0, 1]])  # left, inferior, anterior
 

@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from iltm_anomaly.data.volumes import load_volumes, read_mask, read_volume
+from iltm_anomaly.data.volume_files import read_mask, read_volume
+from iltm_anomaly.data.volumes import load_volumes
 from iltm_anomaly.synthetic.phantoms import LYMPHOMA, RADII, generate_phantom, write_phantoms
 
 

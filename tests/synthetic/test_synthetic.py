@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from iltm_anomaly.data.mvtec import load_mvtec
+from iltm_anomaly.synthetic.dataset import KINDS, VISIBLE_CHANGE, generate_dataset, render_image, write_mvtec_tree
 from iltm_anomaly.synthetic.defects import DEFECT_TYPES, MACHINE_FAULTS
-from iltm_anomaly.synthetic.parts import KINDS, VISIBLE_CHANGE, generate_dataset, render_image, write_mvtec_tree
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iltm_anomaly.data.images import ImageReadError, readable_images
-from iltm_anomaly.data.schema import GOOD, dataset_features, label_of, normalise_mask
+from iltm_anomaly.data.schema import GOOD, dataset_features, label_of, normalise_mask, unknown_category
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -73,8 +73,6 @@ def load_hub_dataset(name: str, category: str | None, require_masks: bool, **loa
 def _load(name: str, category: str | None, load_kwargs: dict[str, Any]) -> DatasetDict:
     import datasets
     from huggingface_hub.errors import HfHubHTTPError
-
-    from iltm_anomaly.data.mvtec import unknown_category
 
     if _is_saved(Path(name)):
         configs, loaded = [], datasets.load_from_disk(name)

@@ -31,6 +31,10 @@ class ImageReadError(ValueError):
     """An image file that cannot be used; the message names the file and the reason."""
 
 
+class VolumeReadError(ImageReadError):
+    """A volume that cannot be used; the message names the file and the reason."""
+
+
 def open_image(path: str | os.PathLike, content: bytes | None = None) -> Image.Image:
     """Opens and fully decodes an image file, with its EXIF rotation applied, in its own colour mode.
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import io
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from PIL import Image
 
 from iltm_anomaly.data.hub import HUB_ID, is_dataset_folder, load_hub_dataset
 from iltm_anomaly.data.images import ImageReadError, find_images, read_image
-from iltm_anomaly.data.schema import GOOD, build_dataset, mask_to_png, normalise_mask
+from iltm_anomaly.data.schema import GOOD, build_dataset, mask_to_png, normalise_mask, unknown_category
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -203,14 +202,6 @@ def _find_category(root: Path, category: str | None) -> Path:
     if category not in names:
         raise ValueError(unknown_category(category, names, str(root)))
     return root / category
-
-
-def unknown_category(category: str, names: Sequence[str], where: str) -> str:
-    """Error message for a category that does not exist: names those that do, the most similar first."""
-    by_lower_case = {name.lower(): name for name in names}
-    similar = difflib.get_close_matches(category.lower(), by_lower_case, n=1)
-    hint = f" Did you mean {by_lower_case[similar[0]]!r}?" if similar else ""
-    return f"no category {category!r} in {where}; it has: {', '.join(names)}.{hint}"
 
 
 def _load_category(folder: Path, require_masks: bool) -> DatasetDict:

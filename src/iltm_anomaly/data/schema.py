@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import io
 from collections.abc import Sequence
@@ -125,3 +126,11 @@ def _state(source: dict[str, Any] | None) -> Any:
         return hashlib.sha256(source["bytes"]).hexdigest()
     status = Path(source["path"]).stat()
     return source["path"], status.st_size, status.st_mtime_ns
+
+
+def unknown_category(category: str, names: Sequence[str], where: str) -> str:
+    """Error message for a category that does not exist: names those that do, the most similar first."""
+    by_lower_case = {name.lower(): name for name in names}
+    similar = difflib.get_close_matches(category.lower(), by_lower_case, n=1)
+    hint = f" Did you mean {by_lower_case[similar[0]]!r}?" if similar else ""
+    return f"no category {category!r} in {where}; it has: {', '.join(names)}.{hint}"

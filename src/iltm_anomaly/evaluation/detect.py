@@ -9,10 +9,9 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from iltm_anomaly.data.dicom import find_dicom_folders
 from iltm_anomaly.data.images import ImageReadError, find_images, read_image
-from iltm_anomaly.data.volumes import (
-    Volume,
-    find_dicom_folders,
+from iltm_anomaly.data.volume_files import (
     find_mask_beside,
     find_volumes,
     read_mask,
@@ -20,6 +19,7 @@ from iltm_anomaly.data.volumes import (
     volume_stem,
     write_volume,
 )
+from iltm_anomaly.data.volume_grid import Volume
 from iltm_anomaly.evaluation.gallery import draw_projections, overlay
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline, check_batch_size
 from iltm_anomaly.settings import lowest_value

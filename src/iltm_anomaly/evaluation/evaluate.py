@@ -18,7 +18,8 @@ from iltm_anomaly.data.cache import CacheDamagedError, PixelCache
 from iltm_anomaly.data.contamination import ContaminationRecord, apply_record
 from iltm_anomaly.data.images import to_rgb
 from iltm_anomaly.data.mvtec import load_mvtec
-from iltm_anomaly.data.volumes import load_volumes, read_mask, read_volume
+from iltm_anomaly.data.volume_files import read_mask, read_volume
+from iltm_anomaly.data.volumes import load_volumes
 from iltm_anomaly.evaluation.gallery import GalleryRow, draw_gallery, grey, project, window_of
 from iltm_anomaly.hub.data_sources import as_path
 from iltm_anomaly.metrics import evaluate_maps, lesion_detection

@@ -1,9 +1,7 @@
 """Images and volumes of any kind to `pixel_values`, and maps back to the size of the input."""
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,24 +10,16 @@ from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import ImagesKwargs
 
-from iltm_anomaly.data.images import BACKGROUND, ImageReadError, check_unit_range, read_image, to_rgb, upright
-from iltm_anomaly.data.thinning import thinned
-from iltm_anomaly.data.volumes import Volume, VolumeGrid, cropped_to_foreground, read_volume, resize
+from iltm_anomaly.data.images import ImageReadError, check_unit_range, read_image
+from iltm_anomaly.data.volume_grid import VolumeGrid, cropped_to_foreground, resize, thinned
+from iltm_anomaly.processing.checks import VOLUME_AXES, check_pair, check_size, check_spacing
+from iltm_anomaly.processing.images import as_source, flatten_images, resized
+from iltm_anomaly.processing.volumes import as_grid, as_volume, flatten_volumes
+from iltm_anomaly.processing.volumes import window as percentile_window
 
 __all__ = ["ILTMImageProcessor", "ImageReadError", "read_image"]
 
-LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601, as Pillow's convert("L")
 
-ACCEPTED_FORMS = (
-    "a path, a PIL image, a numpy array (H, W) or (H, W, C), a torch tensor (H, W) or (C, H, W), a batch (N, H, W, C) or "
-    "(N, C, H, W), or a list of these, with C = 1, 3 or 4"
-)
-
-VOLUME_FORMS = (
-    "a path of a NIfTI file or of a folder with one DICOM series, a nibabel image, a numpy array or torch tensor (D, H, W), a "
-    "batch (N, D, H, W) or (N, 1, D, H, W), or a list of these"
-)
-VOLUME_AXES = ("depth", "height", "width")
 MAX_WINDOW_VOXELS = 20_000  # of one volume, for quantiles over a data set
 
 # Keys that transformers itself writes into the file or passes on while loading.
@@ -108,7 +98,7 @@ class ILTMImageProcessor(BaseImageProcessor):
                 "num_channels, size_divisor, spacing, intensity_range, intensity_percentiles, intensity_power, foreground"
             )
         super().__init__(**kwargs)
-        self.size = _check_size(256 if size is None else size)
+        self.size = check_size(256 if size is None else size)
         try:
             self.resample = int(Image.Resampling(resample))
         except ValueError:
@@ -116,9 +106,9 @@ class ILTMImageProcessor(BaseImageProcessor):
         self.rescale_factor = float(rescale_factor)
         self.num_channels = num_channels or (1 if self.is_volumetric else 3)
         self.size_divisor = size_divisor
-        self.spacing = _check_spacing(spacing)
-        self.intensity_range = _check_pair("intensity_range", intensity_range)
-        self.intensity_percentiles = _check_pair("intensity_percentiles", intensity_percentiles, 0, 100)
+        self.spacing = check_spacing(spacing)
+        self.intensity_range = check_pair("intensity_range", intensity_range)
+        self.intensity_percentiles = check_pair("intensity_percentiles", intensity_percentiles, 0, 100)
         self.intensity_power = float(intensity_power)
         self.foreground = None if foreground is None else float(foreground)
         if self.foreground is not None and not np.isfinite(self.foreground):
@@ -171,22 +161,22 @@ class ILTMImageProcessor(BaseImageProcessor):
         grids, samples = [], []
         find_range = intensity_range is None and intensity_percentiles is None
         if size is None or spacing is None or find_range:
-            for number, item in enumerate(_flatten_volumes(volumes)):
-                volume = _as_volume(item, f"volume {number} (counted from 0)")
+            for number, item in enumerate(flatten_volumes(volumes)):
+                volume = as_volume(item, f"volume {number} (counted from 0)")
                 grids.append(volume.grid if foreground is None else cropped_to_foreground(volume, foreground))
                 samples.append(thinned(volume.values, MAX_WINDOW_VOXELS))
             if not grids:
                 raise ValueError("no volumes given: the list is empty")
         if spacing is None:
             spacing = [float(value) for value in np.median([grid.ras_spacing for grid in grids], axis=0)]
-        steps = _check_spacing(spacing)
+        steps = check_spacing(spacing)
         assert steps is not None
         if size is None:
             extents = (np.median if stretch else np.max)([grid.ras_extent for grid in grids], axis=0)
             voxels = np.ceil(extents / steps - 1e-3)
             size = [int(-(-count // size_divisor) * size_divisor) for count in voxels]
         if find_range:
-            intensity_range = _window(np.concatenate(samples), (0.1, 99.9))
+            intensity_range = percentile_window(np.concatenate(samples), (0.1, 99.9))
         return cls(
             size=dict(zip(VOLUME_AXES, size, strict=True)),
             spacing=None if stretch else steps,
@@ -218,7 +208,7 @@ class ILTMImageProcessor(BaseImageProcessor):
         Raises:
             TypeError: something that is no image at all.
         """
-        return _flatten_volumes(images) if self.is_volumetric else _flatten(images)
+        return flatten_volumes(images) if self.is_volumetric else flatten_images(images)
 
     def preprocess(self, images, return_tensors: str | None = "pt", **kwargs) -> BatchFeature:
         """Converts one image or several, or volumes.
@@ -292,7 +282,7 @@ class ILTMImageProcessor(BaseImageProcessor):
                 "pass one map at a time"
             )
         if self.is_volumetric:
-            return self._restore_volume(values.numpy(), _as_grid(original_size), outside)
+            return self._restore_volume(values.numpy(), as_grid(original_size), outside)
         assert not isinstance(original_size, VolumeGrid)
         height, width = self.spatial_size
         values = values[:height, :width]
@@ -329,7 +319,7 @@ class ILTMImageProcessor(BaseImageProcessor):
             window = original_size.window if isinstance(original_size, VolumeGrid) else None
             low, high = window or self.intensity_range or (0.0, 1.0)
             voxels = values[0].clamp(0, 1).pow(1 / self.intensity_power).mul(high - low).add(low).numpy()
-            return voxels if original_size is None else self._restore_volume(voxels, _as_grid(original_size), low)
+            return voxels if original_size is None else self._restore_volume(voxels, as_grid(original_size), low)
         assert not isinstance(original_size, VolumeGrid)
         height, width = self.spatial_size
         pixels = values[:, :height, :width].clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
@@ -360,13 +350,13 @@ class ILTMImageProcessor(BaseImageProcessor):
         return padded
 
     def _prepare_volume(self, item: Any, name: str) -> tuple[np.ndarray, VolumeGrid]:
-        # One volume of any form -> (1, D, H, W) float32 in [0, 1] on the padded grid, and its own grid.
-        volume = _as_volume(item, name)
+        """One volume of any form -> (1, D, H, W) float32 in [0, 1] on the padded grid, and its own grid."""
+        volume = as_volume(item, name)
         grid, values = volume.grid, volume.values
         if self.foreground is not None:
             grid = cropped_to_foreground(volume, self.foreground)
         percentiles = self.intensity_percentiles
-        grid = replace(grid, window=None if percentiles is None else _window(values, percentiles))
+        grid = replace(grid, window=None if percentiles is None else percentile_window(values, percentiles))
         if window := grid.window or self.intensity_range:
             low, high = window
             values = np.clip((values - np.float32(low)) / np.float32(high - low), 0, 1)
@@ -391,174 +381,10 @@ class ILTMImageProcessor(BaseImageProcessor):
     # Images
 
     def _prepare(self, image: Any, name: str) -> tuple[np.ndarray, tuple[int, int]]:
-        # One image of any form -> (C, H, W) float32 in [0, 1] at the padded size, and its own (height, width).
-        if isinstance(image, (str, os.PathLike)):
-            source: Image.Image | np.ndarray = read_image(image)
-        elif isinstance(image, Image.Image):
-            if 0 in image.size:
-                raise ValueError(f"{name} is empty: its size is {image.size}")
-            try:
-                source = to_rgb(upright(image))
-            except (ValueError, OSError) as error:
-                raise ValueError(f"{name}: {error}") from error
-        elif isinstance(image, (np.ndarray, torch.Tensor)):
-            source = _read_array(image, name)
-        else:
-            raise TypeError(f"{name} is a {type(image).__name__}; give {ACCEPTED_FORMS}")
-        if isinstance(source, Image.Image):
-            original_size = (source.height, source.width)
-            values = self._resize_pil(source)
-        else:
-            original_size = source.shape[:2]
-            values = self._resize_array(source)
+        """One image of any form -> (C, H, W) float32 in [0, 1] at the padded size, and its own (height, width)."""
+        source = as_source(image, name)
+        own = (source.height, source.width) if isinstance(source, Image.Image) else source.shape[:2]
+        values = resized(source, self.spatial_size, self.num_channels, self.resample, self.rescale_factor)
         padding = [(0, padded - length) for padded, length in zip(self.padded_size, values.shape[:2], strict=True)]
         values = np.pad(values, [*padding, (0, 0)], mode="edge")
-        return np.ascontiguousarray(values.transpose(2, 0, 1)), original_size
-
-    def _resize_pil(self, image: Image.Image) -> np.ndarray:
-        # Resized in 8 bits, as a prepared data set is.
-        if self.num_channels == 1:
-            image = image.convert("L")
-        height, width = self.spatial_size
-        if image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling(self.resample))
-        values = np.asarray(image, dtype=np.float32) * np.float32(self.rescale_factor)
-        return values.reshape(height, width, self.num_channels)
-
-    def _resize_array(self, values: np.ndarray) -> np.ndarray:
-        # (H, W, 3) float32 in [0, 1]; channel by channel, because Pillow has no float colour mode.
-        if self.num_channels == 1:
-            values = (values @ LUMA)[..., None]
-        height, width = self.spatial_size
-        if values.shape[:2] == (height, width):
-            return values
-        channels = [
-            Image.fromarray(np.ascontiguousarray(values[..., channel])).resize(
-                (width, height), Image.Resampling(self.resample)
-            )
-            for channel in range(values.shape[2])
-        ]
-        return np.clip(
-            np.stack([np.asarray(channel) for channel in channels], axis=-1), 0.0, 1.0
-        )  # Lanczos overshoots
-
-
-def _check_size(size: int | dict[str, int] | Any) -> dict[str, int]:
-    if isinstance(size, int):
-        size = {"height": size, "width": size}
-    try:
-        sides = dict(size)
-        valid = set(sides) in ({"height", "width"}, set(VOLUME_AXES))
-        valid = valid and all(isinstance(side, int) and side >= 1 for side in sides.values())
-    except (TypeError, ValueError):
-        valid = False
-    if not valid:
-        raise ValueError(
-            f'size must be {{"height": H, "width": W}} in whole pixels or one number, with "depth" for volumes, got {size!r}'
-        )
-    return {axis: sides[axis] for axis in VOLUME_AXES if axis in sides}
-
-
-def _window(values: np.ndarray, percentiles: Sequence[float]) -> tuple[float, float]:
-    low, high = (float(value) for value in np.percentile(values, percentiles))
-    return low, high if high > low else low + 1.0  # of flat values nothing can be stretched
-
-
-def _check_pair(
-    name: str, pair: Sequence[float] | None, least: float = -np.inf, largest: float = np.inf
-) -> list[float] | None:
-    if pair is None:
-        return None
-    try:
-        low, high = (float(value) for value in pair)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be two numbers, low < high, got {pair!r}") from None
-    if not (least <= low < high <= largest and np.isfinite(high - low)):
-        raise ValueError(f"{name} must be two numbers, {least:g} <= low < high <= {largest:g}, got {pair!r}")
-    return [low, high]
-
-
-def _check_spacing(spacing: float | Sequence[float] | None) -> list[float] | None:
-    if spacing is None:
-        return None
-    values = np.broadcast_to(np.asarray(spacing, dtype=float), 3) if np.size(spacing) in (1, 3) else np.zeros(1)
-    if not (np.isfinite(values).all() and (values > 0).all()):
-        raise ValueError(f"spacing must be one positive number of mm, or three, got {spacing!r}")
-    return [float(value) for value in values]
-
-
-def _as_grid(size: Sequence[int] | VolumeGrid) -> VolumeGrid:
-    return size if isinstance(size, VolumeGrid) else VolumeGrid.of(size)
-
-
-def _flatten_volumes(volumes: Any) -> list[Any]:
-    if isinstance(volumes, (str, os.PathLike, Volume)) or hasattr(volumes, "dataobj"):
-        return [volumes]
-    if isinstance(volumes, (np.ndarray, torch.Tensor)):
-        if volumes.ndim == 5 and volumes.shape[1] == 1:
-            volumes = volumes[:, 0]
-        return list(volumes) if volumes.ndim == 4 else [volumes]
-    if isinstance(volumes, (dict, Image.Image)) or not isinstance(volumes, Iterable):
-        raise TypeError(f"cannot use a {type(volumes).__name__} as volumes; give {VOLUME_FORMS}")
-    return [volume for item in volumes for volume in _flatten_volumes(item)]
-
-
-def _as_volume(item: Any, name: str) -> Volume:
-    """One volume of any form; an array has no place in space of its own."""
-    if isinstance(item, Volume):
-        return item
-    if not isinstance(item, (np.ndarray, torch.Tensor)):
-        return read_volume(Path(item) if isinstance(item, str) else item)
-    if isinstance(item, torch.Tensor):
-        item = item.detach().cpu()
-        item = (item.float() if item.dtype == torch.bfloat16 else item).numpy()
-    if item.ndim != 3 or min(item.shape) < 2:
-        raise ValueError(
-            f"{name} has shape {tuple(item.shape)}; give {VOLUME_FORMS}, at least 2 voxels along each axis"
-        )
-    if item.dtype.kind not in "iufb":
-        raise ValueError(f"{name} has type {item.dtype}; give numbers")
-    values = np.ascontiguousarray(item, dtype=np.float32)
-    if not np.isfinite(values).all():
-        count = int((~np.isfinite(values)).sum())
-        raise ValueError(f"{name} holds {count} NaN or infinite values; replace them before passing it in")
-    return Volume(values, VolumeGrid.of(item.shape))
-
-
-def _flatten(images: Any) -> list[Any]:
-    if isinstance(images, (str, os.PathLike, Image.Image)):
-        return [images]
-    if isinstance(images, (np.ndarray, torch.Tensor)):
-        return list(images) if images.ndim == 4 else [images]
-    if isinstance(images, dict) or not isinstance(images, Iterable):
-        raise TypeError(f"cannot use a {type(images).__name__} as images; give {ACCEPTED_FORMS}")
-    return [image for item in images for image in _flatten(item)]
-
-
-def _read_array(image: np.ndarray | torch.Tensor, name: str) -> Image.Image | np.ndarray:
-    # 8-bit arrays take the way of files, so that both give the same pixels; the rest -> (H, W, 3) float32 in [0, 1].
-    is_tensor = isinstance(image, torch.Tensor)
-    if isinstance(image, torch.Tensor):
-        image = image.detach().cpu()
-        image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()  # numpy has no bfloat16
-    values = image[..., None] if image.ndim == 2 else np.moveaxis(image, 0, -1) if is_tensor else image
-    if image.ndim not in (2, 3) or values.shape[-1] not in (1, 3, 4):
-        layout = "tensors are (C, H, W)" if is_tensor else "numpy arrays are (H, W, C)"
-        raise ValueError(f"{name} has shape {tuple(image.shape)} ({layout}); give {ACCEPTED_FORMS}")
-    if 0 in values.shape:
-        raise ValueError(f"{name} is empty: its shape is {tuple(image.shape)}")
-    if values.dtype == np.bool_:
-        values = values.astype(np.uint8) * np.uint8(255)
-    if values.dtype == np.uint8:
-        values = np.ascontiguousarray(values)
-        return to_rgb(Image.fromarray(values[..., 0] if values.shape[-1] == 1 else values))
-    if values.dtype.newbyteorder("=") == np.uint16:
-        values = values.astype(np.float32) / 65535
-    elif np.issubdtype(values.dtype, np.floating):
-        values = check_unit_range(values, name)
-    else:
-        raise ValueError(f"{name} has type {values.dtype}; give uint8, uint16, bool, or floats in [0, 1]")
-    if values.shape[-1] == 4:
-        alpha = values[..., 3:]
-        values = values[..., :3] * alpha + (1 - alpha) * np.asarray(BACKGROUND, np.float32) / 255
-    return np.repeat(values, 3, axis=-1) if values.shape[-1] == 1 else values
+        return np.ascontiguousarray(values.transpose(2, 0, 1)), own

@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from iltm_anomaly.data.volumes import Volume, VolumeGrid, write_volume
+from iltm_anomaly.data.volume_files import write_volume
+from iltm_anomaly.data.volume_grid import Volume, VolumeGrid
 from iltm_anomaly.seeds import sample_seed
 
 UPTAKE = {

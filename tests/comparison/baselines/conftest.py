@@ -10,7 +10,7 @@ from transformers import ResNetBackbone, ResNetConfig
 
 from iltm_anomaly import ILTMImageProcessor
 from iltm_anomaly.comparison.baselines import BASELINES, BaselinePipeline, train_baseline
-from iltm_anomaly.synthetic.parts import render_image
+from iltm_anomaly.synthetic.dataset import render_image
 
 SIDE = 64
 NEEDS = {"nsa": "cv2"}

@@ -17,7 +17,7 @@ from iltm_anomaly.comparison.benchmark.cells import load_cell, load_statistics
 from iltm_anomaly.comparison.benchmark.plan import BenchmarkArguments, digest_of, make_plan
 from iltm_anomaly.comparison.benchmark.statistics import METRICS, draw_images, metrics_of_draws, unpack
 from iltm_anomaly.recipes.recipe import load_recipe
-from iltm_anomaly.synthetic.parts import generate_dataset, write_mvtec_tree
+from iltm_anomaly.synthetic.dataset import generate_dataset, write_mvtec_tree
 from iltm_anomaly.training.checkpoint import write_json
 
 METHODS = ["iltm", "vqvae_transformer", "vqvae_transformer_residual", "autoencoder", "mean_image"]

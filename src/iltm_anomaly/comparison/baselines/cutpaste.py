@@ -28,7 +28,8 @@ from iltm_anomaly.comparison.baselines.modeling import (
 )
 from iltm_anomaly.comparison.baselines.resnet import ResNetBaselineConfig, load_weights, narrow, sizes_of_weights
 from iltm_anomaly.data.augmentation import sample_seed
-from iltm_anomaly.processing.image_processing import LUMA, ILTMImageProcessor
+from iltm_anomaly.processing.image_processing import ILTMImageProcessor
+from iltm_anomaly.processing.images import LUMA
 from iltm_anomaly.recipes.recipe import StageRecipe
 
 NORMAL, CUT_PASTE, SCAR = range(3)  # classes

@@ -66,19 +66,7 @@ def generate_dataset(
     """
     from datasets import DatasetDict
 
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    if size < 32:
-        raise ValueError(f"size must be at least 32 pixels, got {size}")
-    if not 0 <= contamination < 1:
-        raise ValueError(f"contamination must be in [0, 1), got {contamination}: training needs good images too")
-    if num_train < 1 or min(num_test_good, num_test_defective) < 0:
-        raise ValueError(
-            f"num_train must be at least 1 and the others not negative, got num_train={num_train}, "
-            f"num_test_good={num_test_good}, num_test_defective={num_test_defective}"
-        )
-    if recurring and kind != "part":
-        raise ValueError(f"faults recur of kind 'part' alone, got {kind!r}")
+    _check_numbers(kind, size, num_train, num_test_good, num_test_defective, contamination, recurring)
     defects = tuple(MACHINE_FAULTS) if recurring else DEFECT_TYPES
     hidden = round(contamination * num_train)
     train = [
@@ -93,6 +81,30 @@ def generate_dataset(
     return DatasetDict(
         {"train": build_dataset([train[index] for index in order], "train"), "test": build_dataset(test, "test")}
     )
+
+
+def _check_numbers(
+    kind: str,
+    size: int,
+    num_train: int,
+    num_test_good: int,
+    num_test_defective: int,
+    contamination: float,
+    recurring: bool,
+) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    if size < 32:
+        raise ValueError(f"size must be at least 32 pixels, got {size}")
+    if not 0 <= contamination < 1:
+        raise ValueError(f"contamination must be in [0, 1), got {contamination}: training needs good images too")
+    if num_train < 1 or min(num_test_good, num_test_defective) < 0:
+        raise ValueError(
+            f"num_train must be at least 1 and the others not negative, got num_train={num_train}, "
+            f"num_test_good={num_test_good}, num_test_defective={num_test_defective}"
+        )
+    if recurring and kind != "part":
+        raise ValueError(f"faults recur of kind 'part' alone, got {kind!r}")
 
 
 def render_image(kind: str, size: int, defect: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
