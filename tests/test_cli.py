@@ -99,7 +99,7 @@ def test_one_seed_gives_the_same_numbers_twice_whatever_the_masks_say(run, data,
 
 def test_a_killed_run_resumes_to_the_same_weights(run, data, recipe, tmp_path, monkeypatch):
     """Stops in the middle of stage 1 and of round 1, each just after a checkpoint."""
-    from iltm_anomaly.training import loop
+    from iltm_anomaly.training import fit as loop
 
     saved = loop.save_checkpoint
     for stage, step in (("tokenizer", 5), ("prior round 1", 4)):
