@@ -118,11 +118,6 @@ class InferenceSettings:
         """Which codes are healed."""
         return masking.RejectionRule(self.token_threshold, self.neighbourhood, self.outlier_scale)
 
-    @property
-    def gate(self) -> bool:
-        """Whether the density counts near healed tokens only, as in the authors' code."""
-        return not self.relative_density
-
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str | Path = "calibration") -> "InferenceSettings":
         """Settings from plain data, of version 0.1 too.

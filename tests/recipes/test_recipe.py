@@ -22,6 +22,7 @@ from iltm_anomaly.recipes.recipe import (
     load_recipe,
     preset_names,
 )
+from iltm_anomaly.recipes.retired import without_retired_of_stage
 from iltm_anomaly.settings import InferenceSettings
 from iltm_anomaly.tokenizers.vqvae import VQVAEConfig
 
@@ -313,6 +314,12 @@ def test_compilation_is_gone():
     assert Recipe.from_dict(MINIMAL | {"compile": False}) == Recipe.from_dict(MINIMAL)
     with pytest.raises(ValueError, match="compile can no longer be chosen"):
         Recipe.from_dict(MINIMAL | {"compile": True})
+
+
+def test_stages_of_other_methods():
+    stage = StageRecipe(epochs=3, optimizer="sgd")
+    assert without_retired_of_stage({**asdict(stage), "momentum": 0.9, "ema_decay": None}) == asdict(stage)
+    assert without_retired_of_stage(None) is None
 
 
 def test_healing_of_version_0_1_did_not_follow_the_masks():

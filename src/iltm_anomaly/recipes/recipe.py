@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from huggingface_hub.errors import StrictDataclassError
 from pydantic import (
@@ -73,8 +73,6 @@ class StageRecipe:
     optimizer: Literal["adam", "sgd"] = "adam"
     """adam, or sgd with a momentum of 0.9."""
 
-    momentum: ClassVar[float] = 0.9
-
     @model_validator(mode="after")
     def _check_length(self):
         if (self.epochs is None) == (self.steps is None):
@@ -140,18 +138,6 @@ class RoundsRecipe:
     epoch, so that a round sees none twice: a prior that knows its training codes by heart finds none of them unlikely."""
     stop_early: StrictBool = True
     """End once the masks hardly change from one round to the next (`masking.has_converged`)."""
-
-    codes: ClassVar[str] = "copies"
-    initialization: ClassVar[str] = "fresh"
-    max_masked_fraction: ClassVar[float] = 0.5
-
-    @property
-    def convergence_iou(self) -> float:
-        return 0.95 if self.stop_early else 1.0
-
-    @property
-    def convergence_change(self) -> float:
-        return 0.001 if self.stop_early else 0.0
 
     @property
     def rule(self) -> RejectionRule:
@@ -225,8 +211,6 @@ class Recipe:
     inference: Annotated[dict[str, Any], TABLES["inference"]] = field(default_factory=dict)
     """What differs from the defaults of `InferenceSettings`. Tokens are healed by the limits of `rounds`, unless others are given
     here."""
-
-    compile: ClassVar[bool] = False
 
     @model_validator(mode="after")
     def _check_parts(self):

@@ -81,6 +81,11 @@ def without_retired(values: Any) -> Any:
     return values
 
 
+def without_retired_of_stage(stage: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The same for a stage by itself, as runs and cells of other methods have it; None stays None."""
+    return without_retired({"stage2": stage})["stage2"]
+
+
 def _drop(table: dict[str, Any], name: str, field: str, only: Any) -> None:
     if (value := table.pop(field, only)) != only:
         where = ".".join(filter(None, ("recipe", name, field)))
