@@ -316,6 +316,11 @@ def test_compilation_is_gone():
         Recipe.from_dict(MINIMAL | {"compile": True})
 
 
+def test_configurations_of_the_prior_of_version_0_1():
+    assert PerformerPriorConfig(ordering="raster").to_dict() == PerformerPriorConfig().to_dict()
+    assert not hasattr(PerformerPriorConfig(ordering="raster"), "ordering")
+
+
 def test_stages_of_other_methods():
     stage = StageRecipe(epochs=3, optimizer="sgd")
     assert without_retired_of_stage({**asdict(stage), "momentum": 0.9, "ema_decay": None}) == asdict(stage)
