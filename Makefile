@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test test-slow test-space lint style bench cards
+.PHONY: help demo test test-slow test-space lint style bench cards schema
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -58,3 +58,6 @@ bench: $(READY)  ## side-by-side benchmarks against other libraries, about 20 mi
 
 cards: $(READY)  ## model_cards/ from the results in docs/results/
 	$(BIN)/python scripts/model_cards.py
+
+schema: $(READY)  ## the schema of recipes, for editors
+	$(BIN)/python -c 'from pathlib import Path; import iltm_anomaly.recipes.recipe as r; Path(r.__file__).with_name("recipe.schema.json").write_text(r.json_schema())'

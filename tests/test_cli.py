@@ -99,9 +99,9 @@ def test_one_seed_gives_the_same_numbers_twice_whatever_the_masks_say(run, data,
 
 def test_a_killed_run_resumes_to_the_same_weights(run, data, recipe, tmp_path, monkeypatch):
     """Stops in the middle of stage 1 and of round 1, each just after a checkpoint."""
-    from iltm_anomaly.training import loop
+    from iltm_anomaly.training import stage_checkpoint
 
-    saved = loop.save_checkpoint
+    saved = stage_checkpoint.save_checkpoint
     for stage, step in (("tokenizer", 5), ("prior round 1", 4)):
 
         def stop(path, state, stage=stage, step=step):
@@ -109,10 +109,10 @@ def test_a_killed_run_resumes_to_the_same_weights(run, data, recipe, tmp_path, m
             if (state["stage"], state["step"]) == (stage, step):
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(loop, "save_checkpoint", stop)
+        monkeypatch.setattr(stage_checkpoint, "save_checkpoint", stop)
         resume = ["--resume"] if stage != "tokenizer" else []
         assert train(data, recipe, tmp_path / "run", "--checkpoint-seconds=0", *resume) == 130
-    monkeypatch.setattr(loop, "save_checkpoint", saved)
+    monkeypatch.setattr(stage_checkpoint, "save_checkpoint", saved)
     assert train(data, recipe, tmp_path / "run", "--resume") == 0
     expected, found = weights(run), weights(tmp_path / "run")
     assert expected.keys() == found.keys()
@@ -339,6 +339,9 @@ def test_training_survives_an_unreadable_image(data, recipe, tmp_path, caplog):
         (["--category", "parts"], "part"),
         (["--contamination", "0.9"], "largest"),
         (["--preset", "fast"], "presets are"),
+        (["--set", "stage1.stps=5"], "--set stage1.stps=5: recipe.stage1 has no field 'stps' (do you mean 'steps'?)"),
+        (["--set", "prior.dropout=1.5"], "--set prior.dropout=1.5: recipe.prior: dropout must be in [0, 1), got 1.5"),
+        (["--rounds", "-1"], "recipe.rounds.rounds must be at least 0, got -1"),
     ],
 )
 def test_wrong_arguments_give_one_line_that_helps(data, tmp_path, capsys, arguments, message):
@@ -346,7 +349,18 @@ def test_wrong_arguments_give_one_line_that_helps(data, tmp_path, capsys, argume
     given |= dict(zip(arguments[::2], arguments[1::2], strict=True))
     assert main(["train", *[word for pair in given.items() for word in pair]]) == 2
     error = capsys.readouterr().err.strip()
-    assert message in error and "Traceback" not in error
+    assert message in error and "Traceback" not in error and "\n" not in error
+
+
+def test_values_of_the_recipe_on_the_command_line(data, recipe, tmp_path):
+    more = ["--set", "stage1.steps=2", "stage2.steps=2", "--set", "inference.num_samples=3", "--rounds", "0"]
+    assert train(data, recipe, tmp_path / "run", *more) == 0
+    report = json.loads((tmp_path / "run" / "model" / "training_report.json").read_text())
+    assert report["stage1"]["steps"] == 2 and len(report["rounds"]) == 1
+    assert json.loads((tmp_path / "run" / "model" / "calibration.json").read_text())["num_samples"] == 3
+    assert train(data, tmp_path / "run" / "recipe.yaml", tmp_path / "run", "--resume") == 0, (
+        "what is saved is read again"
+    )
 
 
 def test_accelerate_launch_takes_the_same_options(data, recipe, tmp_path):

@@ -16,52 +16,31 @@ IS_MAIN_PROCESS = os.environ.get("RANK", "0") == "0"  # of those that a launcher
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--data", required=True, metavar="ROOT_OR_HUB_ID", help="MVTec AD folder, Hub data set, or folder of images"
+    add = parser.add_argument
+    add("--data", required=True, metavar="ROOT_OR_HUB_ID", help="MVTec AD folder, Hub data set, or folder of images")
+    add("--category", help="category of an MVTec AD folder; without it ROOT itself is one, or a plain folder")
+    add("--output", required=True, type=Path, metavar="DIR", help="run folder; the pipeline goes to DIR/model")
+    share = "for experiments: share of the training images to be defective test images, from 0 to less than 1"
+    add("--contamination", type=float, metavar="F", help=share)
+    add("--train-size", type=int, metavar="N", help="draw N training images in all; with --streaming the first N")
+    presets = (
+        "recipe: paper, cpu, demo, tiny; for volumes pet, phantom, pet-crop, mri-crop, tiny-volumes; or a YAML file "
+        "(default: cpu; phantom with --volumes)"
     )
-    parser.add_argument(
-        "--category", help="category of an MVTec AD folder; without it ROOT itself is one, or a plain folder"
-    )
-    parser.add_argument(
-        "--output", required=True, type=Path, metavar="DIR", help="run folder; the pipeline goes to DIR/model"
-    )
-    parser.add_argument(
-        "--contamination",
-        type=float,
-        metavar="F",
-        help="for experiments: share of the training images to be defective test images, from 0 to less than 1",
-    )
-    parser.add_argument(
-        "--train-size", type=int, metavar="N", help="draw N training images in all; with --streaming the first N"
-    )
-    parser.add_argument(
-        "--preset",
-        metavar="NAME_OR_FILE",
-        help="recipe: paper, cpu, demo, tiny; of volumes pet, phantom, pet-crop, mri-crop, tiny-volumes; or a YAML file "
-        "(default: cpu; phantom with --volumes)",
-    )
-    parser.add_argument(
-        "--volumes",
-        action="store_true",
-        help="the data are NIfTI volumes; ROOT may be a pattern like 'scans/*_suv.nii.gz'",
-    )
-    parser.add_argument("--rounds", type=int, metavar="N", help="masked rounds, in place of the recipe's")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
-    parser.add_argument("--resume", action="store_true", help="continue the run in DIR")
-    parser.add_argument(
-        "--checkpoint-seconds", type=float, default=120.0, metavar="S", help="time between checkpoints (default: 120)"
-    )
-    parser.add_argument(
-        "--streaming", action="store_true", help="read the images one by one from a Hub data set without storing it"
-    )
-    parser.add_argument(
-        "--report-to",
-        nargs="+",
-        default=[],
-        metavar="TRACKER",
-        help="tensorboard, trackio, wandb; DIR/training_log.jsonl is always written",
-    )
-    parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
+    add("--preset", metavar="NAME_OR_FILE", help=presets)
+    values = "values in place of the recipe's, such as stage1.steps=500 inference.num_samples=5"
+    add("--set", dest="overrides", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help=values)
+    add("--rounds", type=int, metavar="N", help="masked rounds, in place of the recipe's")
+    volumes = "the data are NIfTI volumes; ROOT may be a pattern like 'scans/*_suv.nii.gz'"
+    add("--volumes", action="store_true", help=volumes)
+    add("--seed", type=int, default=0, help="seed of everything random (default: 0)")
+    add("--resume", action="store_true", help="continue the run in DIR")
+    seconds = "time between checkpoints (default: 120)"
+    add("--checkpoint-seconds", type=float, default=120.0, metavar="S", help=seconds)
+    add("--streaming", action="store_true", help="read the images one by one from a Hub data set without storing it")
+    trackers = "tensorboard, trackio, wandb; DIR/training_log.jsonl is always written"
+    add("--report-to", nargs="+", default=[], metavar="TRACKER", help=trackers)
+    add("--cpu", action="store_true", help="do not use a GPU")
 
 
 def run_train(arguments: argparse.Namespace) -> None:
@@ -74,14 +53,13 @@ def run_train(arguments: argparse.Namespace) -> None:
 
 
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model", metavar="MODEL", help="run folder (every round), pipeline folder or Hub id (last round)"
-    )
-    parser.add_argument("--data", required=True, metavar="ROOT", help="the data that the model was trained on")
-    parser.add_argument("--category", help="as in training")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="for results.json and gallery.png")
-    parser.add_argument("--last-round", action="store_true", help="leave out the rounds before the last")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="run folder (every round), pipeline folder or Hub id (last round)")
+    add("--data", required=True, metavar="ROOT", help="the data that the model was trained on")
+    add("--category", help="as in training")
+    add("--output", required=True, type=Path, metavar="DIR", help="for results.json and gallery.png")
+    add("--last-round", action="store_true", help="leave out the rounds before the last")
+    add("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
@@ -100,23 +78,16 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
 
 
 def add_detect_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="pipeline folder, run folder or Hub id")
-    parser.add_argument(
-        "inputs",
-        nargs="+",
-        metavar="INPUT",
-        help="files or folders of images (of volumes, NIfTI files and DICOM folders)",
-    )
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="for results.csv, overlays and maps")
-    parser.add_argument("--no-maps", action="store_true", help="write results.csv only")
-    parser.add_argument(
-        "--threshold",
-        type=float,
-        metavar="SCORE",
-        help="from here on abnormal (default: the model's, set by training)",
-    )
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at once (default: 8)")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="pipeline folder, run folder or Hub id")
+    inputs = "files or folders of images (of volumes, NIfTI files and DICOM folders)"
+    add("inputs", nargs="+", metavar="INPUT", help=inputs)
+    add("--output", required=True, type=Path, metavar="DIR", help="for results.csv, overlays and maps")
+    add("--no-maps", action="store_true", help="write results.csv only")
+    threshold = "score from which on a pixel is called abnormal (default: the model's, set by training)"
+    add("--threshold", type=float, metavar="SCORE", help=threshold)
+    add("--batch-size", type=int, default=8, metavar="N", help="images at once (default: 8)")
+    add("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
 
 
 def run_detect(arguments: argparse.Namespace) -> None:
@@ -148,14 +119,11 @@ def usable_device(name: str | None) -> str:
 
 
 def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--volumes", action="store_true", help="generated whole-body PET in place of images")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="DIR",
-        help="an earlier demo there is replaced (default: demo, or demo_volumes)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    add = parser.add_argument
+    add("--volumes", action="store_true", help="generated whole-body PET in place of images")
+    output = "an earlier demo there is replaced (default: demo, or demo_volumes)"
+    add("--output", type=Path, metavar="DIR", help=output)
+    add("--seed", type=int, default=0, help="seed of everything random (default: 0)")
 
 
 def run_demo(arguments: argparse.Namespace) -> None:
@@ -166,69 +134,36 @@ def run_demo(arguments: argparse.Namespace) -> None:
 
 
 def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", metavar="ROOT", help="folder that the categories are in")
-    parser.add_argument(
-        "--categories",
-        nargs="+",
-        metavar="NAME",
-        help="category folders below ROOT (bottle, or mvtec/bottle), `official` for the 12 of the paper, or `all15` of MVTec AD",
+    add = parser.add_argument
+    add("--data", metavar="ROOT", help="folder that the categories are in")
+    categories = "category folders below ROOT (bottle, mvtec/bottle), `official` for the 12 of the paper, or `all15` of MVTec AD"
+    add("--categories", nargs="+", metavar="NAME", help=categories)
+    output = "cells, runs and report; the same DIR again continues"
+    add("--output", required=True, type=Path, metavar="DIR", help=output)
+    methods = "all (default), paper, or names; patchcore is not in all, as it needs weights of an ImageNet network"
+    add("--methods", nargs="+", default=["all"], metavar="NAME", help=methods)
+    shares = "shares of defective training images (default: 0 0.1 0.2)"
+    add("--contamination", nargs="+", type=float, default=[0.0, 0.1, 0.2], metavar="F", help=shares)
+    add("--seeds", nargs="+", type=int, default=[0], metavar="N", help="seeds of everything random (default: 0)")
+    add("--preset", default="cpu", metavar="NAME_OR_FILE", help="recipe (default: cpu)")
+    sizes = (
+        "training images of every cell; `common` (default) takes, per category, the most at which all levels are possible, "
+        "`all` the good images and as many defective ones as a level needs"
     )
-    parser.add_argument(
-        "--output",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="cells, runs and report; the same DIR again continues",
-    )
-    parser.add_argument(
-        "--methods",
-        nargs="+",
-        default=["all"],
-        metavar="NAME",
-        help="all (default), paper, or names; patchcore is not in all, as it needs weights of an ImageNet network",
-    )
-    parser.add_argument(
-        "--contamination",
-        nargs="+",
-        type=float,
-        default=[0.0, 0.1, 0.2],
-        metavar="F",
-        help="shares of defective training images (default: 0 0.1 0.2)",
-    )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="default: 0")
-    parser.add_argument("--preset", default="cpu", metavar="NAME_OR_FILE", help="recipe (default: cpu)")
-    parser.add_argument(
-        "--train-size",
-        type=lambda text: int(text) if text.isdigit() else text,
-        default="common",
-        metavar="N",
-        help="training images of every cell; `common` (default) takes, per category, the most at which all levels are possible, "
-        "`all` the good images and as many defective ones as a level needs",
-    )
-    parser.add_argument(
-        "--baseline-seconds",
-        type=float,
-        metavar="S",
-        help="training time of each other method (default: that of one round of ILTM's prior; with `paper`, its own schedule)",
-    )
-    parser.add_argument(
-        "--baseline-config",
-        nargs="+",
-        action="extend",
-        type=_baseline_field,
-        default=[],
-        metavar="METHOD.FIELD=VALUE",
-        help="of the configuration of another method, in place of the preset's, such as "
-        "cutpaste.weights=microsoft/resnet-18",
-    )
-    parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
-    choice = parser.add_mutually_exclusive_group()
-    choice.add_argument(
-        "--dry-run", action="store_true", help="print plan and cost, try one step of everything, train nothing"
-    )
-    choice.add_argument(
-        "--report-only", action="store_true", help="write the report of the cells in DIR anew; needs no data"
-    )
+    add("--train-size", type=_size, default="common", metavar="N", help=sizes)
+    seconds = "training time of each other method (default: that of one round of ILTM's prior; with `paper`, its own schedule)"
+    add("--baseline-seconds", type=float, metavar="S", help=seconds)
+    config: dict[str, Any] = {"nargs": "+", "action": "extend", "type": _baseline_field, "default": []}
+    values = "fields of other methods in place of the preset's, such as cutpaste.weights=microsoft/resnet-18"
+    add("--baseline-config", **config, metavar="METHOD.FIELD=VALUE", help=values)
+    add("--cpu", action="store_true", help="do not use a GPU")
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--dry-run", action="store_true", help="print plan and cost, try one step of everything, train nothing")
+    add("--report-only", action="store_true", help="write the report of the cells in DIR anew; needs no data")
+
+
+def _size(text: str) -> int | str:
+    return int(text) if text.isdigit() else text
 
 
 def _baseline_field(text: str) -> tuple[str, str, Any]:
@@ -269,24 +204,18 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
 
 
 def add_push_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="run folder, pipeline folder, or folder of a Space or metric")
-    parser.add_argument("repo_id", metavar="REPO_ID", help="owner/name on the Hub; made if it does not exist")
-    parser.add_argument("--dry-run", action="store_true", help="list exactly what would go up, and send nothing")
-    parser.add_argument("--private", action="store_true", help="make the repository private, if it is made")
-    parser.add_argument(
-        "--results",
-        nargs="+",
-        type=Path,
-        metavar="JSON",
-        help="what evaluate has written, for the model card, one file a seed (default: evaluation/results.json of the run)",
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="run folder, pipeline folder, or folder of a Space or metric")
+    add("repo_id", metavar="REPO_ID", help="owner/name on the Hub; made if it does not exist")
+    add("--dry-run", action="store_true", help="list exactly what would go up, and send nothing")
+    add("--private", action="store_true", help="make the repository private, if it is made")
+    results = (
+        "what evaluate has written, for the model card, one file a seed (default: evaluation/results.json of the run)"
     )
-    parser.add_argument(
-        "--picture",
-        type=Path,
-        metavar="PNG",
-        help="for the model card, yours to publish (default: a plot of the results)",
-    )
-    parser.add_argument("--revision", metavar="BRANCH", help="branch to upload to (default: main)")
+    add("--results", nargs="+", type=Path, metavar="JSON", help=results)
+    picture = "for the model card, yours to publish (default: a plot of the results)"
+    add("--picture", type=Path, metavar="PNG", help=picture)
+    add("--revision", metavar="BRANCH", help="branch to upload to (default: main)")
 
 
 def run_push(arguments: argparse.Namespace) -> None:
@@ -303,11 +232,7 @@ def run_push(arguments: argparse.Namespace) -> None:
 
 Command = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]
 COMMANDS: dict[str, Command] = {
-    "demo": (
-        "train and test on a generated contaminated set, offline",
-        add_demo_arguments,
-        run_demo,
-    ),
+    "demo": ("train and test on a generated contaminated set, offline", add_demo_arguments, run_demo),
     "train": ("train on contaminated images", add_train_arguments, run_train),
     "evaluate": (
         "measure every round of a run on held-out images with ground truth",

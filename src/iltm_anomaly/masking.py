@@ -134,7 +134,7 @@ def check_masked_fraction(keep: Tensor, limit: float, rule: RejectionRule, large
             else (f"token_threshold {rule.token_threshold:.2g}", "lower token_threshold")
         )
         raise TokenThresholdError(
-            f"a limit of {limit:.2f} nats ({given}) would mask {fraction:.0%} of all training tokens, max_masked_fraction allows "
+            f"a limit of {limit:.2f} nats ({given}) would mask {fraction:.0%} of all training tokens, a round allows "
             f"{largest:.0%}: {remedy}, or train the prior longer so that normal tokens become likely"
         )
     return fraction

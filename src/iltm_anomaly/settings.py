@@ -30,26 +30,34 @@ class InferenceSettings:
     """How a map is made, and the threshold that calibration sets.
 
     Args:
-        token_threshold, neighbourhood, outlier_scale: which codes are healed, see `masking.RejectionRule`.
-        surprise_limit: of the outlier rule, in nats; set by calibration.
-        accept_likelier: heal a region only where that makes the codes likelier, see `healing.accept_likelier`.
-        num_samples: S, healed samples per image.
-        num_dropout_passes: D, decodings of each sample with channels dropped.
-        bandwidth_floor: of the KDE, in units of pixel values in [0, 1].
+        token_threshold: probability below which a code is healed, every code for itself. None lets the next two decide, see
+            `masking.RejectionRule`.
+        neighbourhood: standard deviation, in tokens, of the Gaussian window over which surprise is averaged before a code is
+            judged.
+        outlier_scale: a code is healed if its surprise lies this many robust standard deviations above the median of all
+            training codes.
+        surprise_limit: the surprise, in nats, that `outlier_scale` comes to; calibration measures it.
+        accept_likelier: heal a region only where that makes the codes likelier, see `healing.accept_likelier`. It matters where
+            the prior cannot foresee what it heals.
+        num_samples: healed samples per image, S. The time of healing and of the map grows with it.
+        num_dropout_passes: decodings of each sample with channels dropped, D. The time of the map grows with it.
+        bandwidth_floor: least width of a kernel of the density, in pixel values, which reach from 0 to 1.
         reconstruction_noise: add to the floor how far each pixel of a training image usually is from its reconstruction, so that
             edges which the decoder always blurs are not taken for defects.
-        relative_density: see `abnormality.negative_log_density`.
+        relative_density: take the density of a pixel relative to the peak of its kernel, so that it surprises by 0 where it fits
+            and by more where it does not. False is the authors' density, which is absolute and counts near healed codes only.
         own_reconstruction: a pixel surprises by no less than it does given the reconstruction of the image's own codes. Where
             the prior cannot foresee what is healed, the samples differ so much that any pixel fits among them, and a defect
-            that the VQ-VAE could not draw would be lost. Needs `relative_density`.
-        decoder_spread: density over the peak of a kernel widened by the decoder's own spread over dropout passes, rather than
-            of a kernel alone: where the decoder is unsure, as at edges, what it draws itself is far from a kernel's peak. Needs
-            `relative_density` and 2 passes or more. See `abnormality.negative_log_density`.
-        likelihood_share, surprise_floor: see `abnormality.combine`.
+            that the VQ-VAE could not draw would be lost. It needs `relative_density`.
+        decoder_spread: take the peak of a kernel widened by the decoder's own spread over dropout passes. Where the decoder is
+            unsure, as at edges, what it draws itself is far from a kernel's peak. It needs `relative_density` and 2 passes.
+        likelihood_share: weight of the codes' surprise in the map, from 0 to 1; the pixels' surprise has the rest. See
+            `scoring.combine`.
+        surprise_floor: added to the pixels' surprise, in nats, so that a defect which the VQ-VAE draws well is not hidden by a
+            factor near 0. See `scoring.combine`.
         num_contexts: healed samples under whose context every code is scored again for the map; 0 scores it in its own context,
             where what follows a defect is unlikely too.
-        gate: keep the density term near healed tokens only, as the authors' code does.
-        smoothing: standard deviation of the Gaussian filter over either part of the map, in tokens; 0 leaves it alone.
+        smoothing: standard deviation, in tokens, of the Gaussian filter over either part of the map; 0 leaves it alone.
         score_threshold: from here on a pixel, and an image that has such a pixel, is called abnormal; None before
             calibration.
 
@@ -72,7 +80,6 @@ class InferenceSettings:
     decoder_spread: bool = False
     likelihood_share: float = 0.35
     surprise_floor: float = 0.0
-    gate: bool = False
     smoothing: float = 0.5
     score_threshold: float | None = None
 
@@ -113,7 +120,16 @@ class InferenceSettings:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str | Path = "calibration") -> "InferenceSettings":
-        """Raises ValueError on a setting that does not exist or is out of range; `where` the values come from is named."""
+        """Settings from plain data, of version 0.1 too.
+
+        Args:
+            values: by name; what is left out has its default.
+            where: they come from, for messages.
+
+        Raises:
+            ValueError: if a setting does not exist or is out of range.
+        """
+        values = without_gate(values, str(where))
         known = sorted(f.name for f in fields(cls))
         if unknown := sorted(set(values) - set(known)):
             raise ValueError(f"{where} has no setting {unknown[0]!r}; it has {known}")
@@ -123,12 +139,31 @@ class InferenceSettings:
             raise ValueError(f"{where}: {error}") from None
 
 
+def without_gate(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Settings of version 0.1 without `gate`, which has become a part of `relative_density`.
+
+    Raises:
+        ValueError: if `gate` has the value that is no longer possible.
+    """
+    values = dict(values)
+    implied = values.get("relative_density", True) is False
+    if (gate := values.pop("gate", implied)) is not implied:
+        raise ValueError(
+            f"{where}: gate {gate!r} is no longer possible with relative_density {not implied}: only the authors' density "
+            "(relative_density false) is kept near healed tokens, and it always is. Leave gate out"
+        )
+    return values
+
+
 def as_reconstructed(settings: InferenceSettings) -> float:
-    """-log density where every reconstruction equals the pixel, which is what a pixel away from healed tokens counts as: zero if
-    relative, else the authors' constant density, 1 / (sqrt(2 pi) floor), 2 at a floor of 0.2."""
+    """-log density of a pixel that every reconstruction equals, which is also what a pixel away from healed tokens counts as.
+
+    It is 0 if the density is relative. The authors' density is then 1 / (sqrt(2 pi) floor), which is 2 at a floor of 0.2.
+    """
     return 0.0 if settings.relative_density else math.log(math.sqrt(2 * math.pi) * settings.bandwidth_floor)
 
 
 def lowest_value(settings: InferenceSettings) -> float:
-    """What no map falls below, see `abnormality.combine`; a density alone, with `decoder_spread`, may."""
+    """The value of a map where nothing is abnormal, and its least one, but for the density alone with `decoder_spread`, which may
+    fall below. See `scoring.combine`."""
     return 0.0 if settings.likelihood_share else as_reconstructed(settings)

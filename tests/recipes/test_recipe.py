@@ -1,14 +1,28 @@
 """Recipes: the shipped ones load, mistakes are named, schedules have the values they promise."""
 
 import itertools
+import json
 import math
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import yaml
 
+import iltm_anomaly.recipes.recipe as recipe_module
 from iltm_anomaly.data.augmentation import AugmentationConfig
 from iltm_anomaly.prior import PerformerPriorConfig
-from iltm_anomaly.recipes.recipe import Recipe, RoundsRecipe, StageRecipe, load_recipe, preset_names
+from iltm_anomaly.recipes.recipe import (
+    FIELDS,
+    Recipe,
+    RoundsRecipe,
+    Stage1Recipe,
+    StageRecipe,
+    json_schema,
+    load_recipe,
+    preset_names,
+)
+from iltm_anomaly.recipes.retired import without_retired_of_stage
 from iltm_anomaly.settings import InferenceSettings
 from iltm_anomaly.tokenizers.vqvae import VQVAEConfig
 
@@ -37,7 +51,7 @@ def test_every_preset_loads_and_builds_its_parts(name):
 
 
 def test_an_unknown_optimizer_is_named():
-    with pytest.raises(ValueError, match="optimizer must be one of"):
+    with pytest.raises(ValueError, match="'adam' or 'sgd'"):
         StageRecipe(steps=1, optimizer="lion")
 
 
@@ -63,7 +77,7 @@ def test_defaults_of_a_minimal_recipe(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(MINIMAL))
     recipe = load_recipe(path)
-    assert recipe.stage1 == StageRecipe(epochs=2) and recipe.rounds == RoundsRecipe()
+    assert recipe.stage1 == Stage1Recipe(epochs=2) and recipe.rounds == RoundsRecipe()
 
 
 @pytest.mark.parametrize(
@@ -75,21 +89,24 @@ def test_defaults_of_a_minimal_recipe(tmp_path):
         ({"stage2": {"epochs": 0}}, "epochs must be at least 1, got 0"),
         ({"stage2": {"epochs": 1, "batch_size": 0}}, "batch_size must be at least 1, got 0"),
         ({"stage1": {"epochs": 1, "schedule": "cosine"}}, "schedule must be one of .*'cosine'"),
-        ({"stage1": {"epochs": 1, "gamma_per": "batch"}}, "gamma_per must be 'epoch' or 'step', got 'batch'"),
-        ({"rounds": {"initialization": "warm"}}, "initialization must be .*'warm'"),
-        ({"rounds": {"rounds": -1}}, "rounds >= 0"),
-        ({"rounds": {"code_copies": 0}}, "code_copies >= 1"),
-        ({"stage2": {}}, "a stage needs 'epochs' or 'steps', and not both; got None and None"),
+        ({"stage1": {"epochs": 1, "gamma_per": "batch"}}, "gamma_per must be one of 'epoch' or 'step', got 'batch'"),
+        ({"rounds": {"rounds": -1}}, "recipe.rounds.rounds must be at least 0, got -1"),
+        ({"rounds": {"code_copies": 0}}, "recipe.rounds.code_copies must be at least 1, got 0"),
+        ({"rounds": {"stop_early": "never"}}, "recipe.rounds.stop_early must be true or false, got 'never'"),
+        ({"stage2": {}}, "recipe.stage2: a stage needs 'epochs' or 'steps', and not both; got None and None"),
         ({"stage2": {"epochs": 1, "steps": 1}}, "a stage needs 'epochs' or 'steps', and not both; got 1 and 1"),
         ({"stage2": {"steps": 0}}, "steps must be at least 1, got 0"),
         ({"stage2": None}, "recipe.stage2 must be a table of fields"),
+        ({"stage1": {"epochs": 1, "learning_rate": "low"}}, "recipe.stage1.learning_rate must be a number, got 'low'"),
+        ({"stage1": {"epochs": 1, "learning_rate": True}}, "recipe.stage1.learning_rate must be a number, got True"),
+        ({"stage1": {"epochs": 1, "learning_rate": math.nan}}, "learning_rate must be a finite number, got nan"),
         (
-            {"stage1": {"epochs": 1, "learning_rate": "1e-3"}},
-            "recipe.stage1.learning_rate must be a number, got '1e-3'",
+            {"stage1": {"epochs": 1, "warm_up": 0.0}},
+            r"recipe.stage1 has no field 'warm_up' \(do you mean 'warmup'\?\)",
         ),
         ({"stage1": {"epochs": "many"}}, "recipe.stage1.epochs must be a whole number, got 'many'"),
         ({"stage1": {"epochs": 2.5}}, "recipe.stage1.epochs must be a whole number, got 2.5"),
-        ({"mixed_precision": False}, "recipe.mixed_precision must be text, got False: put it in quotes"),
+        ({"mixed_precision": True}, "recipe.mixed_precision must be one of 'no', 'bf16' or 'fp16', got True"),
         ({"num_channels": True}, "recipe.num_channels must be a whole number, got True"),
         ({"vqvae": None}, "recipe.vqvae must be a table of fields, got None"),
         ({"vqvae": {"vocabulary": 64}}, "recipe.vqvae has no field 'vocabulary'.*vocab_size"),
@@ -103,21 +120,35 @@ def test_defaults_of_a_minimal_recipe(tmp_path):
         ({"inference": {"samples": 1}}, "recipe.inference has no field 'samples'.*num_samples"),
         ({"image_size": 60}, "recipe.image_size must be a positive multiple of 8"),
         ({"mixed_precision": "fp8"}, "mixed_precision must be one of .*'fp8'"),
-        ({"rounds": {"codes": "fresh"}}, "codes must be one of .*'fresh'"),
         ({"stage1": {"epochs": 1, "micro_batch_size": 0}}, "micro_batch_size must be at least 1, got 0"),
-        ({"augmentation": {"noise_std": "1e-2"}}, "recipe.augmentation.noise_std must be a number, got '1e-2': write"),
-        ({"rounds": {"token_threshold": 5.0}}, "token_threshold is a probability, from 0 to 1, got 5"),
-        ({"rounds": {"neighbourhood": -1.0}}, "neighbourhood >= 0"),
-        ({"stage1": {"epochs": 1, "ema_decay": [0.5]}}, r"ema_decay must be pairs .*got \[0.5\]"),
-        ({"stage1": {"epochs": 1, "ema_decay": [[0, "5e-1"]]}}, r"ema_decay must be pairs .*'5e-1'"),
-        ({"stage1": {"epochs": 1, "learning_rate": -1.0}}, "learning_rate must be above 0, got -1"),
-        ({"stage2": {"epochs": 1, "weight_decay": -1.0}}, "weight_decay must not be negative, got -1"),
-        ({"rounds": {"max_masked_fraction": -3.0}}, r"max_masked_fraction must be in \[0, 1\], got -3"),
+        ({"augmentation": {"noise_std": "much"}}, "recipe.augmentation.noise_std must be a number, got 'much'"),
+        ({"augmentation": {"noise_std": -1.0}}, "recipe.augmentation: noise_std must not be negative, got -1"),
+        ({"rounds": {"token_threshold": 5.0}}, "recipe.rounds.token_threshold must be at most 1.0, got 5"),
+        ({"rounds": {"neighbourhood": -1.0}}, "recipe.rounds.neighbourhood must be at least 0.0, got -1"),
+        ({"stage1": {"epochs": 1, "ema_decay": [0.5]}}, r"recipe.stage1.ema_decay\[0\] must be a list, got 0.5"),
+        (
+            {"stage1": {"epochs": 1, "ema_decay": [[0, "x"]]}},
+            r"ema_decay\[0\]\[1\] must be a whole number or a number, got 'x'",
+        ),
+        (
+            {"stage1": {"epochs": 1, "ema_decay": [[0, 1.0]]}},
+            r"recipe.stage1.ema_decay: must be pairs .*got \[\[0, 1.0\]\]",
+        ),
+        ({"stage2": {"epochs": 1, "ema_decay": [[0, 0.5]]}}, "stage2.ema_decay can no longer be chosen"),
+        ({"stage1": {"epochs": 1, "learning_rate": -1.0}}, "learning_rate must be above 0.0, got -1"),
+        ({"stage2": {"epochs": 1, "weight_decay": -1.0}}, "weight_decay must be at least 0.0, got -1"),
+        ({"inference": {"num_samples": 0}}, "recipe.inference.num_samples must be at least 1, got 0"),
+        (
+            {"inference": {"decoder_spread": True, "num_dropout_passes": 1}},
+            "recipe.inference: setting 'decoder_spread' needs 2",
+        ),
+        ({"vqvae": {"channels": "wide"}}, "recipe.vqvae.channels must be a list, got 'wide'"),
+        ({"vqvae": {"channels": [8, "x"]}}, r"recipe.vqvae.channels\[1\] must be a whole number, got 'x'"),
         ({"inference": {"score_threshold": 5.0}}, "recipe.inference must not hold 'score_threshold': it is measured"),
         ({"inference": {"surprise_limit": 5.0}}, "recipe.inference must not hold 'surprise_limit': it is measured"),
         ({"rounds": {"token_threshold": "low"}}, "recipe.rounds.token_threshold must be a number, got 'low'"),
-        ({"vqvae": {"dropout": 2.0}}, r"dropout must be in \[0, 1\), got 2.0"),
-        ({"prior": {"masking": "none"}}, "masking must be one of .*'none'"),
+        ({"vqvae": {"dropout": 2.0}}, r"recipe.vqvae: dropout must be in \[0, 1\), got 2.0"),
+        ({"prior": {"masking": "none"}}, "recipe.prior.masking must be one of 'token' or 'value', got 'none'"),
     ],
 )
 def test_mistakes_are_named(tmp_path, changes, complaint):
@@ -125,6 +156,192 @@ def test_mistakes_are_named(tmp_path, changes, complaint):
     path.write_text(yaml.safe_dump(MINIMAL | changes))
     with pytest.raises(ValueError, match=complaint):
         load_recipe(path)
+
+
+@pytest.mark.parametrize("number", ["1e-3", "1E-3", "1.e-3", ".1e-2", "1.0e-3", "0.001"])
+def test_numbers_are_numbers_however_they_are_written(tmp_path, number):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "{name: mine, image_size: 64, mixed_precision: no, stage2: {steps: 1}, "
+        f"stage1: {{steps: 1, learning_rate: {number}, ema_decay: [[0, {number}]]}}, vqvae: {{dropout: {number}, ema_decay: 0}}}}"
+    )
+    recipe = load_recipe(path)
+    assert recipe.stage1.learning_rate == recipe.stage1.ema_decay[0][1] == recipe.vqvae["dropout"] == 0.001
+    assert recipe.mixed_precision == "no" and type(recipe.vqvae["ema_decay"]) is float
+
+
+def test_a_recipe_is_a_dataclass_like_any_other():
+    recipe = load_recipe("cpu")
+    changed = replace(recipe, rounds=replace(recipe.rounds, rounds=7))
+    assert changed.rounds.rounds == 7 and changed != recipe and replace(changed, rounds=recipe.rounds) == recipe
+    assert asdict(recipe) == recipe.to_dict() and "inference" not in recipe.training_fields()
+    with pytest.raises(ValueError, match="greater than or equal to 0"):
+        replace(recipe.rounds, rounds=-1)
+
+
+def test_what_is_healed_is_what_is_masked_unless_it_is_said():
+    rounds = {"outlier_scale": 1.5, "token_threshold": 0.1}
+    same = Recipe.from_dict(MINIMAL | {"rounds": rounds}).inference
+    assert InferenceSettings(**same).rule == RoundsRecipe(**rounds).rule
+    other = Recipe.from_dict(
+        MINIMAL | {"rounds": rounds, "inference": {"outlier_scale": 2.0, "token_threshold": None}}
+    )
+    assert (other.inference["outlier_scale"], other.inference["token_threshold"]) == (2.0, None)
+
+
+# values on the command line
+
+
+@pytest.mark.parametrize(
+    "preset, overrides, expected",
+    [
+        ("cpu", ["stage1.steps=500", "inference.num_samples=5"], {"stage1.steps": 500, "inference.num_samples": 5}),
+        ("demo", ["stage1.steps=500"], {"stage1.steps": 500, "stage1.epochs": None}),
+        ("cpu", ["stage2.epochs=3"], {"stage2.steps": None, "stage2.epochs": 3}),
+        ("cpu", ["rounds.outlier_scale=2e0"], {"rounds.outlier_scale": 2.0, "inference.outlier_scale": 2.0}),
+        (
+            "cpu",
+            ["vqvae.channels=[8, 16]", "mixed_precision=no"],
+            {"vqvae.channels": [8, 16], "mixed_precision": "no"},
+        ),
+        ("phantom", ["volume.foreground=null"], {"volume.foreground": None}),
+        ("tiny", ["prior={head_dim: 4}", "prior.dropout=0"], {"prior.head_dim": 4, "prior.dropout": 0.0}),
+    ],
+)
+def test_overrides(preset, overrides, expected):
+    found = load_recipe(preset, overrides).to_dict()
+    for path, value in expected.items():
+        table, _, name = path.rpartition(".")
+        assert (found[table] if table else found)[name] == value
+
+
+def test_overrides_of_a_recipe_itself():
+    recipe = load_recipe("cpu")
+    assert load_recipe(recipe) == recipe
+    assert load_recipe(recipe, ["rounds.rounds=0"]) == replace(recipe, rounds=replace(recipe.rounds, rounds=0))
+
+
+@pytest.mark.parametrize(
+    "override, complaint",
+    [
+        ("stage1.stps=5", r"--set stage1.stps=5: recipe.stage1 has no field 'stps' \(do you mean 'steps'\?\)"),
+        ("stage1.steps=few", "--set stage1.steps=few: recipe.stage1.steps must be a whole number, got 'few'"),
+        ("stage1.steps", "--set stage1.steps: 'stage1.steps' is not of the form FIELD=VALUE"),
+        ("=5", "not of the form FIELD=VALUE"),
+        ("name.first=x", "--set name.first=x: recipe has no field 'name.first': name is no table of fields"),
+        ("stages.first.steps=5", "recipe has no field 'stages'"),
+        ("vqvae.channels=[8", r"vqvae.channels=\[8 is no valid YAML"),
+    ],
+)
+def test_mistakes_in_overrides_are_named(override, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        load_recipe("cpu", [override])
+
+
+# the schema for editors
+
+
+def leaves(schema, definitions):
+    for name, value in schema["properties"].items():
+        options = [value, *value.get("anyOf", [])]
+        tables = [definitions[option["$ref"].rsplit("/", 1)[1]] for option in options if "$ref" in option]
+        if tables:
+            yield from ((f"{name}.{path}", leaf) for path, leaf in leaves(tables[0], definitions))
+        else:
+            yield name, value
+
+
+def test_the_schema_is_up_to_date_and_explains_every_field():
+    path = Path(recipe_module.__file__).with_name("recipe.schema.json")
+    assert path.read_text() == json_schema(), "run `make schema`"
+    schema = json.loads(json_schema())
+    found = dict(leaves(schema, schema["$defs"]))
+    assert [name for name, leaf in found.items() if len(leaf.get("description", "")) < 10] == []
+    assert found.keys() == {f"{table}.{name}".lstrip(".") for table, names in FIELDS.items() for name in names} - {
+        *FIELDS
+    }
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_name_their_schema(name):
+    first = (Path(recipe_module.__file__).parent / "presets" / f"{name}.yaml").read_text().splitlines()[0]
+    assert first == "# yaml-language-server: $schema=../recipe.schema.json"
+
+
+# recipes of version 0.1
+
+OLD = json.loads((Path(__file__).parent / "presets_0_1.json").read_text())  # the presets, with all of their fields
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_presets_are_what_they_were(name):
+    assert Recipe.from_dict(OLD[name]) == load_recipe(name)
+    training = {key: value for key, value in OLD[name].items() if key != "inference"}
+    assert Recipe.from_dict(training).training_fields() == load_recipe(name).training_fields()
+
+
+@pytest.mark.parametrize(
+    "table, values, complaint",
+    [
+        ("rounds", {"codes": "live"}, "recipe.rounds.codes can no longer be chosen: .* always 'copies', got 'live'"),
+        (
+            "rounds",
+            {"initialization": "continue"},
+            "rounds.initialization can no longer .* always 'fresh', got 'continue'",
+        ),
+        ("rounds", {"max_masked_fraction": 0.3}, "rounds.max_masked_fraction can no longer .* always 0.5, got 0.3"),
+        ("rounds", {"convergence_iou": 0.9}, "have become stop_early, .* got 0.9 and 0.001"),
+        ("stage1", {"momentum": 0.8}, "stage1.momentum can no longer .* always 0.9, got 0.8"),
+        ("stage2", {"ema_decay": [[0, 0.5]]}, "stage2.ema_decay can no longer .* always None"),
+        ("vqvae", {"ema_epsilon": 1e-3}, "vqvae.ema_epsilon can no longer .* always 1e-05, got 0.001"),
+        ("prior", {"ordering": "spiral"}, "prior.ordering can no longer .* always 'raster', got 'spiral'"),
+        ("augmentation", {"reference_size": 128}, "augmentation.reference_size can no longer .* always 256"),
+        ("inference", {"gate": True}, "recipe.inference: gate True is no longer possible with relative_density True"),
+        (
+            "inference",
+            {"gate": False, "relative_density": False, "likelihood_share": 0.0},
+            "recipe.inference: gate False is no longer possible with relative_density False",
+        ),
+    ],
+)
+def test_values_that_are_gone_are_refused(table, values, complaint):
+    changed = MINIMAL | {table: MINIMAL.get(table, {}) | values}
+    with pytest.raises(ValueError, match=complaint):
+        Recipe.from_dict(changed)
+
+
+def test_compilation_is_gone():
+    assert Recipe.from_dict(MINIMAL | {"compile": False}) == Recipe.from_dict(MINIMAL)
+    with pytest.raises(ValueError, match="compile can no longer be chosen"):
+        Recipe.from_dict(MINIMAL | {"compile": True})
+
+
+def test_configurations_of_the_prior_of_version_0_1():
+    assert PerformerPriorConfig(ordering="raster").to_dict() == PerformerPriorConfig().to_dict()
+    assert not hasattr(PerformerPriorConfig(ordering="raster"), "ordering")
+
+
+def test_stages_of_other_methods():
+    stage = StageRecipe(epochs=3, optimizer="sgd")
+    assert without_retired_of_stage({**asdict(stage), "momentum": 0.9, "ema_decay": None}) == asdict(stage)
+    assert without_retired_of_stage(None) is None
+
+
+def test_healing_of_version_0_1_did_not_follow_the_masks():
+    old = RoundsRecipe(outlier_scale=1.5)
+    values = MINIMAL | {"rounds": {**asdict(old), "codes": "copies"}}
+    assert Recipe.from_dict(values).inference["outlier_scale"] == 3.0
+    assert "inference" not in values, "what is given is not changed"
+
+
+def test_settings_of_version_0_1_load():
+    authors = {"relative_density": False, "likelihood_share": 0.0, "gate": True}
+    assert InferenceSettings.from_dict(authors) == InferenceSettings(relative_density=False, likelihood_share=0.0)
+    assert InferenceSettings.from_dict({"gate": False}) == InferenceSettings()
+    with pytest.raises(
+        ValueError, match=r"calibration\.json: gate True is no longer possible with relative_density True"
+    ):
+        InferenceSettings.from_dict({"gate": True}, "calibration.json")
 
 
 @pytest.mark.parametrize("content", ["", "- 1\n- 2\n", "just words", "name: [unclosed"])
@@ -188,20 +405,24 @@ def test_one_cycle_of_few_steps(stage):
 
 
 def test_codebook_decay():
-    assert StageRecipe(9).ema_decay_at(5) is None
-    stage = StageRecipe(9, ema_decay=[[2, 0.5], [4, 0.9]])
+    assert Stage1Recipe(9).ema_decay_at(5) is None
+    stage = Stage1Recipe(9, ema_decay=[[2, 0.5], [4, 0.9]])
     assert [stage.ema_decay_at(epoch) for epoch in (0, 1, 2, 3, 4, 100)] == [None, None, 0.5, 0.5, 0.9, 0.9]
 
 
 def test_a_recipe_is_for_images_or_for_volumes():
-    volume = {k: v for k, v in MINIMAL.items() if k != "image_size"} | {"volume": {}, "vqvae": {"spatial_dims": 3}}
+    volume = {k: v for k, v in MINIMAL.items() if k != "image_size"}
+    volume |= {"volume": {}, "num_channels": 1, "vqvae": {"spatial_dims": 3}}
     assert Recipe.from_dict(volume).is_volumetric
     for values, reason in (
         (volume | {"image_size": 64}, "not both"),
         (volume | {"vqvae": {}}, "needs spatial_dims: 3"),
         (MINIMAL | {"vqvae": {"spatial_dims": 3}}, "needs volume"),
-        (volume | {"volume": {"spacng": 4}}, "'spacng'"),
-        (volume | {"volume": {"size": 64}}, "recipe.volume"),
+        (volume | {"num_channels": 3}, "recipe.num_channels must be 1 for volumes, got 3"),
+        (volume | {"volume": {"spacng": 4}}, "recipe.volume has no field 'spacng' .*'spacing'"),
+        (volume | {"volume": {"size": 64}}, "recipe.volume.size must be a list, got 64"),
+        (volume | {"volume": {"spacing": "fine"}}, "recipe.volume.spacing must be a number or a list, got 'fine'"),
+        (volume | {"volume": {"spacing": [1, 1, "x"]}}, r"recipe.volume.spacing\[2\] must be a number, got 'x'"),
         (volume | {"volume": {"spacing": -1}}, "recipe.volume: .*spacing"),
         (volume | {"volume": {"intensity_range": [6, 0]}}, "recipe.volume: .*intensity_range"),
     ):

@@ -155,6 +155,7 @@ def _read_config(folder: Path, model_class: type[PreTrainedModel]) -> Any:
         raise ValueError(f"{path} names the classes {values['architectures']!r}, expected {[model_class.__name__]!r}")
     inherited = {f.name for f in fields(PreTrainedConfig)}
     known = {f.name for f in fields(config_class)} - inherited | SERVICE_KEYS
+    known |= set(getattr(config_class, "retired_fields", ()))  # the class checks their values
     if unknown := sorted(set(values) - known):
         raise ValueError(f"{path} has unknown fields: {', '.join(unknown)}")
     if values.get("dtype") not in DTYPES:

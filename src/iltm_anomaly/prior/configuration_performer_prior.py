@@ -4,12 +4,12 @@ import math
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import PreTrainedConfig
 
 from iltm_anomaly.prior.linear_attention import default_num_features
 
 MASKING_MODES = ("token", "value")
-ORDERINGS = ("raster",)
 
 
 @strict
@@ -18,8 +18,8 @@ class PerformerPriorConfig(PreTrainedConfig):
 
     Args:
         vocab_size: number of codes, K. The model adds two input ids of its own: begin of sequence (K) and mask (K + 1).
-        grid_shape: code grid, (H, W) or (D, H, W); its product is the sequence length.
-        ordering: how the grid becomes a sequence. "raster", the only one: the last axis runs fastest.
+        grid_shape: code grid, (H, W) or (D, H, W); its product is the sequence length. The sequence is in raster order: the last
+            axis runs fastest.
         hidden_size: width of the embedding.
         num_hidden_layers, num_attention_heads: as in any transformer.
         head_dim: size of a head, apart from `hidden_size`: the number of useful random features depends on it, and
@@ -37,10 +37,11 @@ class PerformerPriorConfig(PreTrainedConfig):
 
     model_type = "iltm_performer_prior"
     attribute_map: ClassVar[dict[str, str]] = {}
+    # fields of configurations that version 0.1 wrote, with the only value that is possible
+    retired_fields: ClassVar[dict[str, str]] = {"ordering": "raster"}
 
     vocab_size: int = 256
     grid_shape: tuple[int, ...] | list[int] = (32, 32)
-    ordering: str = "raster"
     hidden_size: int = 32
     num_hidden_layers: int = 16
     num_attention_heads: int = 8
@@ -54,6 +55,11 @@ class PerformerPriorConfig(PreTrainedConfig):
     feature_redraw_interval: int = 1000
 
     def __post_init__(self, **kwargs):
+        for name, only in self.retired_fields.items():
+            if (value := kwargs.pop(name, only)) != only:
+                raise StrictDataclassFieldValidationError(
+                    name, ValueError(f"{name} must be one of ({only!r},), got {value!r}")
+                )
         self.grid_shape = tuple(self.grid_shape)  # JSON gives a list back
         if self.num_random_features is None:
             self.num_random_features = default_num_features(max(1, self.head_dim))  # validation comes after
@@ -71,8 +77,6 @@ class PerformerPriorConfig(PreTrainedConfig):
             raise ValueError(f"grid_shape must hold positive sizes, got {self.grid_shape}")
         if self.masking not in MASKING_MODES:
             raise ValueError(f"masking must be one of {MASKING_MODES}, got {self.masking!r}")
-        if self.ordering not in ORDERINGS:
-            raise ValueError(f"ordering must be one of {ORDERINGS}, got {self.ordering!r}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if not 0 < self.layer_norm_eps < math.inf:

@@ -42,7 +42,6 @@ def make_accelerator(recipe: Recipe, output: Path, report_to: list[str], cpu: bo
     return Accelerator(
         mixed_precision=precision,
         cpu=cpu,
-        dynamo_backend="inductor" if recipe.compile else None,
         log_with=list(report_to) or None,
         project_dir=str(output),
         # the quantiser reduces its statistics itself, all other buffers are drawn alike: none need be sent around every step

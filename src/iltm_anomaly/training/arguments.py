@@ -18,6 +18,7 @@ class TrainArguments:
         train_size: number of training images drawn; None takes all good ones.
         preset: name of a shipped recipe, a YAML file, or a recipe itself; None takes "cpu", or "phantom" for volumes.
         volumes: the data are volumes (NIfTI); the preset must be one for volumes.
+        overrides: values in place of the preset's, such as "stage1.steps=500".
         rounds: masked rounds in place of the recipe's.
         seed: of everything random, the contamination split included.
         resume: continue the run in `output`.
@@ -35,6 +36,7 @@ class TrainArguments:
     train_size: int | None = None
     preset: str | Recipe | None = None
     volumes: bool = False
+    overrides: list[str] = field(default_factory=list)
     rounds: int | None = None
     seed: int = 0
     resume: bool = False

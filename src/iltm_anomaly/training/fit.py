@@ -24,6 +24,8 @@ from iltm_anomaly.training.batches import Loader, StepInputs, batch_indices, spl
 from iltm_anomaly.training.loop_settings import LoopSettings
 from iltm_anomaly.training.stage_checkpoint import NonFiniteLossError, StageCheckpoint, diverged, is_finite
 
+SGD_MOMENTUM = 0.9
+
 
 class Objective:
     """What a stage trains, and what a step of it sees. Subclasses override what they need.
@@ -118,7 +120,7 @@ def _make_optimizer(model: torch.nn.Module, stage: StageRecipe) -> torch.optim.O
     if stage.optimizer == "sgd":
         # decoupled for Adam only: here it is the L2 penalty that papers with momentum mean
         return torch.optim.SGD(
-            model.parameters(), lr=stage.learning_rate, momentum=stage.momentum, weight_decay=stage.weight_decay
+            model.parameters(), lr=stage.learning_rate, momentum=SGD_MOMENTUM, weight_decay=stage.weight_decay
         )
     return torch.optim.AdamW(model.parameters(), lr=stage.learning_rate, weight_decay=stage.weight_decay, fused=True)
 

@@ -92,7 +92,7 @@ def judge(run: RunContext, prior: PerformerPriorModel, codes: Tensor, grid: tupl
     surprise = rule.surprise(likelihood)
     limit = rule.limit(surprise)
     keep = masking.keep_mask(surprise, limit).view(codes.shape)
-    fraction = masking.check_masked_fraction(keep, limit, rule, run.recipe.rounds.max_masked_fraction)
+    fraction = masking.check_masked_fraction(keep, limit, rule)
     if fraction > MUCH_MASKED and run.accelerator.is_main_process:
         logger.warning(
             "%.0f %% of all tokens are masked, beyond a limit of %.2f nats: more than defects usually cover. If images are "
@@ -107,11 +107,10 @@ def _settled(
     run: RunContext, number: int, before: Stage, previous: Verdict | None, verdict: Verdict, last: dict[str, Any]
 ) -> str | None:
     """Why no further round is needed, None if this round's masks differ from those of the round before; notes their overlap."""
-    rounds = run.recipe.rounds
     previous_keep = before.tensor("keep") if previous is None else previous.keep
     assert previous_keep is not None and verdict.keep is not None  # every round but the first masks
     overlap = verdict.report["mask_iou"] = masking.mask_iou(previous_keep, verdict.keep)
-    if not masking.has_converged(previous_keep, verdict.keep, rounds.convergence_iou, rounds.convergence_change):
+    if not (run.recipe.rounds.stop_early and masking.has_converged(previous_keep, verdict.keep)):
         return None
     return (
         f"round {number} would mask {verdict.report['masked_fraction']:.2%} of tokens, round {number - 1} "

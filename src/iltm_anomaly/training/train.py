@@ -2,10 +2,9 @@
 
 import logging
 import os
-from dataclasses import replace
 from pathlib import Path
 
-from iltm_anomaly.recipes.recipe import Recipe, load_recipe
+from iltm_anomaly.recipes.recipe import load_recipe
 from iltm_anomaly.training.accelerator import make_accelerator
 from iltm_anomaly.training.arguments import TrainArguments
 from iltm_anomaly.training.images import TrainingImages
@@ -28,12 +27,11 @@ def train(arguments: TrainArguments) -> Path:
         MainProcessError: in the other processes, if the main one failed.
     """
     preset = arguments.preset or ("phantom" if arguments.volumes else "cpu")
-    recipe = preset if isinstance(preset, Recipe) else load_recipe(preset)
+    rounds = [] if arguments.rounds is None else [f"rounds.rounds={arguments.rounds}"]
+    recipe = load_recipe(preset, [*arguments.overrides, *rounds])
     if recipe.is_volumetric != arguments.volumes:
         kind, remedy = ("volumes", "pass --volumes") if recipe.is_volumetric else ("images", "leave out --volumes")
         raise ValueError(f"preset {recipe.name} is for {kind}: {remedy}, or choose another preset")
-    if arguments.rounds is not None:
-        recipe = replace(recipe, rounds=replace(recipe.rounds, rounds=arguments.rounds))
     images = TrainingImages(arguments)
     images.check_resumed()
     with own_accelerator():

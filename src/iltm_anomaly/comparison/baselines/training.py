@@ -19,6 +19,7 @@ from iltm_anomaly.comparison.baselines.pipeline import BaselinePipeline
 from iltm_anomaly.data.augmentation import sample_seed
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.provenance import provenance
+from iltm_anomaly.recipes.retired import without_retired_of_stage
 from iltm_anomaly.training.accelerator import make_accelerator
 from iltm_anomaly.training.batches import loading_threads, total_steps
 from iltm_anomaly.training.checkpoint import fill_folder, load_json, remove_checkpoint, write_json
@@ -133,7 +134,9 @@ def _claim(output: Path, run: dict[str, Any], resume: bool) -> None:
         return
     if not resume:
         raise RunFolderError(f"{output} already holds a run: resume it, or give another output")
-    changes = changes_between(load_json(path), json.loads(json.dumps(run)))  # tuples become lists
+    found = load_json(path)
+    found["recipe"]["stage"] = without_retired_of_stage(found["recipe"]["stage"])
+    changes = changes_between(found, json.loads(json.dumps(run)))  # tuples become lists
     refuse(output, changes, "Give the same, or another output")
 
 

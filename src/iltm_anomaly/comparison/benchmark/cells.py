@@ -17,6 +17,7 @@ import numpy as np
 from iltm_anomaly.comparison.benchmark.plan import METHODS, digest_of
 from iltm_anomaly.comparison.benchmark.statistics import ImageStatistics
 from iltm_anomaly.recipes.recipe import Recipe
+from iltm_anomaly.recipes.retired import without_retired_of_stage
 from iltm_anomaly.settings import InferenceSettings
 from iltm_anomaly.training.checkpoint import file_digest, write_atomically, write_json
 from iltm_anomaly.training.run_folder import flat
@@ -117,6 +118,10 @@ def _completed(settings: dict[str, Any]) -> dict[str, Any]:
     # what is of another version, or is not ILTM's, differs as it is
     with suppress(ValueError, KeyError):
         settings["recipe"] = Recipe.from_dict(settings["recipe"]).training_fields()
+    if settings["baseline"] is not None:
+        with suppress(ValueError, KeyError):
+            stage = without_retired_of_stage(settings["baseline"]["stage"])
+            settings["baseline"] = settings["baseline"] | {"stage": stage}
     if settings["inference"] is not None and METHODS[settings["method"]].has_kde:
         with suppress(ValueError):
             settings["inference"] = vars(InferenceSettings.from_dict(settings["inference"]))

@@ -1,0 +1,55 @@
+"""Reading recipes: YAML, and values given on the command line."""
+
+import copy
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+ALTERNATIVES = {"epochs": "steps", "steps": "epochs"}  # given one of the two, the other one is left out
+
+
+class Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number, as in its version 1.2; PyYAML takes it for text."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def read_yaml(text: str, where: str) -> Any:
+    """What YAML text holds; ValueError names `where` it comes from if it is none."""
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where} is no valid YAML: {error}") from error
+
+
+def assign(values: Any, assignments: Sequence[str]) -> Any:
+    """`values` of a recipe with others in the place of some of them.
+
+    Args:
+        values: tables in tables; not changed.
+        assignments: such as "stage1.steps=500", any number of tables deep, the value in YAML.
+
+    Raises:
+        ValueError: if an assignment has another form, or leads through what is no table.
+    """
+    values = copy.deepcopy(values)
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        *tables, name = path.split(".")
+        if not equals or not all((*tables, name)):
+            raise ValueError(f"{assignment!r} is not of the form FIELD=VALUE, such as stage1.steps=500")
+        table = values
+        for key in tables:
+            if isinstance(table, dict):
+                table[key] = {} if table.get(key) is None else table[key]
+                table = table[key]
+        if not isinstance(table, dict):
+            raise ValueError(f"recipe has no field {path!r}: {'.'.join(tables) or 'it'} is no table of fields")
+        table.pop(ALTERNATIVES.get(name), None)
+        table[name] = read_yaml(text, assignment)
+    return values
