@@ -214,7 +214,7 @@ class Recipe:
 
     @model_validator(mode="after")
     def _check_parts(self):
-        for name in RULE:
+        for name in RULE:  # so that settings of inference made of the table have them too
             self.inference.setdefault(name, getattr(self.rounds, name))
         if (self.image_size is None) == (self.volume is None):
             raise ValueError("recipe needs 'image_size' (for images) or 'volume' (for volumes), and not both")
@@ -239,8 +239,8 @@ class Recipe:
             given = {name: value for name, value in self.volume.items() if value is not None}
             found: dict[str, Any] = {"size": [side] * 3, "spacing": 1.0}  # stand for what training volumes will tell
             found |= {} if "intensity_percentiles" in given else {"intensity_range": [0.0, 1.0]}
-            size = {"volumes": [], "size_divisor": vqvae.downsampling}
-            _made("volume", ILTMImageProcessor.for_volumes, **size, **(found | given))
+            found |= {"volumes": [], "size_divisor": vqvae.downsampling}
+            _made("volume", ILTMImageProcessor.for_volumes, **(found | given))
         return self
 
     @property
