@@ -69,5 +69,5 @@ $(VENV)/.docs-ready: $(READY)
 
 docs: $(VENV)/.docs-ready  ## the documentation as a site in site/, with the API from the docstrings
 	$(BIN)/python scripts/architecture.py
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo site/index.html
