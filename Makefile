@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test test-slow test-space lint style bench cards schema
+.PHONY: help demo test test-slow test-space lint style bench cards schema docs
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -61,3 +61,13 @@ cards: $(READY)  ## model_cards/ from the results in docs/results/
 
 schema: $(READY)  ## the schema of recipes, for editors
 	$(BIN)/python -c 'from pathlib import Path; import iltm_anomaly.recipes.recipe as r; Path(r.__file__).with_name("recipe.schema.json").write_text(r.json_schema())'
+
+# The site needs packages that nothing else does: installed once, and again when they change.
+$(VENV)/.docs-ready: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+docs: $(VENV)/.docs-ready  ## the documentation as a site in site/, with the API from the docstrings
+	$(BIN)/python scripts/architecture.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo site/index.html
