@@ -32,11 +32,12 @@ Item = str | tuple[str, str, int]
 
 
 class Place(NamedTuple):
-    """Pixels: the middle of an item, its upper and its lower edge."""
+    """Pixels: the middle of an item, its upper and its lower edge, and the lower edge of its layer."""
 
     middle: float
     top: float
     bottom: float
+    layer_bottom: float
 
 
 def parts_of(source: Path) -> dict[str, list[Path]]:
@@ -151,9 +152,10 @@ def draw(source: Path = SOURCE) -> str:
     top = MARGIN
     for row, row_width in zip(reversed(rows), reversed(widths), strict=True):
         left = (width - row_width) / 2
-        height = 26 + LINE_HEIGHT * max((len(lines[item]) for item in row if isinstance(item, str)), default=0)
+        heights_of = {item: 26 + LINE_HEIGHT * len(lines[item]) for item in row if isinstance(item, str)}
+        height = max(heights_of.values())
         for item in row:
-            places[item] = Place(left + width_of(item) / 2, top, top + height)
+            places[item] = Place(left + width_of(item) / 2, top, top + heights_of.get(item, height), top + height)
             left += width_of(item) + GAP
         top += height + LAYER_GAP
     body = [arrow([places[item] for item in way]) for way in ways(graph).values()]
@@ -182,10 +184,8 @@ def arrow(places: list[Place]) -> str:
     """A curve from below the first place to above the last, straight through those between."""
     path = f"M{places[0].middle:g} {places[0].bottom:g}"
     for upper, lower in pairwise(places):
-        half = (upper.bottom + lower.top) / 2
-        path += f" C{upper.middle:g} {half:g} {lower.middle:g} {half:g} {lower.middle:g} {lower.top:g}"
-        if lower is not places[-1]:
-            path += f" V{lower.bottom:g}"
+        half = (upper.layer_bottom + lower.top) / 2
+        path += f" V{upper.layer_bottom:g} C{upper.middle:g} {half:g} {lower.middle:g} {half:g} {lower.middle:g} {lower.top:g}"
     return f'<path d="{path}" fill="none" stroke="#7a8691" stroke-width="1.2" marker-end="url(#head)"/>'
 
 
