@@ -30,8 +30,8 @@ def folder(pristine, tmp_path) -> Path:
 
 
 PRIOR = "prior/config.json"
-VQVAE = "vqvae/config.json"
-HEAD = "vqvae/model.safetensors"
+VQVAE = "tokenizer/config.json"
+HEAD = "tokenizer/model.safetensors"
 CALIBRATION = "calibration.json"
 NOISE = "calibration.safetensors"
 PROCESSOR = "image_processor/preprocessor_config.json"
@@ -39,15 +39,15 @@ PROCESSOR = "image_processor/preprocessor_config.json"
 
 def pickle_only(folder: Path) -> None:
     (folder / HEAD).unlink()
-    torch.save({"x": Bomb(folder / "owned")}, folder / "vqvae" / "pytorch_model.bin")
+    torch.save({"x": Bomb(folder / "owned")}, folder / "tokenizer" / "pytorch_model.bin")
 
 
 def pickle_beside(folder: Path) -> None:
-    torch.save({"x": Bomb(folder / "owned")}, folder / "vqvae" / "pytorch_model.bin")
+    torch.save({"x": Bomb(folder / "owned")}, folder / "tokenizer" / "pytorch_model.bin")
 
 
 def code(folder: Path) -> None:
-    (folder / "vqvae" / "modeling_evil.py").write_text(f"open({str(folder / 'owned')!r}, 'w')")
+    (folder / "tokenizer" / "modeling_evil.py").write_text(f"open({str(folder / 'owned')!r}, 'w')")
 
 
 def auto_map(folder: Path) -> None:
@@ -59,9 +59,9 @@ def auto_map(folder: Path) -> None:
 def shards(name: str):
     def attack(folder: Path) -> None:
         shutil.copy(folder / HEAD, folder.parent / "outside.safetensors")
-        (folder / HEAD).rename(folder / "vqvae" / "model-00001-of-00001.safetensors")
+        (folder / HEAD).rename(folder / "tokenizer" / "model-00001-of-00001.safetensors")
         index = {"metadata": {}, "weight_map": {"decoder_head.bias": name}}
-        (folder / "vqvae" / "model.safetensors.index.json").write_text(json.dumps(index))
+        (folder / "tokenizer" / "model.safetensors.index.json").write_text(json.dumps(index))
 
     return attack
 
@@ -85,7 +85,7 @@ ATTACKS = {
         lambda f: (f / "prior" / "adapter_config.json").write_text("{}"),
         r"adapter_config.json does not belong",
     ),
-    "auto_map": (auto_map, r"vqvae/config.json has 'auto_map'"),
+    "auto_map": (auto_map, r"tokenizer/config.json has 'auto_map'"),
     "auto_map at the root": (lambda f: edit(f / "config.json", auto_map={"AutoModel": "x.Y"}), r"has 'auto_map'"),
     "auto_map of the processor": (
         lambda f: edit(f / PROCESSOR, auto_map={"a": "b"}),
@@ -216,27 +216,29 @@ def test_the_folder_they_were_made_from_loads(folder):
 def test_shards_load_like_one_file(folder):
     pipe = ILTMAnomalyPipeline.from_pretrained(folder)
     (folder / HEAD).unlink()
-    pipe.vqvae.save_pretrained(folder / "vqvae", max_shard_size="5KB")
-    assert len(list((folder / "vqvae").glob("model-*.safetensors"))) > 1 and not (folder / HEAD).exists()
+    pipe.vqvae.save_pretrained(folder / "tokenizer", max_shard_size="5KB")
+    assert len(list((folder / "tokenizer").glob("model-*.safetensors"))) > 1 and not (folder / HEAD).exists()
     sharded = ILTMAnomalyPipeline.from_pretrained(folder).vqvae.state_dict()
     assert all(torch.equal(tensor, sharded[name]) for name, tensor in pipe.vqvae.state_dict().items())
 
 
 def test_parts_alone_run_nothing_either(folder):
     auto_map(folder)
-    assert type(AutoModel.from_pretrained(folder / "vqvae")) is VQVAEModel
+    assert type(AutoModel.from_pretrained(folder / "tokenizer")) is VQVAEModel
     assert not (folder / "owned").exists()
 
 
 def test_a_part_alone_is_not_read_from_a_pickle(folder):
     pickle_only(folder)
     with pytest.raises(OSError, match="safetensors"):
-        AutoModel.from_pretrained(folder, subfolder="vqvae")
+        AutoModel.from_pretrained(folder, subfolder="tokenizer")
     assert not (folder / "owned").exists()
 
 
 def test_no_caller_can_ask_for_a_pickle(folder):
-    torch.save(VQVAEModel.from_pretrained(folder / "vqvae").state_dict(), folder / "vqvae" / "pytorch_model.bin")
+    torch.save(
+        VQVAEModel.from_pretrained(folder / "tokenizer").state_dict(), folder / "tokenizer" / "pytorch_model.bin"
+    )
     (folder / HEAD).unlink()
     with pytest.raises(OSError, match="safetensors"):
-        VQVAEModel.from_pretrained(folder / "vqvae", use_safetensors=False)
+        VQVAEModel.from_pretrained(folder / "tokenizer", use_safetensors=False)

@@ -14,6 +14,8 @@ from hub_server import File
 from PIL import Image
 
 from iltm_anomaly.cli import main
+from iltm_anomaly.hub import upload
+from iltm_anomaly.hub.upload import plan_upload
 from iltm_anomaly.recipes.recipe import load_recipe
 from iltm_anomaly.synthetic.dataset import generate_dataset
 
@@ -171,7 +173,7 @@ print(json.dumps({
     "not here": attempt(name, cache_dir=sys.argv[1] + "2", local_files_only=True),
     "sharded": attempt("org/sharded"),
     "pickle": attempt("org/pickle"),
-    "vqvae": attempt(name, load=iltm_anomaly.VQVAEModel.from_pretrained, subfolder="vqvae", revision="v2"),
+    "tokenizer": attempt(name, load=iltm_anomaly.VQVAEModel.from_pretrained, subfolder="tokenizer", revision="v2"),
     "prior": attempt(name, load=AutoModel.from_pretrained, subfolder="prior"),
     "config": attempt(name, load=AutoConfig.from_pretrained, subfolder="prior"),
     "processor": attempt(name, load=AutoImageProcessor.from_pretrained, subfolder="image_processor"),
@@ -202,7 +204,8 @@ def test_access_revisions_cache_and_parts(hub, work, tmp_path):
     hub.store[weights.sha256] = weights.content
     tree = pickled.commits[pickled.branches["main"]]
     pickled.commit(
-        {k: v for k, v in tree.items() if k != "vqvae/model.safetensors"} | {"vqvae/pytorch_model.bin": weights},
+        {k: v for k, v in tree.items() if k != "tokenizer/model.safetensors"}
+        | {"tokenizer/pytorch_model.bin": weights},
         "main",
     )
     sharded = hub.repositories["org/all"].commits[hub.repositories["org/all"].branches["v2"]]
@@ -230,7 +233,7 @@ def test_access_revisions_cache_and_parts(hub, work, tmp_path):
     assert "no model.safetensors" in found["pickle"]
     assert found["gated, nobody"].split(": ")[1].startswith("401") and "403" in found["gated, stranger"]
     assert not any(path.endswith("pytorch_model.bin") for method, path in hub.requests if method == "GET")
-    parts = {"vqvae": "VQVAEModel", "prior": "PerformerPriorModel", "config": "PerformerPriorConfig"}
+    parts = {"tokenizer": "VQVAEModel", "prior": "PerformerPriorModel", "config": "PerformerPriorConfig"}
     assert {key: found[key] for key in parts} == parts and found["processor"] == "ILTMImageProcessor"
 
 
@@ -242,8 +245,6 @@ def run(work, tmp_path) -> Path:
 
 
 def test_a_push_never_takes_data_logs_or_secrets(run, tmp_path, capsys):
-    from iltm_anomaly.hub.upload import plan_upload
-
     model = run / "model"
     for folder in (run, model):
         Image.new("RGB", (8, 8)).save(folder / "customer.png")
@@ -267,8 +268,6 @@ def test_a_push_never_takes_data_logs_or_secrets(run, tmp_path, capsys):
 
 
 def test_the_options_of_a_push_reach_it(run, monkeypatch, tmp_path):
-    from iltm_anomaly.hub import upload
-
     sent = []
     monkeypatch.setattr(upload, "upload", lambda plan, **options: sent.append((plan, options)) or "address")
     assert main(["push", str(run), NAME]) == 0
@@ -289,8 +288,6 @@ def test_the_options_of_a_push_reach_it(run, monkeypatch, tmp_path):
 
 
 def test_the_report_goes_up_without_the_folders_of_this_machine(run):
-    from iltm_anomaly.hub.upload import plan_upload
-
     path = run / "model" / "training_report.json"
     report = json.loads(path.read_text())
     report["data"]["source"] = "/home/somebody/secret project/bolts"
@@ -305,10 +302,8 @@ def test_the_report_goes_up_without_the_folders_of_this_machine(run):
     }
 
 
-@pytest.mark.parametrize("name", ["vqvae/model.safetensors", "calibration.json", "vqvae"])
+@pytest.mark.parametrize("name", ["tokenizer/model.safetensors", "calibration.json", "tokenizer"])
 def test_links_do_not_go_up(run, name):
-    from iltm_anomaly.hub.upload import plan_upload
-
     (run / "model" / name).rename(run / "elsewhere")
     (run / "model" / name).symlink_to(run / "elsewhere")
     with pytest.raises(ValueError, match=f"{name} is a link"):
