@@ -9,9 +9,9 @@ from typing import Any
 import httpx2
 import yaml
 
-from iltm_anomaly.hub.checks import PIPELINE_FILES, belongs, check_folder, read_json
+from iltm_anomaly.hub.checks import PIPELINE_FILES, belongs, read_json
 from iltm_anomaly.hub.data_sources import public_name
-from iltm_anomaly.hub.parts import expected_classes
+from iltm_anomaly.hub.folders import resolve_model_folder
 
 # Nothing but these ever goes up: no data, no checkpoints, no logs.
 MODEL_FILES = (*PIPELINE_FILES, "picture.png", ".eval_results/*.yaml")
@@ -84,7 +84,10 @@ def plan_upload(
         raise ValueError(f"{repo_id!r} is no name of a repository: give owner/name")
     folder, sdk = Path(folder), space_sdk(Path(folder))
     if (folder / "model_index.json").is_file():
-        check_folder(folder, expected_classes(folder))
+        from iltm_anomaly.hub.checks import check_folder
+        from iltm_anomaly.pipeline import COMPONENTS
+
+        check_folder(folder, COMPONENTS)
         plan = UploadPlan(repo_id, "model")
     elif sdk:
         plan = UploadPlan(repo_id, "space", space_sdk=sdk)
@@ -236,8 +239,6 @@ def model_folder(path: str | Path) -> Path:
     Raises:
         ValueError: if there is no such folder, or its run is not finished.
     """
-    from iltm_anomaly.evaluation.evaluate import resolve_model_folder
-
     folder = Path(path)
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}")

@@ -14,7 +14,7 @@ from iltm_anomaly import masking
 from iltm_anomaly.comparison.baselines import BASELINES, VQVAE_TRANSFORMER
 from iltm_anomaly.comparison.baselines.modeling import IMAGES_AT_ONCE, BaselineModel
 from iltm_anomaly.hub.checks import check_finite, check_folder, read_json
-from iltm_anomaly.hub.download import local_folder
+from iltm_anomaly.hub.folders import local_folder
 from iltm_anomaly.pipeline import check_batch_size, save_parts
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 

@@ -23,7 +23,8 @@ from iltm_anomaly.comparison.benchmark.statistics import (
     pack,
 )
 from iltm_anomaly.data.cache import CacheDamagedError, PixelCache, build_cache
-from iltm_anomaly.evaluation.evaluate import evaluate_run, pixel_mask
+from iltm_anomaly.evaluation.evaluate import evaluate_run
+from iltm_anomaly.evaluation.ground_truth import pixel_mask
 from iltm_anomaly.metrics import evaluate_maps
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.provenance import provenance, training_commit
