@@ -8,8 +8,12 @@ from typing import Any
 
 import httpx2
 import yaml
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import validate_repo_id
 
-from iltm_anomaly.hub.checks import PIPELINE_FILES, belongs, read_json
+from iltm_anomaly.hub.cards import MARKER, load_results, render_card
+from iltm_anomaly.hub.checks import PIPELINE_FILES, belongs, check_folder, pipeline_parts, read_json
 from iltm_anomaly.hub.data_sources import public_name
 from iltm_anomaly.hub.folders import resolve_model_folder
 
@@ -77,17 +81,12 @@ def plan_upload(
         ValueError: if the folder is neither or is not complete, the name is no repository's, a file is a link, or one holds a
             secret.
     """
-    from huggingface_hub.utils import validate_repo_id
-
     validate_repo_id(repo_id)
     if "/" not in repo_id:
         raise ValueError(f"{repo_id!r} is no name of a repository: give owner/name")
     folder, sdk = Path(folder), space_sdk(Path(folder))
     if (folder / "model_index.json").is_file():
-        from iltm_anomaly.hub.checks import check_folder
-        from iltm_anomaly.pipeline import COMPONENTS
-
-        check_folder(folder, COMPONENTS)
+        check_folder(folder, pipeline_parts(folder))
         plan = UploadPlan(repo_id, "model")
     elif sdk:
         plan = UploadPlan(repo_id, "space", space_sdk=sdk)
@@ -116,8 +115,6 @@ def plan_upload(
 
 
 def _card_files(folder: Path, repo_id: str, results: list[Path], picture: Path | None) -> dict[str, bytes]:
-    from iltm_anomaly.hub.cards import MARKER, load_results, render_card
-
     readme = folder / "README.md"
     if readme.is_file() and MARKER not in readme.read_text(errors="replace"):
         if results or picture:
@@ -196,9 +193,6 @@ def upload(
     Raises:
         UploadError: if the Hub cannot be reached, refuses, or the connection breaks.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
     api = HfApi(token=token, library_name="iltm-anomaly")
     where: dict[str, Any] = {"repo_id": plan.repo_id, "repo_type": plan.repo_type}
     try:

@@ -20,7 +20,6 @@ from iltm_anomaly.comparison.baselines.pipeline import BaselinePipeline
 from iltm_anomaly.comparison.baselines.training import images_digest
 from iltm_anomaly.data.cache import PixelCache
 from iltm_anomaly.healing import heal
-from iltm_anomaly.hub.checks import claimed_sizes
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
@@ -67,8 +66,8 @@ class VQVAETransformerConfig(BaselineConfig):
         InferenceSettings.from_dict(self.inference or {}, "inference")
 
     def claimed_sizes(self) -> tuple[dict[str, int], dict[str, int]]:
-        depths, widths = claimed_sizes(self.vqvae)
-        for mine, more in zip((depths, widths), claimed_sizes(self.prior), strict=True):
+        depths, widths = self.vqvae.claimed_sizes()
+        for mine, more in zip((depths, widths), self.prior.claimed_sizes(), strict=True):
             mine.update({f"prior.{key}": value for key, value in more.items()})
         return depths, widths
 
