@@ -181,15 +181,15 @@ def verdicts(output: ILTMAnomalyOutput, labels: list[int], threshold: float | No
 
 @torch.no_grad()
 def reconstruction_psnr(pipeline: ILTMAnomalyPipeline, dataset: Dataset) -> float:
-    """Mean over volumes of the peak signal-to-noise ratio in dB of what the tokenizer makes of them, on the model's grid and scale
-    (peak 1), without padding."""
-    processor, values = pipeline.image_processor, []
+    """Peak signal-to-noise ratio in dB of volumes as the tokenizer shows them by their own codes, mean over volumes. It is
+    measured on the model's grid, without padding; the peak is 1, the largest value there."""
+    processor, tokenizer, values = pipeline.image_processor, pipeline.tokenizer, []
     for path in dataset["image"]:
         batch = processor.preprocess(path)
         pixels, grid = batch["pixel_values"], batch["original_sizes"][0]
-        reconstruction = pipeline.tokenizer.expect(pipeline.encode(pixels)).cpu()
+        reconstruction = tokenizer.show(tokenizer.expect(pipeline.encode(pixels))[0]).cpu()
         inside = torch.from_numpy(processor.to_model_grid(np.ones(grid.shape), grid) > 0)
-        error = (reconstruction - pixels)[0, 0][inside].square().mean()
+        error = (reconstruction - pixels[0])[0][inside].square().mean()
         values.append(float(-10 * torch.log10(error)))
     return float(np.mean(values))
 

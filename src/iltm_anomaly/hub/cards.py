@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 from iltm_anomaly import headings
 from iltm_anomaly.hub.data_sources import CONTAMINATION, DEMO, DataSource, data_source
 from iltm_anomaly.provenance import training_commit
-from iltm_anomaly.recipes.recipe import load_recipe, preset_names
+from iltm_anomaly.recipes.recipe import Recipe, load_recipe, preset_names
 
 MARKER = "<!-- Rendered by iltm-anomaly"
 TEMPLATE = Path(__file__).with_name("model_card.md")
@@ -153,8 +153,12 @@ def _recipe(report: dict[str, Any], name: str | None) -> tuple[dict[str, Any], s
     recipe = report.get("recipe") or {}
     if name is None or name not in preset_names():
         return recipe, None
-    preset = json.loads(json.dumps(load_recipe(name).to_dict()))
-    return recipe or preset, name if recipe in ({}, preset) else None
+    preset = load_recipe(name)
+    try:
+        is_preset = not recipe or Recipe.from_dict(recipe) == preset
+    except ValueError:  # version 0.1 let more be chosen
+        is_preset = False
+    return recipe or preset.to_dict(), name if is_preset else None
 
 
 def render_card(

@@ -18,12 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from iltm_anomaly.prior import PerformerPriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
-from iltm_anomaly.tokenizers.vqvae import VQVAEModel
 
-# Classes are looked up here, never imported by the name that a JSON file gives.
-TOKENIZERS: tuple[Any, ...] = (VQVAEModel,)
 # The files of a pipeline of ILTM or of a baseline. Nothing else is downloaded or read. Version 0.1 wrote vqvae/ for tokenizer/.
 PIPELINE_FILES = (
     "model_index.json",
@@ -65,19 +61,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold an object, got {type(value).__name__}")
     return value
-
-
-def pipeline_parts(folder: Path) -> dict[str, Any]:
-    """The classes that the parts of an ILTM pipeline folder must have, by the names of the parts, for `check_folder`. The first
-    part is "tokenizer", or "vqvae" if version 0.1 has written the folder.
-
-    Raises:
-        ValueError: if there is no readable model_index.json.
-    """
-    index = read_json(folder / "model_index.json")
-    named = [known for known in TOKENIZERS if index.get("tokenizer") == ["iltm_anomaly", known.__name__]]
-    tokenizer = {"vqvae": VQVAEModel} if "vqvae" in index else {"tokenizer": (named or TOKENIZERS)[0]}
-    return tokenizer | {"prior": PerformerPriorModel, "image_processor": ILTMImageProcessor}
 
 
 def check_folder(folder: Path, classes: dict[str, type]) -> None:

@@ -13,9 +13,10 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from iltm_anomaly.hub.cards import MARKER, load_results, render_card
-from iltm_anomaly.hub.checks import PIPELINE_FILES, belongs, check_folder, pipeline_parts, read_json
+from iltm_anomaly.hub.checks import PIPELINE_FILES, belongs, check_folder, read_json
 from iltm_anomaly.hub.data_sources import public_name
 from iltm_anomaly.hub.folders import resolve_model_folder
+from iltm_anomaly.hub.parts import expected_classes
 
 # Nothing but these ever goes up: no data, no checkpoints, no logs.
 MODEL_FILES = (*PIPELINE_FILES, "picture.png", ".eval_results/*.yaml")
@@ -86,7 +87,7 @@ def plan_upload(
         raise ValueError(f"{repo_id!r} is no name of a repository: give owner/name")
     folder, sdk = Path(folder), space_sdk(Path(folder))
     if (folder / "model_index.json").is_file():
-        check_folder(folder, pipeline_parts(folder))
+        check_folder(folder, expected_classes(folder))
         plan = UploadPlan(repo_id, "model")
     elif sdk:
         plan = UploadPlan(repo_id, "space", space_sdk=sdk)
