@@ -8,7 +8,7 @@ from pathlib import Path
 
 from iltm_anomaly.data.volume_files import read_volume
 from iltm_anomaly.data.volumes import load_volumes
-from iltm_anomaly.evaluation.evaluate import volume_masks
+from iltm_anomaly.evaluation.ground_truth import ground_truth_masks
 from iltm_anomaly.metrics import evaluate_maps, lesion_detection
 from iltm_anomaly.provenance import provenance
 from iltm_anomaly.training.checkpoint import write_json
@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     test = load_volumes(arguments.data)["test"]
-    maps, masks = [read_volume(path).values for path in test["image"]], volume_masks(test)
+    maps, masks = [read_volume(path).values for path in test["image"]], ground_truth_masks(test, volumes=True)
     result = {
         "method": "value",
         "seed": None,

@@ -92,7 +92,7 @@ def add_detect_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_detect(arguments: argparse.Namespace) -> None:
     from iltm_anomaly.evaluation.detect import detect
-    from iltm_anomaly.evaluation.evaluate import resolve_model_folder
+    from iltm_anomaly.hub.folders import resolve_model_folder
     from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 
     folder, _ = resolve_model_folder(arguments.model)

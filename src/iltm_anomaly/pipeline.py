@@ -21,7 +21,7 @@ from iltm_anomaly.calibration import surprise_limit, usual_error
 from iltm_anomaly.data.cache import PixelCache
 from iltm_anomaly.healing import heal_grids
 from iltm_anomaly.hub.checks import check_finite, check_folder, read_json, tensor_shapes
-from iltm_anomaly.hub.download import local_folder
+from iltm_anomaly.hub.folders import local_folder
 from iltm_anomaly.hub.parts import FORMER_TOKENIZER, expected_classes, tokenizer_folder
 from iltm_anomaly.hub.upload import plan_upload, upload
 from iltm_anomaly.prior import PerformerPriorModel

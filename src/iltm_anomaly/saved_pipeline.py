@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from iltm_anomaly import __version__
 from iltm_anomaly.hub.checks import check_finite, check_folder, read_json
-from iltm_anomaly.hub.download import local_folder
+from iltm_anomaly.hub.folders import local_folder
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 
 

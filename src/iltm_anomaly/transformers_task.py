@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
+
+from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 
 TASK = "anomaly-detection"
 # `ILTMAnomalyPipeline.from_pretrained` takes these; transformers passes on more.
@@ -39,8 +42,6 @@ class ILTMModel(PreTrainedModel):
         cls, name_or_path: Any, *args: Any, dtype: Any = None, **kwargs: Any
     ) -> "ILTMModel":
         """Loads with all the checks of `ILTMAnomalyPipeline.from_pretrained`, of whose arguments it takes the same."""
-        from iltm_anomaly.pipeline import ILTMAnomalyPipeline
-
         known = {key: kwargs[key] for key in LOADING_ARGUMENTS if key in kwargs}
         # "auto" is what transformers asks for when the user has not
         detector = ILTMAnomalyPipeline.from_pretrained(name_or_path, dtype=None if dtype == "auto" else dtype, **known)
@@ -69,8 +70,6 @@ class AnomalyDetectionPipeline(Pipeline):
         detector.save_pretrained(save_directory)
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        from datasets import Dataset, IterableDataset
-
         # transformers takes these for one image each
         if isinstance(inputs, Sequence) and not isinstance(inputs, str):
             inputs = list(inputs)

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iltm_anomaly.evaluation.evaluate import _volume_row
-from iltm_anomaly.evaluation.gallery import draw_projections, grey, overlay, project
+from iltm_anomaly.evaluation.gallery import draw_projections, grey, overlay, project, volume_row
 
 SIDES = (20, 12, 30)  # right, front, head
 
@@ -51,7 +50,7 @@ def test_a_row_of_volumes_is_drawn_in_millimetres(tmp_path):
     nib.save(nib.Nifti1Image(values, affine), tmp_path / "a.nii.gz")
     nib.save(nib.Nifti1Image((values > 0).astype(np.uint8), affine), tmp_path / "m.nii.gz")
     output = SimpleNamespace(scores=[1.0], anomaly_maps=[values], healed_images=[values])
-    row = _volume_row({"image": tmp_path / "a.nii.gz", "mask": tmp_path / "m.nii.gz", "defect": "x"}, output, 0)
+    row = volume_row({"image": tmp_path / "a.nii.gz", "mask": tmp_path / "m.nii.gz", "defect": "x"}, output, 0)
     picture = np.asarray(row.image)
     assert picture.shape == row.truth.shape == row.anomaly_map.shape == (72, 72)
     rows, columns = np.flatnonzero(picture.any(1)), np.flatnonzero(picture.any(0))

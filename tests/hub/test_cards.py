@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub._eval_results import parse_eval_result_entries
 from PIL import Image
 
-from iltm_anomaly.hub.cards import COLUMNS, draw_picture, load_results, render_card, summarise
+from iltm_anomaly.hub.cards import draw_picture, load_results, render_card, summarise
 from iltm_anomaly.hub.data_sources import DATA_SOURCES, DEMO, as_path, data_source
 from iltm_anomaly.recipes.recipe import load_recipe
 
@@ -79,7 +79,7 @@ def test_the_text_has_its_sections_and_facts():
             assert str(fact) in text
         assert all(f"{name} {version}" in text for name, version in document["versions"].items())
         assert f"--seed {document['results'][0]['seed']} " in text
-    value, spread, _ = summarise(documents, 0, COLUMNS["AUPRO"])
+    value, spread, _ = summarise(documents, 0, "aupro")
     assert f"{value:.1f} ± {spread:.1f}" in text
     assert "no commercial use" in text and "no weights" in text and "no medical device" in text
     assert "{{" not in text and "None" not in text and "/tmp" not in text

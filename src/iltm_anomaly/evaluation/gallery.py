@@ -2,9 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from datasets import Dataset
 from PIL import Image, ImageDraw, ImageFont
+
+from iltm_anomaly.data.images import to_rgb
+from iltm_anomaly.data.volume_files import read_mask, read_volume
+from iltm_anomaly.evaluation.ground_truth import pixel_mask
+from iltm_anomaly.pipeline import ILTMAnomalyOutput
 
 CELL = 160  # pixels
 MARGIN = 6
@@ -134,3 +141,49 @@ def draw_gallery(rows: list[GalleryRow], threshold: float, path: Path, lowest: f
                 sheet.paste(cell, (LABELS + MARGIN + position * (CELL + MARGIN), top))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
+
+
+def gallery_rows(dataset: Dataset, output: ILTMAnomalyOutput, count: int = 10) -> list[GalleryRow]:
+    """At most two good images, then defective ones spread evenly over the data set, `count` in all."""
+    labels = np.array(dataset["label"])
+    good, defective = np.flatnonzero(labels != 1), np.flatnonzero(labels == 1)
+    spread = np.linspace(0, len(defective) - 1, min(count - 2, len(defective))).round().astype(int)
+    chosen = [*good[:2], *defective[spread]]
+    make_row = volume_row if dataset.features["image"].dtype == "string" else image_row
+    return [make_row(dataset[int(index)], output, int(index)) for index in chosen]
+
+
+def image_row(row: dict[str, Any], output: ILTMAnomalyOutput, index: int) -> GalleryRow:
+    """The picture of one row of a data set of images; `index` is its place in `output`."""
+    return GalleryRow(
+        label=[row["defect"] or "good", f"score {output.scores[index]:.2f}"],
+        image=to_rgb(row["image"]),
+        healed=output.healed_images[index],
+        anomaly_map=output.anomaly_maps[index],
+        truth=pixel_mask(row["mask"], row["image"].size),
+    )
+
+
+def volume_row(row: dict[str, Any], output: ILTMAnomalyOutput, index: int) -> GalleryRow:
+    """The same of a volume: projections from the front, in the grey values of the input, square pixels, padded to squares."""
+    volume = read_volume(row["image"])
+    grid, window = volume.grid, window_of(volume.values)
+    width, _, height = grid.ras_spacing
+
+    def square(values: np.ndarray, outside: float = 0.0) -> np.ndarray:
+        seen = project(grid.to_ras(values))
+        lengths = [
+            max(1, round(n * mm / min(width, height))) for n, mm in zip(seen.shape, (height, width), strict=True)
+        ]
+        rows, columns = (np.arange(new) * old // new for new, old in zip(lengths, seen.shape, strict=True))
+        before = [(max(lengths) - length) // 2 for length in lengths]
+        padding = [(b, max(lengths) - length - b) for b, length in zip(before, lengths, strict=True)]
+        return np.pad(seen[np.ix_(rows, columns)], padding, constant_values=outside)
+
+    return GalleryRow(
+        label=[row["defect"] or "unknown", f"score {output.scores[index]:.2f}"],
+        image=grey(square(volume.values, window[0]), window),
+        healed=grey(square(output.healed_images[index], window[0]), window),
+        anomaly_map=square(output.anomaly_maps[index], float(output.anomaly_maps[index].min())),
+        truth=square(read_mask(row["mask"], grid)),
+    )

@@ -2,36 +2,21 @@
 
 import io
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, pstdev
 from typing import Any
 
 import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
+from iltm_anomaly import headings
 from iltm_anomaly.hub.data_sources import CONTAMINATION, DEMO, DataSource, data_source
 from iltm_anomaly.provenance import training_commit
+from iltm_anomaly.recipes.recipe import Recipe, load_recipe, preset_names
 
 MARKER = "<!-- Rendered by iltm-anomaly"
 TEMPLATE = Path(__file__).with_name("model_card.md")
-COLUMNS = {
-    "pixel AUROC": "pixel_auroc",
-    "AUPRO": "aupro",
-    "image AUROC": "image_auroc",
-    "tokens masked": "masked_fraction",
-    "defect tokens masked": "masked_share_defect_tokens",
-    "normal tokens masked": "masked_share_normal_tokens",
-}
-VOLUME_COLUMNS = {
-    "AUPR": "aupr",
-    "AUPRO": "aupro",
-    "best Dice": "best_dice",
-    "voxel AUROC": "pixel_auroc",
-    "lesions found at 2 false positives": "lesion_sensitivity_at_2_fp",
-    "tokens masked": "masked_fraction",
-    "lesion tokens masked": "masked_share_defect_tokens",
-    "normal tokens masked": "masked_share_normal_tokens",
-}
-METRICS = ("pixel AUROC", "AUPRO", "image AUROC")
 
 
 def read_documents(paths: list[Path]) -> dict[str, Any]:
@@ -77,11 +62,11 @@ def summarise(documents: list[dict[str, Any]], round_index: int, key: str) -> tu
 
 def rounds_table(documents: list[dict[str, Any]]) -> str:
     """One row a round, mean and population standard deviation over documents in per cent, as Markdown."""
-    columns = VOLUME_COLUMNS if _of_volumes(documents, {}) else COLUMNS
-    lines = ["| round | " + " | ".join(columns) + " |", "| --- " * (len(columns) + 1) + "|"]
+    columns = headings.VOLUMES if _of_volumes(documents, {}) else headings.IMAGES
+    lines = ["| round | " + " | ".join(columns.values()) + " |", "| --- " * (len(columns) + 1) + "|"]
     for index, result in enumerate(documents[0]["results"]):
         cells = [str(result["round"])]
-        for key in columns.values():
+        for key in columns:
             value = summarise(documents, index, key)
             cells.append("-" if value is None else f"{value[0]:.1f}" + (f" ± {value[1]:.1f}" if value[2] > 1 else ""))
         lines.append("| " + " | ".join(cells) + " |")
@@ -93,29 +78,96 @@ def _of_volumes(documents: list[dict[str, Any]], report: dict[str, Any]) -> bool
 
 
 def draw_picture(documents: list[dict[str, Any]]) -> bytes | None:
-    """A PNG of each metric that all rounds of all seeds have, a dot a seed and a line through the means; None without such a
-    metric. No image of any data set is in it."""
+    """A plot (PNG) over the rounds of each metric that all rounds of all seeds have: a dot per seed, a line through their means.
+    None if there is no such metric. It shows no image of any data set."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     results = [result for document in documents for result in document["results"]]
     # a test set without good images has no image AUROC
-    labels = [label for label in METRICS if all(result.get(COLUMNS[label]) is not None for result in results)]
-    if not labels:
+    metrics = [key for key in headings.METRICS if all(result.get(key) is not None for result in results)]
+    if not metrics:
         return None
     rounds = [r["round"] for r in documents[0]["results"]]
     figure = Figure(figsize=(8, 2.6), dpi=100, layout="constrained")
-    for axes, label in zip(figure.subplots(1, len(labels), squeeze=False)[0], labels, strict=True):
-        values = [[100 * r[COLUMNS[label]] for r in d["results"]] for d in documents]
+    for axes, key in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+        values = [[100 * r[key] for r in d["results"]] for d in documents]
         for seed in values:
             axes.plot(rounds, seed, "o", color="tab:blue", alpha=0.5)
         axes.plot(rounds, [mean(column) for column in zip(*values, strict=True)], color="tab:blue")
-        axes.set(title=label, xlabel="round", xticks=rounds)
+        axes.set(title=headings.IMAGES[key], xlabel="round", xticks=rounds)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("per cent")
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What documents and training report tell of a model; what they do not tell is None or empty.
+
+    Args:
+        documents, report: as of `render_card`.
+        source, category: the data set.
+        kind: "images" or "volumes".
+        contamination: share of the training images that is defective.
+        recipe, preset: how the model was trained, and the name of the preset with exactly that recipe.
+        measured: of the last round, `summarise` by metric.
+        conditions: "seeds", and where known "contamination" and "round", as the card's metadata has them.
+    """
+
+    documents: list[dict[str, Any]]
+    report: dict[str, Any]
+    source: DataSource
+    category: str | None
+    kind: str
+    contamination: float | None
+    recipe: dict[str, Any]
+    preset: str | None
+    measured: dict[str, tuple[float, float, int]]
+    conditions: dict[str, Any]
+
+    @property
+    def dataset_name(self) -> str:
+        return f"{self.source.name}, {self.category}" if self.category else self.source.name
+
+
+def _subject(documents: list[dict[str, Any]], report: dict[str, Any]) -> _Subject:
+    data, document = report.get("data") or {}, documents[0] if documents else {}
+    last = document["results"][-1] if documents else {}
+    recipe_name = (report.get("recipe") or {}).get("name") or document.get("recipe")
+    source = data_source(str(document["data"] if documents else data.get("source") or "unknown"), recipe_name)
+    known = last.get("contamination") if documents else (data.get("contamination") or {}).get("fraction")
+    contamination = CONTAMINATION if source is DEMO else known
+    recipe, preset = _recipe(report, recipe_name or ("demo" if source is DEMO else None))
+    measured = {key: summarise(documents, -1, key) for key in headings.METRICS}
+    conditions = {"seeds": [d["results"][-1]["seed"] for d in documents], "contamination": contamination}
+    conditions["round"] = last.get("round")
+    return _Subject(
+        documents,
+        report,
+        source,
+        category=(last if documents else data).get("category"),
+        kind="volumes" if _of_volumes(documents, report) else "images",
+        contamination=contamination,
+        recipe=recipe,
+        preset=preset,
+        measured={key: value for key, value in measured.items() if value is not None},
+        conditions={key: value for key, value in conditions.items() if value is not None},
+    )
+
+
+def _recipe(report: dict[str, Any], name: str | None) -> tuple[dict[str, Any], str | None]:
+    recipe = report.get("recipe") or {}
+    if name is None or name not in preset_names():
+        return recipe, None
+    preset = load_recipe(name)
+    try:
+        is_preset = not recipe or Recipe.from_dict(recipe) == preset
+    except ValueError:  # version 0.1 let more be chosen
+        is_preset = False
+    return recipe or preset.to_dict(), name if is_preset else None
 
 
 def render_card(
@@ -137,79 +189,42 @@ def render_card(
     Returns:
         Content by path: README.md, picture.png if there is one, and `.eval_results/iltm.yaml` if the data set is on the Hub.
     """
-    from huggingface_hub import ModelCard
-
-    report = report or {}
-    data = report.get("data") or {}
-    path = str(documents[0]["data"] if documents else data.get("source") or "unknown")
-    name_of_recipe = (report.get("recipe") or {}).get("name") or (documents[0].get("recipe") if documents else None)
-    source = data_source(path, name_of_recipe)
-    category = documents[0]["results"][0].get("category") if documents else data.get("category")
-    dataset_name = f"{source.name}, {category}" if category else source.name
+    subject = _subject(documents, report or {})
     plotted = picture is None and bool(documents)
     picture = draw_picture(documents) if plotted else picture
-    recipe, preset = _recipe(report, name_of_recipe or ("demo" if source is DEMO else None))
-    kind = "volumes" if _of_volumes(documents, report) else "images"
-    last = [d["results"][-1] for d in documents]
-    seeds = [result["seed"] for result in last]
-    contamination = last[0].get("contamination") if last else (data.get("contamination") or {}).get("fraction")
-    contamination = CONTAMINATION if source is DEMO else contamination
-    measured = {}
-    for label in METRICS:
-        value = summarise(documents, -1, COLUMNS[label]) if documents else None
-        if value is not None:
-            measured[label] = value
-    arguments: dict[str, Any] = {"seeds": seeds}
-    arguments |= {} if contamination is None else {"contamination": contamination}
-    arguments |= {"round": last[0]["round"]} if last else {}
     card = ModelCard.from_template(
-        _metadata(name, source, category, measured, arguments),
+        _metadata(name, subject),
         template_path=str(TEMPLATE),
         title=name,
-        summary=_summary(dataset_name, kind, contamination),
         repo_id=repo_id,
-        no_weights=_why_no_weights(source),
         picture=picture is not None,
         picture_text="Measured metrics after each round, a dot a seed" if plotted else "Input, healed image and map",
-        kind=kind,
-        image_size=_image_size(recipe),
-        token_size=_token_size(recipe),
-        data_text=source.text + (f" Category: {category}." if category else ""),
-        data_licence=source.terms,
-        licence_note=_licence_note(source),
-        protocol=_protocol(documents, contamination, source, kind),
-        results=_results(documents, measured, seeds),
-        facts=_facts(documents, report),
-        commands=_commands(documents, report, source, category, kind, recipe, preset),
-        data_citation=f"Data: {source.citation}" if source.citation else "",
+        **_texts(subject),
     )
     files = {"README.md": (card.content.rstrip() + "\n").encode()}
     if picture is not None:
         files["picture.png"] = picture
-    if source.hub_id and measured:
-        files[".eval_results/iltm.yaml"] = _eval_results(source.hub_id, category, measured, arguments)
+    if subject.source.hub_id and subject.measured:
+        files[".eval_results/iltm.yaml"] = _eval_results(subject.source.hub_id, subject)
     return files
 
 
-def _metadata(
-    name: str, source: DataSource, category: str | None, measured: dict[str, Any], arguments: dict[str, Any]
-) -> Any:
-    from huggingface_hub import EvalResult, ModelCardData
-
+def _metadata(name: str, subject: _Subject) -> ModelCardData:
+    source = subject.source
     evaluations = [
         EvalResult(
             task_type="image-segmentation",
             task_name="Anomaly detection",
             dataset_type=source.hub_id or source.name.lower().replace(" ", "-"),
-            dataset_name=f"{source.name}, {category}" if category else source.name,
-            dataset_config=category,
+            dataset_name=subject.dataset_name,
+            dataset_config=subject.category,
             dataset_split="test",
-            metric_type=COLUMNS[label],
-            metric_name=label,
+            metric_type=key,
+            metric_name=headings.IMAGES[key],
             metric_value=round(value / 100, 4),
-            metric_args=arguments | {"standard_deviation": round(spread / 100, 4)},
+            metric_args=subject.conditions | {"standard_deviation": round(spread / 100, 4)},
         )
-        for label, (value, spread, _) in measured.items()
+        for key, (value, spread, _) in subject.measured.items()
     ]
     return ModelCardData(
         license=source.licence,
@@ -222,29 +237,33 @@ def _metadata(
     )
 
 
-def _eval_results(hub_id: str, category: str | None, measured: dict[str, Any], arguments: dict[str, Any]) -> bytes:
-    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
-
-    notes = ", ".join(f"{key} {value}" for key, value in arguments.items())
-    task = category or "default"
+def _eval_results(hub_id: str, subject: _Subject) -> bytes:
+    notes = ", ".join(f"{key} {value}" for key, value in subject.conditions.items())
+    task = subject.category or "default"
     entries = [
-        EvalResultEntry(
-            dataset_id=hub_id, task_id=f"{task}_{COLUMNS[label]}", value=round(value / 100, 4), notes=notes
-        )
-        for label, (value, _, _) in measured.items()
+        EvalResultEntry(dataset_id=hub_id, task_id=f"{task}_{key}", value=round(value / 100, 4), notes=notes)
+        for key, (value, _, _) in subject.measured.items()
     ]
     return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False).encode()
 
 
-def _recipe(report: dict[str, Any], name: str | None) -> tuple[dict[str, Any], str | None]:
-    """The recipe, as far as it is known, and the preset that it is, if it is one."""
-    from iltm_anomaly.recipes.recipe import load_recipe, preset_names
-
-    recipe = report.get("recipe") or {}
-    if name is None or name not in preset_names():
-        return recipe, None
-    preset = json.loads(json.dumps(load_recipe(name).to_dict()))
-    return recipe or preset, name if recipe in ({}, preset) else None
+def _texts(subject: _Subject) -> dict[str, Any]:
+    """Variables of the template."""
+    source = subject.source
+    return {
+        "kind": subject.kind,
+        "is_demo": source is DEMO,
+        "summary": _summary(subject),
+        "image_size": _image_size(subject.recipe),
+        "token_size": _token_size(subject.recipe),
+        "data_text": source.text + (f" Category: {subject.category}." if subject.category else ""),
+        "data_licence": source.terms,
+        "protocol": _protocol(subject),
+        "results": _results(subject),
+        "facts": _facts(subject),
+        "commands": _commands(subject),
+        "data_citation": f"Data: {source.citation}" if source.citation else "",
+    }
 
 
 def _image_size(recipe: dict[str, Any]) -> str:
@@ -261,19 +280,8 @@ def _token_size(recipe: dict[str, Any]) -> str:
     return f" ({2 ** len(channels)} {each} of that size a side)" if channels else ""
 
 
-def _why_no_weights(source: DataSource) -> str:
-    if source is DEMO:
-        return "The commands below make them."
-    return "Weights trained on this data inherit the question of its licence; the commands below make them."
-
-
-def _licence_note(source: DataSource) -> str:
-    if source is DEMO:
-        return "Weights trained on them are free."
-    return "Whether weights inherit it is not settled: use them only as the licence of the data allows."
-
-
-def _summary(dataset_name: str, kind: str, contamination: float | None) -> str:
+def _summary(subject: _Subject) -> str:
+    dataset_name, kind, contamination = subject.dataset_name, subject.kind, subject.contamination
     if contamination is None:
         how = f"{kind} of {dataset_name}, some of which may be defective; no label said which."
     elif contamination == 0:
@@ -283,8 +291,9 @@ def _summary(dataset_name: str, kind: str, contamination: float | None) -> str:
     return f"Anomaly detector (Iterative Latent Token Masking) trained on {how}"
 
 
-def _protocol(documents: list[dict[str, Any]], contamination: float | None, source: DataSource, kind: str) -> str:
-    if source is DEMO:
+def _protocol(subject: _Subject) -> str:
+    documents, kind, contamination = subject.documents, subject.kind, subject.contamination
+    if subject.source is DEMO:
         how = f"{100 * CONTAMINATION:g} % of the generated training images are defective; the test images are generated apart."
     elif contamination is None:
         how = f"The model was trained on the {kind} as they are; how many of them are defective is not known."
@@ -302,7 +311,8 @@ def _protocol(documents: list[dict[str, Any]], contamination: float | None, sour
     )
 
 
-def _results(documents: list[dict[str, Any]], measured: dict[str, Any], seeds: list[Any]) -> str:
+def _results(subject: _Subject) -> str:
+    documents, seeds = subject.documents, subject.conditions["seeds"]
     if not documents:
         return "Not measured: this model was pushed without results of `iltm-anomaly evaluate`."
     spread = "mean and population standard deviation over seeds" if len(seeds) > 1 else "seed"
@@ -324,7 +334,8 @@ def _verdicts(documents: list[dict[str, Any]]) -> str:
     )
 
 
-def _facts(documents: list[dict[str, Any]], report: dict[str, Any]) -> str:
+def _facts(subject: _Subject) -> str:
+    documents, report = subject.documents, subject.report
     sources = documents or ([report] if report.get("versions") else [])
     if not sources:
         return "Not recorded."
@@ -351,16 +362,10 @@ def _facts(documents: list[dict[str, Any]], report: dict[str, Any]) -> str:
     )
 
 
-def _commands(
-    documents: list[dict[str, Any]],
-    report: dict[str, Any],
-    source: DataSource,
-    category: str | None,
-    kind: str,
-    recipe: dict[str, Any],
-    preset: str | None,
-) -> str:
-    seeds = [d["results"][0]["seed"] for d in documents] or [report.get("seed") or 0]
+def _commands(subject: _Subject) -> str:
+    documents, report, source = subject.documents, subject.report, subject.source
+    recipe, preset = subject.recipe, subject.preset
+    seeds = subject.conditions["seeds"] or [report.get("seed") or 0]
     commits = {d.get("commit") for d in documents}
     commit = commits.pop() if len(commits) == 1 else None
     lines = []
@@ -368,8 +373,8 @@ def _commands(
         lines.append(f"git checkout {commit}  # of iltm-anomaly; later code may give other numbers")
     if source is DEMO:
         return "\n".join(lines + [f"iltm-anomaly demo --seed {seed} --output demo_{seed}" for seed in seeds])
-    where = f"--data {source.hub_id or 'ROOT'}" + (f" --category {category}" if category else "")
-    options = " --volumes" if kind == "volumes" else ""
+    where = f"--data {source.hub_id or 'ROOT'}" + (f" --category {subject.category}" if subject.category else "")
+    options = " --volumes" if subject.kind == "volumes" else ""
     contamination = (report.get("data") or {}).get("contamination") or (
         documents[0]["results"][0] if documents else {}
     )

@@ -18,11 +18,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from iltm_anomaly.prior import PerformerPriorConfig
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
-from iltm_anomaly.tokenizers.vqvae import VQVAEConfig
 
-# What a pipeline, ours or that of a baseline, consists of. Nothing else is downloaded or read.
+# The files of a pipeline of ILTM or of a baseline. Nothing else is downloaded or read. Version 0.1 wrote vqvae/ for tokenizer/.
 PIPELINE_FILES = (
     "model_index.json",
     "config.json",
@@ -200,26 +198,13 @@ def _check_claims(folder: Path, config: Any, stored: dict[str, tuple[int, ...]])
     """A model has no side longer than all its numbers together and no more layers than tensors: whoever claims one is not
     even built without memory, which takes time."""
     numbers = sum(math.prod(shape) for shape in stored.values())
-    depths, widths = claimed_sizes(config)
+    depths, widths = config.claimed_sizes()
     for claimed, limit, what in ((depths, len(stored), "tensors"), (widths, numbers, "numbers")):
         for name, value in claimed.items():
             if value > limit:
                 raise ValueError(
                     f"{folder / 'config.json'} claims {name} {value}, but its weights have {limit} {what} in all"
                 )
-
-
-def claimed_sizes(config: Any) -> tuple[dict[str, int], dict[str, int]]:
-    """Counts of layers and widths by name, of one of our configurations."""
-    if isinstance(config, VQVAEConfig):
-        depths = {"num_res_blocks": config.num_res_blocks, "len(channels)": len(config.channels)}
-        widths = {"vocab_size": config.vocab_size, "embedding_dim": config.embedding_dim}
-        return depths, widths | {"in_channels": config.in_channels, "channels": max(config.channels)}
-    if isinstance(config, PerformerPriorConfig):
-        names = ("vocab_size", "hidden_size", "num_attention_heads", "head_dim", "num_random_features")
-        widths = {name: getattr(config, name) for name in (*names, "intermediate_ratio")}
-        return {"num_hidden_layers": config.num_hidden_layers}, widths | {"grid_shape": math.prod(config.grid_shape)}
-    return config.claimed_sizes()  # a baseline
 
 
 def check_finite(tensors: dict[str, Tensor], where: Path) -> None:

@@ -8,9 +8,14 @@ from typing import Any
 
 import httpx2
 import yaml
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import validate_repo_id
 
+from iltm_anomaly.hub.cards import MARKER, load_results, render_card
 from iltm_anomaly.hub.checks import PIPELINE_FILES, belongs, check_folder, read_json
 from iltm_anomaly.hub.data_sources import public_name
+from iltm_anomaly.hub.folders import resolve_model_folder
 from iltm_anomaly.hub.parts import expected_classes
 
 # Nothing but these ever goes up: no data, no checkpoints, no logs.
@@ -77,8 +82,6 @@ def plan_upload(
         ValueError: if the folder is neither or is not complete, the name is no repository's, a file is a link, or one holds a
             secret.
     """
-    from huggingface_hub.utils import validate_repo_id
-
     validate_repo_id(repo_id)
     if "/" not in repo_id:
         raise ValueError(f"{repo_id!r} is no name of a repository: give owner/name")
@@ -113,8 +116,6 @@ def plan_upload(
 
 
 def _card_files(folder: Path, repo_id: str, results: list[Path], picture: Path | None) -> dict[str, bytes]:
-    from iltm_anomaly.hub.cards import MARKER, load_results, render_card
-
     readme = folder / "README.md"
     if readme.is_file() and MARKER not in readme.read_text(errors="replace"):
         if results or picture:
@@ -193,9 +194,6 @@ def upload(
     Raises:
         UploadError: if the Hub cannot be reached, refuses, or the connection breaks.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
     api = HfApi(token=token, library_name="iltm-anomaly")
     where: dict[str, Any] = {"repo_id": plan.repo_id, "repo_type": plan.repo_type}
     try:
@@ -236,8 +234,6 @@ def model_folder(path: str | Path) -> Path:
     Raises:
         ValueError: if there is no such folder, or its run is not finished.
     """
-    from iltm_anomaly.evaluation.evaluate import resolve_model_folder
-
     folder = Path(path)
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}")

@@ -96,3 +96,9 @@ class PerformerPriorConfig(PreTrainedConfig):
     @property
     def mask_token_id(self) -> int:
         return self.vocab_size + 1
+
+    def claimed_sizes(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Counts of layers and widths by name, which `hub.checks` compares with the weights."""
+        names = ("vocab_size", "hidden_size", "num_attention_heads", "head_dim", "num_random_features")
+        widths = {name: getattr(self, name) for name in (*names, "intermediate_ratio")}
+        return {"num_hidden_layers": self.num_hidden_layers}, widths | {"grid_shape": math.prod(self.grid_shape)}

@@ -15,7 +15,8 @@ from PIL import Image
 from iltm_anomaly.cli import main
 from iltm_anomaly.comparison.benchmark.cells import load_cell, load_statistics
 from iltm_anomaly.comparison.benchmark.plan import BenchmarkArguments, digest_of, make_plan
-from iltm_anomaly.comparison.benchmark.statistics import METRICS, draw_images, metrics_of_draws, unpack
+from iltm_anomaly.comparison.benchmark.statistics import draw_images, metrics_of_draws, unpack
+from iltm_anomaly.headings import METRICS
 from iltm_anomaly.recipes.recipe import load_recipe
 from iltm_anomaly.synthetic.dataset import generate_dataset, write_mvtec_tree
 from iltm_anomaly.training.checkpoint import write_json

@@ -14,7 +14,6 @@ from torch import Tensor
 from iltm_anomaly import masking
 from iltm_anomaly.comparison.baselines.modeling import AnomalyModelOutput, BaselineConfig, BaselineModel, check_pixels
 from iltm_anomaly.healing import heal
-from iltm_anomaly.hub.checks import claimed_sizes
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
@@ -62,8 +61,8 @@ class VQVAETransformerConfig(BaselineConfig):
         InferenceSettings.from_dict(self.inference or {}, "inference")
 
     def claimed_sizes(self) -> tuple[dict[str, int], dict[str, int]]:
-        depths, widths = claimed_sizes(self.vqvae)
-        for mine, more in zip((depths, widths), claimed_sizes(self.prior), strict=True):
+        depths, widths = self.vqvae.claimed_sizes()
+        for mine, more in zip((depths, widths), self.prior.claimed_sizes(), strict=True):
             mine.update({f"prior.{key}": value for key, value in more.items()})
         return depths, widths
 

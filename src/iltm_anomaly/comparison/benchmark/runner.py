@@ -17,7 +17,6 @@ from iltm_anomaly.comparison.benchmark.cells import is_finished, save_cell
 from iltm_anomaly.comparison.benchmark.plan import OWN_SCHEDULE, BenchmarkArguments, Group, Plan, digest_of
 from iltm_anomaly.comparison.benchmark.statistics import (
     DRAWS,
-    METRICS,
     ImageStatistics,
     draw_images,
     image_statistics,
@@ -27,6 +26,7 @@ from iltm_anomaly.comparison.benchmark.statistics import (
 from iltm_anomaly.data.cache import CacheDamagedError, PixelCache, build_cache
 from iltm_anomaly.evaluation.evaluate import evaluate_run, score_dataset
 from iltm_anomaly.evaluation.ground_truth import ground_truth_masks
+from iltm_anomaly.headings import METRICS
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.provenance import provenance, training_commit
 from iltm_anomaly.training.arguments import TrainArguments

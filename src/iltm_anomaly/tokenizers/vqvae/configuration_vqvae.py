@@ -70,3 +70,9 @@ class VQVAEConfig(PreTrainedConfig):
     def pixels_per_token(self) -> int:
         """`downsampling` under the name that all tokenizers have it by."""
         return self.downsampling
+
+    def claimed_sizes(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Counts of layers and widths by name, which `hub.checks` compares with the weights."""
+        depths = {"num_res_blocks": self.num_res_blocks, "len(channels)": len(self.channels)}
+        widths = {name: getattr(self, name) for name in ("vocab_size", "embedding_dim", "in_channels")}
+        return depths, widths | {"channels": max(self.channels)}

@@ -1,4 +1,4 @@
-"""A local folder for a folder or a Hub repository: one snapshot, of one revision."""
+"""From what users name (a pipeline folder, a run folder, a repository on the Hub) to the folder of the pipeline."""
 
 from pathlib import Path
 
@@ -39,3 +39,19 @@ def local_folder(
         error.add_note(f"(There is no folder {name_or_path} here, so it was looked for on the Hub.)")
         raise
     return Path(snapshot)
+
+
+def resolve_model_folder(path: str | Path) -> tuple[str | Path, Path | None]:
+    """A run folder gives its pipeline folder and itself; a pipeline folder or Hub id gives itself and None.
+
+    Raises:
+        ValueError: if the run is not finished.
+    """
+    folder = Path(path)
+    if (folder / "run.json").is_file() or (folder / "rounds").is_dir():
+        if not (folder / "model" / "model_index.json").is_file():
+            raise ValueError(
+                f"the run in {folder} is not finished: continue it with `iltm-anomaly train ... --resume`"
+            )
+        return folder / "model", folder
+    return path, None

@@ -1,0 +1,116 @@
+"""The rounds of a run: the prior of each, how each is calibrated, and which tokens each has masked."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from iltm_anomaly import masking
+from iltm_anomaly.data.cache import CacheDamagedError, PixelCache
+from iltm_anomaly.data.volume_files import read_mask
+from iltm_anomaly.evaluation.ground_truth import has_ground_truth, pixel_mask
+from iltm_anomaly.pipeline import ILTMAnomalyPipeline
+from iltm_anomaly.prior import PerformerPriorModel
+
+Shares = tuple[float | None, float | None]
+
+
+@dataclass(frozen=True)
+class Round:
+    """
+    Args:
+        entry: what the training report says of the round; "round" is its number.
+        prior: the prior that the round has trained.
+    """
+
+    entry: dict[str, Any]
+    prior: PerformerPriorModel
+
+
+def load_rounds(pipeline: ILTMAnomalyPipeline, run_folder: Path | None) -> list[Round]:
+    """All rounds of a run folder; without one the pipeline's own round alone."""
+    entries = pipeline.training_report.get("rounds") or [{"round": 0}]
+    if run_folder is None:
+        return [Round(entries[-1], pipeline.prior)]
+    rounds = []
+    for entry in entries:
+        prior = PerformerPriorModel.from_pretrained(run_folder / "rounds" / f"round_{entry['round']}")
+        rounds.append(Round(entry, prior.eval().to(pipeline.device)))
+    return rounds
+
+
+def each_round(pipeline: ILTMAnomalyPipeline, rounds: list[Round], run_folder: Path | None) -> Iterator[Round]:
+    """Gives the pipeline the prior of one round after the other. Which tokens a round heals depends on how likely its own prior
+    finds the training images, so the rounds before the last are calibrated on them; for the last the pipeline already is.
+
+    Raises:
+        ValueError: if the run's cache of the training images is damaged or was deleted.
+    """
+    limit = pipeline.settings.surprise_limit
+    if len(rounds) > 1 and run_folder is not None:
+        codes = _training_codes(pipeline, run_folder)
+        for earlier in rounds[:-1]:
+            pipeline.prior = earlier.prior
+            pipeline.calibrate_surprise_limit(codes)
+            yield earlier
+    pipeline.prior, pipeline.settings.surprise_limit = rounds[-1].prior, limit
+    yield rounds[-1]
+
+
+def _training_codes(pipeline: ILTMAnomalyPipeline, run_folder: Path) -> Tensor:
+    try:
+        return pipeline.encode(PixelCache(run_folder / "images.arrow"))
+    except CacheDamagedError as error:
+        raise ValueError(
+            f"{error}: earlier rounds cannot be measured without the training images; `evaluate {run_folder / 'model'}` "
+            "measures the last one"
+        ) from error
+
+
+def masked_token_shares(pipeline: ILTMAnomalyPipeline, rounds: list[Round], train: Dataset | None) -> list[Shares]:
+    """Which shares of defect and of normal tokens each round's training has masked, 0 to 1.
+
+    A round masks what the prior of the round before finds unlikely, so the shares are known only if all rounds are given, and
+    with `train` the ground truth of the training images; else they are None. They are measured on the images as they are: their
+    augmented copies, which the training has seen, have no ground truth.
+    """
+    shares: list[Shares] = [(None, None)] * len(rounds)
+    if rounds[0].entry["round"] != 0:
+        return shares
+    shares[0] = (0.0, 0.0)
+    if len(rounds) > 1 and train is not None and has_ground_truth(train):
+        recipe = pipeline.training_report["recipe"]["rounds"]
+        known = {f.name: recipe[f.name] for f in fields(masking.RejectionRule) if f.name in recipe}
+        rule = masking.RejectionRule(**known)
+        codes, pixel_masks = _codes_and_masks(pipeline, train)
+        defect, normal = masking.defect_tokens(pixel_masks, tuple(codes.shape[1:]))
+        for number, (before, current) in enumerate(pairwise(rounds), start=1):
+            likelihood = before.prior.log_likelihood(codes.flatten(1)).view(codes.shape).cpu()
+            keep = masking.keep_mask(rule.surprise(likelihood), current.entry["surprise_limit"])
+            shares[number] = masking.masked_shares(keep, defect, normal)
+    return shares
+
+
+def _codes_and_masks(pipeline: ILTMAnomalyPipeline, train: Dataset) -> tuple[Tensor, Tensor]:
+    """Codes (N, *grid) of the training images, and their ground truth (N, *spatial) bool at the model's size."""
+    processor = pipeline.image_processor
+    pixels, masks = [], []
+    if processor.is_volumetric:
+        for row in train:
+            batch = processor.preprocess(row["image"])
+            grid = batch["original_sizes"][0]
+            pixels.append(batch["pixel_values"])
+            masks.append(torch.from_numpy(processor.to_model_grid(read_mask(row["mask"], grid), grid) >= 0.5))
+    else:
+        height, width = processor.spatial_size
+        padding = [(0, full - side) for full, side in zip(processor.padded_size, (height, width), strict=True)]
+        for row in train:
+            pixels.append(processor.preprocess(row["image"])["pixel_values"])
+            masks.append(torch.from_numpy(np.pad(pixel_mask(row["mask"], (width, height)), padding)))
+    return pipeline.encode(torch.cat(pixels)), torch.stack(masks)
