@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,16 +16,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from iltm_anomaly import __version__, masking
+from iltm_anomaly import masking
 from iltm_anomaly.calibration import surprise_limit, usual_error
 from iltm_anomaly.data.cache import PixelCache
 from iltm_anomaly.healing import heal_grids
-from iltm_anomaly.hub.checks import check_finite, check_folder, read_json, tensor_shapes
-from iltm_anomaly.hub.folders import local_folder
-from iltm_anomaly.hub.parts import FORMER_TOKENIZER, expected_classes, tokenizer_folder
+from iltm_anomaly.hub.checks import check_finite, read_json, tensor_shapes
+from iltm_anomaly.hub.parts import FORMER_TOKENIZER, expected_classes
 from iltm_anomaly.hub.upload import plan_upload, upload
 from iltm_anomaly.prior import PerformerPriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
+from iltm_anomaly.saved_pipeline import SavedPipeline
 from iltm_anomaly.scoring import anomaly_map
 from iltm_anomaly.settings import InferenceSettings, lowest_value
 from iltm_anomaly.tokenizers.base import TokenizerModel, images_at_once
@@ -59,7 +59,7 @@ class ILTMAnomalyOutput:
     resampled_tokens: Tensor
 
 
-class ILTMAnomalyPipeline:
+class ILTMAnomalyPipeline(SavedPipeline):
     """Finds what an image has that the training images, taken together, do not.
 
     Args:
@@ -76,6 +76,9 @@ class ILTMAnomalyPipeline:
         >>> out = pipe("part.png")
         >>> out.scores, out.masks[0].any()
     """
+
+    part_names = ("tokenizer", "prior", "image_processor")
+    older_names: ClassVar[dict[str, str]] = {FORMER_TOKENIZER: "tokenizer"}
 
     def __init__(
         self,
@@ -106,21 +109,6 @@ class ILTMAnomalyPipeline:
             raise AttributeError(f"the tokenizer is a {type(self.tokenizer).__name__}, not a VQ-VAE: use `tokenizer`")
         return self.tokenizer
 
-    @property
-    def components(self) -> dict[str, Any]:
-        """The parts by name."""
-        return {"tokenizer": self.tokenizer, "prior": self.prior, "image_processor": self.image_processor}
-
-    @property
-    def device(self) -> torch.device:
-        return self.tokenizer.device
-
-    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "ILTMAnomalyPipeline":
-        """Moves both models. Codebook, attention sums and densities are computed in float32 whatever the dtype."""
-        for model in (self.tokenizer, self.prior):
-            model.to(device=device, dtype=dtype)  # type: ignore[call-overload]
-        return self
-
     @torch.no_grad()
     def __call__(
         self,
@@ -147,12 +135,6 @@ class ILTMAnomalyPipeline:
             ValueError: if `images` is empty, or values or a shape are none of an image.
             TypeError: if something is no image.
         """
-        images = self.image_processor.as_list(images)
-        if not images:
-            raise ValueError("no images given")
-        check_batch_size(batch_size)
-        if self.image_processor.is_volumetric:
-            batch_size = 1  # one volume is more than a batch of images
         if isinstance(generator, torch.Generator):
             generator = int(torch.randint(2**62, (1,), generator=generator))
         overrides = {
@@ -163,9 +145,7 @@ class ILTMAnomalyPipeline:
         settings = InferenceSettings(**asdict(self.settings) | {k: v for k, v in overrides.items() if v is not None})
 
         maps, healed_images, log_likelihoods, resampled = [], [], [], []
-        starts = tqdm(range(0, len(images), batch_size), desc="scoring", unit="batch", disable=not show_progress)
-        for start in starts:
-            batch = self.image_processor.preprocess(images[start : start + batch_size])
+        for batch in self.batches(images, batch_size, show_progress):
             scored = self.score_batch(batch["pixel_values"], settings, generator or 0)
             for values, healed, size in zip(scored[0], scored[1], batch["original_sizes"], strict=True):
                 maps.append(self.image_processor.restore_map(values, size, lowest_value(settings)))
@@ -271,56 +251,24 @@ class ILTMAnomalyPipeline:
 
     # Saving and loading
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes model_index.json, one sub-folder per part, calibration.json and training_report.json."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        if self.noise is not None:
-            save_file({"noise": self.noise.cpu().contiguous()}, folder / NOISE_FILE)
-        else:  # of another pipeline that was saved here
-            (folder / NOISE_FILE).unlink(missing_ok=True)
-        shutil.rmtree(folder / FORMER_TOKENIZER, ignore_errors=True)  # of version 0.1
-        # what makes `transformers.pipeline` take the folder
-        (folder / "config.json").write_text(json.dumps({"model_type": TASK_MODEL_TYPE}, indent=2) + "\n")
-        save_parts(self, folder)
+    @classmethod
+    def part_classes(cls, folder: Path) -> dict[str, Any]:
+        return expected_classes(folder)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | Path,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        dtype: torch.dtype | None = None,
-        device: str | torch.device | None = None,
-    ) -> "ILTMAnomalyPipeline":
-        """Loads a pipeline from a local folder or a Hub repository (one snapshot, of one revision).
+    def read_settings(cls, path: Path) -> InferenceSettings:
+        return InferenceSettings.from_dict(read_json(path), path)
 
-        Raises:
-            ValueError: if the folder is not a pipeline of this package, or names classes that are not its own.
-        """
-        folder = local_folder(
-            name_or_path,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-        )
-        classes, tokenizer = expected_classes(folder), tokenizer_folder(folder)
-        check_folder(folder, classes)
-        settings = InferenceSettings.from_dict(read_json(folder / "calibration.json"), folder / "calibration.json")
-        report = read_json(folder / "training_report.json")
-        models = {}
-        for part in (tokenizer, "prior"):
-            models[part] = classes[part].from_pretrained(folder / part, local_files_only=True, dtype=torch.float32)
-            check_finite(models[part].state_dict(), folder / part)
-            models[part].to(dtype or torch.float32)  # not before: sums of the codebook may be too large for float16
-        processor = ILTMImageProcessor.from_pretrained(folder / "image_processor", local_files_only=True)
-        pipeline = cls(models[tokenizer], models["prior"], processor, settings, report)
-        pipeline.noise = _read_noise(folder / NOISE_FILE, processor.padded_size)
-        return pipeline.to(device)
+    def save_extra_files(self, folder: Path) -> None:
+        """`noise`, and what makes `transformers.pipeline` take the folder. What another pipeline has left there goes."""
+        (folder / NOISE_FILE).unlink(missing_ok=True)
+        shutil.rmtree(folder / FORMER_TOKENIZER, ignore_errors=True)
+        if self.noise is not None:
+            save_file({"noise": self.noise.cpu().contiguous()}, folder / NOISE_FILE)
+        (folder / "config.json").write_text(json.dumps({"model_type": TASK_MODEL_TYPE}, indent=2) + "\n")
+
+    def load_extra_files(self, folder: Path) -> None:
+        self.noise = _read_noise(folder / NOISE_FILE, self.image_processor.padded_size)
 
     def push_to_hub(
         self,
@@ -363,27 +311,6 @@ def _check_fit(tokenizer: TokenizerModel, prior: PerformerPriorModel, processor:
             f"the image processor makes {processor.num_channels} x {processor.padded_size} pixels and a grid of {grid} codes, "
             f"the models take {tokenizer.config.in_channels} channels and a grid of {prior.config.grid_shape}"
         )
-
-
-def save_parts(pipeline: Any, folder: Path) -> None:
-    """Writes what every pipeline folder has: a sub-folder per part, model_index.json, calibration.json, training_report.json."""
-    index: dict[str, Any] = {"_class_name": type(pipeline).__name__, "_version": __version__}
-    for name, part in pipeline.components.items():
-        part.save_pretrained(folder / name)
-        index[name] = ["iltm_anomaly", type(part).__name__]
-    documents = {
-        "model_index": index,
-        "calibration": asdict(pipeline.settings),
-        "training_report": pipeline.training_report,
-    }
-    for name, value in documents.items():
-        (folder / f"{name}.json").write_text(json.dumps(value, indent=2) + "\n")
-
-
-def check_batch_size(batch_size: int) -> None:
-    """Raises ValueError below 1."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
 
 def _read_noise(path: Path, size: tuple[int, ...]) -> Tensor | None:

@@ -21,7 +21,8 @@ from iltm_anomaly.data.volume_files import (
 )
 from iltm_anomaly.data.volume_grid import Volume
 from iltm_anomaly.evaluation.gallery import draw_projections, overlay
-from iltm_anomaly.pipeline import ILTMAnomalyPipeline, check_batch_size
+from iltm_anomaly.pipeline import ILTMAnomalyPipeline
+from iltm_anomaly.saved_pipeline import check_batch_size
 from iltm_anomaly.settings import lowest_value
 
 logger = logging.getLogger(__name__)

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from iltm_anomaly.comparison.baselines.methods import METHODS
 from iltm_anomaly.comparison.benchmark.cells import load_cells
-from iltm_anomaly.comparison.benchmark.plan import METHODS
 from iltm_anomaly.comparison.benchmark.published import load_published
-from iltm_anomaly.comparison.benchmark.statistics import METRICS, interval, unpack
+from iltm_anomaly.comparison.benchmark.statistics import interval, unpack
+from iltm_anomaly.headings import METRICS
 
 REFERENCE, TRIVIAL = "iltm", "mean_image"
 
@@ -58,16 +59,17 @@ class Results:
         }
 
     @classmethod
-    def load(cls, folder: Path) -> "Results":
-        """Those below `folder`/cells.
+    def load(cls, source: Path) -> "Results":
+        """Those in the folder `source`/cells, or in the JSON Lines file `source`.
 
         Raises:
             NoCellsError: if there is none.
             ValueError: if cells that are compared were measured on different images.
         """
-        documents, problems = load_cells(folder / "cells")
+        cells = source if source.is_file() else source / "cells"
+        documents, problems = load_cells(cells)
         if not documents:
-            raise NoCellsError(f"no finished cell in {folder / 'cells'}" + "".join(f"\n{p}" for p in problems))
+            raise NoCellsError(f"no finished cell in {cells}" + "".join(f"\n{p}" for p in problems))
         return cls(documents, problems)
 
     @staticmethod

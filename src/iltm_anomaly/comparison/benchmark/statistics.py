@@ -24,7 +24,6 @@ from iltm_anomaly.seeds import sample_seed, uniforms
 
 BINS = 2048
 DRAWS = 500
-METRICS = ("pixel_auroc", "aupro", "image_auroc")
 LEVEL = 0.95
 _POISSON = np.cumsum([1 / math.e / math.factorial(k) for k in range(12)])  # P(count <= k), mean 1
 _SAMPLED_PIXELS = 2_000_000  # of all pixels, to place the edges of the bins
@@ -111,8 +110,8 @@ def draw_images(labels: np.ndarray, rows: Sequence[int], category: str, draws: i
 
 
 def metrics_of_draws(statistics: ImageStatistics, counts: np.ndarray, limit: float = 0.3) -> dict[str, np.ndarray]:
-    """Pooled pixel AUROC and AUPRO, and image AUROC, of every draw: `METRICS`, (draws,) each. A metric that needs good or
-    defective images that the test set has not is left out.
+    """Pooled pixel AUROC and AUPRO, and image AUROC, of every draw: `headings.METRICS`, (draws,) each. A metric that needs good
+    or defective images that the test set has not is left out.
 
     Args:
         statistics: of the N test images.
