@@ -15,7 +15,7 @@ from iltm_anomaly.data.mvtec import load_mvtec
 from iltm_anomaly.data.volumes import load_volumes
 from iltm_anomaly.evaluation.gallery import draw_gallery, gallery_rows
 from iltm_anomaly.evaluation.ground_truth import ground_truth_masks
-from iltm_anomaly.evaluation.rounds import Shares, each_round, load_rounds, masked_token_shares
+from iltm_anomaly.evaluation.rounds import each_round, load_rounds, masked_token_shares
 from iltm_anomaly.hub.data_sources import as_path
 from iltm_anomaly.hub.folders import resolve_model_folder
 from iltm_anomaly.metrics import evaluate_maps, lesion_detection
@@ -55,11 +55,20 @@ def evaluate_run(
     shares = masked_token_shares(pipeline, rounds, train)
     masks = ground_truth_masks(test, volumes)
     results = []
-    for current, share in zip(each_round(pipeline, rounds, run_folder), shares, strict=True):
+    for entry, share in zip(each_round(pipeline, rounds, run_folder), shares, strict=True):
         scored, metrics, seconds = score_dataset(pipeline, test, masks, show_progress)
         if observe is not None:
-            observe(current.entry["round"], scored)
-        results.append(_result(report, category, current.entry, metrics, share, seconds / len(test)))
+            observe(entry["round"], scored)
+        results.append(
+            {
+                **_conditions(report, category),
+                "round": entry["round"],
+                **metrics,
+                "masked_fraction": entry.get("masked_fraction"),
+                **share,
+                "seconds_per_image": round(seconds / len(test), 4),
+            }
+        )
     document = {
         "results": results,
         "test_images": len(test),
@@ -137,15 +146,8 @@ def score_dataset(
     return output, metrics, seconds
 
 
-def _result(
-    report: dict[str, Any],
-    category: str | None,
-    entry: dict[str, Any],
-    metrics: dict[str, Any],
-    shares: Shares,
-    seconds_per_image: float,
-) -> dict[str, Any]:
-    """One item of "results", of the round that the training report has this `entry` for."""
+def _conditions(report: dict[str, Any], category: str | None) -> dict[str, Any]:
+    """What all rounds of a run have in common, for each item of "results"."""
     known = report.get("data", {})
     record = known.get("contamination") or {}
     return {
@@ -154,12 +156,6 @@ def _result(
         "contamination": record.get("fraction"),
         "train_size": record.get("train_size"),
         "seed": report.get("seed"),
-        "round": entry["round"],
-        **metrics,
-        "masked_fraction": entry.get("masked_fraction"),
-        "masked_share_defect_tokens": shares[0],
-        "masked_share_normal_tokens": shares[1],
-        "seconds_per_image": round(seconds_per_image, 4),
     }
 
 

@@ -99,8 +99,14 @@ def overlay(
     outline: np.ndarray | None = None,
     lowest: float = 0.0,
 ) -> Image.Image:
-    """Lays a map over its image: clear below half the threshold, red from twice the threshold on, both measured from `lowest`,
-    which no map falls below; `outline` (H, W) bool is drawn in magenta, which neither greys nor a map's colours come near."""
+    """Lays a map over its image: clear below half the threshold, then from green to red, which is reached at twice the threshold.
+
+    Args:
+        anomaly_map: (H, W), of the image's size.
+        threshold: where a pixel begins to be called abnormal.
+        outline: (H, W) bool, whose edge is drawn in magenta: neither greys nor the colours of a map come near it.
+        lowest: value of a map where nothing is abnormal (`settings.lowest_value`); half and twice are measured from it.
+    """
     import matplotlib
 
     strength = np.clip(((anomaly_map - lowest) / max(threshold - lowest, 1e-12) - 0.5) / 1.5, 0, 1)
