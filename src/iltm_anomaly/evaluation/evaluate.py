@@ -87,7 +87,11 @@ def evaluate_run(
 
 
 def _split(pipeline: ILTMAnomalyPipeline, data: str | Path, category: str | None) -> tuple[Dataset, Dataset | None]:
-    """`protocol_split` by the pipeline's training report; refuses a data set that tells nothing of the pipeline."""
+    """`protocol_split` by the pipeline's training report.
+
+    Raises:
+        ValueError: if the data set is not the one of the training, or has no defective test image.
+    """
     known = pipeline.training_report.get("data", {})
     trained, record = known.get("category"), known.get("contamination")
     if record and category and trained and category != trained:
@@ -160,8 +164,8 @@ def _conditions(report: dict[str, Any], category: str | None) -> dict[str, Any]:
 
 
 def verdicts(output: ILTMAnomalyOutput, labels: list[int], threshold: float | None) -> dict[str, Any] | None:
-    """How many images the calibrated threshold calls abnormal, as `detect` does: of defective ones (label 1) detected, of good
-    ones (label 0) false alarms. None of a pipeline without a threshold."""
+    """How many images the calibrated threshold calls abnormal, as `detect` does: "detected" of the defective ones (label 1),
+    "false_alarms" of the good ones (label 0). None for a pipeline without a threshold."""
     if threshold is None:
         return None
     called = np.array([bool(mask.any()) for mask in output.masks])
@@ -177,8 +181,8 @@ def verdicts(output: ILTMAnomalyOutput, labels: list[int], threshold: float | No
 
 @torch.no_grad()
 def reconstruction_psnr(pipeline: ILTMAnomalyPipeline, dataset: Dataset) -> float:
-    """Peak signal-to-noise ratio in dB of volumes as the tokenizer shows them by their own codes, mean over volumes. It is
-    measured on the model's grid, without padding; the peak is 1, the largest value there."""
+    """Peak signal-to-noise ratio in dB of what the tokenizer shows for the volumes' own codes, mean over volumes. It is measured
+    on the model's grid without padding, where the peak is 1."""
     processor, tokenizer, values = pipeline.image_processor, pipeline.tokenizer, []
     for path in dataset["image"]:
         batch = processor.preprocess(path)
@@ -197,8 +201,8 @@ def _good_of(test: Dataset) -> Dataset:
 
 
 def _draw(pipeline: ILTMAnomalyPipeline, test: Dataset, scored: ILTMAnomalyOutput, path: Path) -> None:
-    """Writes the gallery, coloured by the calibrated threshold; if all its maps stay below that, by the median of their highest
-    values, so that something is seen."""
+    """Writes the gallery with maps coloured by the calibrated threshold. If all stay below it, the median of their highest values
+    takes its place, so that something is seen."""
     rows, threshold = gallery_rows(test, scored), pipeline.settings.score_threshold
     highest = [float(row.anomaly_map.max()) for row in rows]
     if threshold is None or threshold > max(highest):
@@ -207,8 +211,8 @@ def _draw(pipeline: ILTMAnomalyPipeline, test: Dataset, scored: ILTMAnomalyOutpu
 
 
 def format_results(document: dict[str, Any]) -> str:
-    """What `evaluate_run` returns, for people: the rounds as a table, metrics and shares in per cent, and what the last one's
-    threshold makes of the images."""
+    """What `evaluate_run` returns as text: a table of the rounds, metrics and shares in per cent, and what the threshold makes of
+    the test images."""
     results = document["results"]
 
     def percent(value: float | None) -> str:

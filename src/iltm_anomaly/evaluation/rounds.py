@@ -37,8 +37,8 @@ def each_round(
 ) -> Iterator[dict[str, Any]]:
     """Gives the pipeline the prior of one round after the other, and yields what the training report says of the round.
 
-    Which tokens a round heals depends on how likely its own prior finds the training images, so for every round but the last, as
-    which the pipeline was saved, the limit is measured on them.
+    Which tokens a round heals depends on how likely its own prior finds the training images. The pipeline was saved with the
+    limit of the last round; those of the rounds before are measured on the training images.
 
     Raises:
         ValueError: if the run's cache of the training images is damaged or was deleted.
