@@ -73,7 +73,7 @@ def evaluate_run(
         "results": results,
         "test_images": len(test),
         "at_threshold": verdicts(scored, test["label"], pipeline.settings.score_threshold),
-        "reconstruction_psnr": reconstruction_psnr(pipeline, _good_of(test)) if volumes else None,
+        "reconstruction_psnr": reconstruction_psnr(pipeline, test) if volumes else None,
         "model": str(model),
         "data": as_path(str(data)),
         "recipe": (report.get("recipe") or {}).get("name"),
@@ -181,10 +181,12 @@ def verdicts(output: ILTMAnomalyOutput, labels: list[int], threshold: float | No
 
 @torch.no_grad()
 def reconstruction_psnr(pipeline: ILTMAnomalyPipeline, dataset: Dataset) -> float:
-    """Peak signal-to-noise ratio in dB of what the tokenizer shows for the volumes' own codes, mean over volumes. It is measured
-    on the model's grid without padding, where the peak is 1."""
+    """Peak signal-to-noise ratio in dB of what the tokenizer shows for the volumes' own codes, mean over volumes: those without
+    lesions if there are any, as a lesion need not be reconstructed. It is measured on the model's grid without padding, where
+    the peak is 1."""
     processor, tokenizer, values = pipeline.image_processor, pipeline.tokenizer, []
-    for path in dataset["image"]:
+    good = [path for path, label in zip(dataset["image"], dataset["label"], strict=True) if label == 0]
+    for path in good or dataset["image"]:
         batch = processor.preprocess(path)
         pixels, grid = batch["pixel_values"], batch["original_sizes"][0]
         reconstruction = tokenizer.show(tokenizer.expect(pipeline.encode(pixels))[0]).cpu()
@@ -192,12 +194,6 @@ def reconstruction_psnr(pipeline: ILTMAnomalyPipeline, dataset: Dataset) -> floa
         error = (reconstruction - pixels[0])[0][inside].square().mean()
         values.append(float(-10 * torch.log10(error)))
     return float(np.mean(values))
-
-
-def _good_of(test: Dataset) -> Dataset:
-    """The volumes without lesions, where there are any: a lesion need not be reconstructed."""
-    good = [number for number, label in enumerate(test["label"]) if label == 0]
-    return test.select(good) if good else test
 
 
 def _draw(pipeline: ILTMAnomalyPipeline, test: Dataset, scored: ILTMAnomalyOutput, path: Path) -> None:
