@@ -12,7 +12,12 @@ from tiny_models import tiny_prior, tiny_vqvae
 
 from iltm_anomaly import ILTMAnomalyPipeline, ILTMImageProcessor, InferenceSettings
 from iltm_anomaly.cli import main
+from iltm_anomaly.data.augmentation import AugmentationConfig
 from iltm_anomaly.demo import demo_volumes
+from iltm_anomaly.evaluation.detect import list_inputs
+from iltm_anomaly.prior import PerformerPriorConfig
+from iltm_anomaly.recipes.recipe import load_recipe
+from iltm_anomaly.tokenizers.vqvae import VQVAEConfig
 
 AFFINE = np.array([[-2.0, 0, 0, 20], [0, 0, 2.0, -20], [0, -3.0, 0, 30], [0, 0, 0, 1]])
 RECIPE = """
@@ -108,8 +113,6 @@ def test_detect_writes_maps_on_the_grid_of_the_input(root, tmp_path, capsys):
     assert main(["detect", str(root / "run"), str(tmp_path / "0.nii.gz"), "--output", str(tmp_path / "out2")]) == 0
     assert Image.open(tmp_path / "out2" / "overlays" / "00000_0.png").tobytes() != without.tobytes()  # an outline
     with pytest.raises(ValueError, match="holds no volume"):
-        from iltm_anomaly.evaluation.detect import list_inputs
-
         list_inputs([root / "run"], volumes=True)
 
 
@@ -203,11 +206,6 @@ def test_checkpointing_changes_nothing_but_memory():
 
 @pytest.mark.parametrize("name", ["phantom", "pet", "pet-crop", "mri-crop", "tiny-volumes"])
 def test_presets_for_volumes_build(name):
-    from iltm_anomaly.data.augmentation import AugmentationConfig
-    from iltm_anomaly.prior import PerformerPriorConfig
-    from iltm_anomaly.recipes.recipe import load_recipe
-    from iltm_anomaly.tokenizers.vqvae import VQVAEConfig
-
     recipe = load_recipe(name)
     assert recipe.is_volumetric and VQVAEConfig(**recipe.vqvae).spatial_dims == 3
     PerformerPriorConfig(grid_shape=(4, 4, 4), **recipe.prior)
@@ -216,8 +214,6 @@ def test_presets_for_volumes_build(name):
 
 
 def test_the_pet_preset_is_the_appendix():
-    from iltm_anomaly.recipes.recipe import load_recipe
-
     recipe = load_recipe("pet")
     assert (recipe.vqvae["vocab_size"], recipe.vqvae["embedding_dim"]) == (256, 128)
     assert (recipe.stage1.epochs, recipe.stage1.batch_size, recipe.stage1.learning_rate) == (1000, 3, 1e-4)

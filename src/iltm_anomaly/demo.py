@@ -13,8 +13,6 @@ from iltm_anomaly.training.arguments import TrainArguments
 from iltm_anomaly.training.train import train
 
 MARKER = ".iltm-anomaly-demo"
-CATEGORY = "part"
-SIZE = 96
 
 
 def demo(output: Path, seed: int = 0) -> dict:
@@ -29,11 +27,11 @@ def demo(output: Path, seed: int = 0) -> dict:
     print(
         f"1. generating images of a part, {CONTAMINATION:.0%} for training with a fault that comes back: {output / 'data'}"
     )
-    clear_demo(output)
+    _clear(output)
     # the generator mixes defects into training itself: nothing in `train` says which images they are
     dataset = generate_dataset(
         kind="part",
-        size=SIZE,
+        size=96,
         num_train=160,
         num_test_good=30,
         num_test_defective=40,
@@ -41,27 +39,16 @@ def demo(output: Path, seed: int = 0) -> dict:
         seed=seed,
         recurring=True,
     )
-    folder = write_mvtec_tree(dataset, output / "data", CATEGORY)
+    folder = write_mvtec_tree(dataset, output / "data", "part")
 
-    print("2. training: VQ-VAE, then a prior per round, each masking what the one before finds unlikely")
-    train(TrainArguments(data=str(folder), output=output / "run", preset="demo", seed=seed))
-
-    print("3. scoring held-out images after every round")
-    document = evaluate_run(output / "run", folder, None, output)
-    print(format_results(document))
-
-    print("4. one line to load it again, one to score an image:")
+    arguments = TrainArguments(str(folder), output / "run", preset="demo", seed=seed)
+    document = _train_and_evaluate(arguments, output)
     image = next(row["image"] for row in dataset["test"] if row["defect"] == "label_askew")
     path = output / "defective.png"
     image.save(path)
-    model = output / "run" / "model"
-    print(f'   pipe = ILTMAnomalyPipeline.from_pretrained("{model}")')
-    print(f'   out = pipe("{path}")')
-    pipe = ILTMAnomalyPipeline.from_pretrained(model)
+    pipe = _load(output, "image", path)
     out = pipe(path)
-    threshold = pipe.settings.score_threshold
-    assert threshold is not None  # training has calibrated it
-    print_verdict(float(out.scores[0]), threshold, bool(out.masks[0].any()))
+    _print_verdict(pipe, float(out.scores[0]), bool(out.masks[0].any()))
     print(f"look at {output / 'gallery.png'}")
     return document
 
@@ -69,7 +56,7 @@ def demo(output: Path, seed: int = 0) -> dict:
 def demo_volumes(
     output: Path, seed: int = 0, preset: str = "phantom", num_train: int = 100, spacing: float = 8.0
 ) -> dict:
-    """The same with whole-body PET: phantoms, 30 % of the training ones with lesions that one disease has at the same sites.
+    """The same with phantoms of whole-body PET, 30 % of the training ones with lesions that one disease has at the same sites.
 
     Files, below `output`: `data` (NIfTI in MVTec AD layout, with `lesions.json`), `run` (`run/model` is the pipeline),
     `results.json`, `gallery.png`, and in `detected` map and mask of one volume as NIfTI and its projections.
@@ -83,7 +70,7 @@ def demo_volumes(
     print(
         f"1. generating whole-body FDG-PET phantoms, {CONTAMINATION:.0%} with lesions of one disease: {output / 'data'}"
     )
-    clear_demo(output)
+    _clear(output)
     data = write_phantoms(
         output / "data",
         num_train,
@@ -95,35 +82,46 @@ def demo_volumes(
         recurring=True,
     )
 
-    print("2. training: 3-D VQ-VAE, then a prior per round, each masking what the one before finds unlikely")
-    train(TrainArguments(data=str(data), output=output / "run", volumes=True, preset=preset, seed=seed))
-
-    print("3. scoring held-out volumes after every round")
-    document = evaluate_run(output / "run", data, None, output)
-    print(format_results(document))
-
-    print("4. one line to load it again, one to score a volume:")
-    model = output / "run" / "model"
+    arguments = TrainArguments(str(data), output / "run", volumes=True, preset=preset, seed=seed)
+    document = _train_and_evaluate(arguments, output)
     path = data / "test" / "lesion" / "000.nii.gz"
-    print(f'   pipe = ILTMAnomalyPipeline.from_pretrained("{model}")')
-    print(f'   out = pipe("{path}")')
-    pipe = ILTMAnomalyPipeline.from_pretrained(model)
+    pipe = _load(output, "volume", path)
     row = detect(pipe, [path], output / "detected", show_progress=False)[0]
-    print_verdict(float(row["score"]), float(row["threshold"]), bool(row["abnormal"]))
+    _print_verdict(pipe, float(row["score"]), bool(row["abnormal"]))
     print(f"look at {output / 'gallery.png'}; {output / 'detected' / row['map']} opens in any NIfTI viewer")
     return document
 
 
-def print_verdict(score: float, threshold: float, abnormal: bool) -> None:
-    """Prints score, threshold and verdict on a defective example; if it is missed, also why and what to do."""
-    print(f"   score {score:.3g}, threshold {threshold:.3g}: {'abnormal' if abnormal else 'normal'}")
+def _train_and_evaluate(arguments: TrainArguments, output: Path) -> dict:
+    dimensions, kind = ("3-D ", "volumes") if arguments.volumes else ("", "images")
+    print(f"2. training: {dimensions}VQ-VAE, then a prior per round, each masking what the one before finds unlikely")
+    train(arguments)
+    print(f"3. scoring held-out {kind} after every round")
+    document = evaluate_run(arguments.output, arguments.data, None, output)
+    print(format_results(document))
+    return document
+
+
+def _load(output: Path, kind: str, path: Path) -> ILTMAnomalyPipeline:
+    model = output / "run" / "model"
+    print(f"4. one line to load it again, one to score {'an' if kind == 'image' else 'a'} {kind}:")
+    print(f'   pipe = ILTMAnomalyPipeline.from_pretrained("{model}")')
+    print(f'   out = pipe("{path}")')
+    return ILTMAnomalyPipeline.from_pretrained(model)
+
+
+def _print_verdict(pipe: ILTMAnomalyPipeline, score: float, abnormal: bool) -> None:
+    """Prints the verdict on a defective example; if it is missed, also why and what to do."""
+    print(
+        f"   score {score:.3g}, threshold {pipe.settings.score_threshold:.3g}: {'abnormal' if abnormal else 'normal'}"
+    )
     if not abnormal:
         print(
             "   (the threshold comes from contaminated training data and is high: lower it, iltm-anomaly detect --threshold)"
         )
 
 
-def clear_demo(output: Path) -> None:
+def _clear(output: Path) -> None:
     """Empties the folder of an earlier demo, and no other.
 
     Raises:

@@ -41,8 +41,10 @@ def _processor() -> str:
 
 
 def training_commit(report: dict[str, Any], number: int = -1) -> str | None:
-    """Commit that a round of a run was trained at, by its training report, whose own is that of the last calibration. Rounds of
-    earlier versions do not tell; theirs is taken for it."""
+    """The commit that a round of a run was trained at, by the run's training report; by default that of its last round.
+
+    Rounds of early versions do not tell: the report's own commit, that of the last calibration, stands in for theirs.
+    """
     rounds = report.get("rounds") or [{}]
     return rounds[number].get("commit", report.get("commit"))
 

@@ -1,4 +1,4 @@
-"""`transformers.pipeline("anomaly-detection", model="org/iltm-hazelnut")`, for people who live there.
+"""`transformers.pipeline("anomaly-detection", model="org/iltm-hazelnut")`, for users of transformers.
 
 Imported when `transformers.pipelines` is, see `_registration`.
 """
@@ -27,7 +27,7 @@ class ILTMConfig(PreTrainedConfig):
 
 
 class ILTMModel(PreTrainedModel):
-    """The models of an `ILTMAnomalyPipeline` as one, which is what `transformers.pipeline` passes about."""
+    """The models of an `ILTMAnomalyPipeline` as one: `transformers.pipeline` handles a single model."""
 
     config_class = ILTMConfig
     main_input_name = "pixel_values"
@@ -43,7 +43,7 @@ class ILTMModel(PreTrainedModel):
     ) -> "ILTMModel":
         """Loads with all the checks of `ILTMAnomalyPipeline.from_pretrained`, of whose arguments it takes the same."""
         known = {key: kwargs[key] for key in LOADING_ARGUMENTS if key in kwargs}
-        # "auto" is what transformers asks for when the user has not
+        # transformers asks for "auto" where the user has asked for nothing
         detector = ILTMAnomalyPipeline.from_pretrained(name_or_path, dtype=None if dtype == "auto" else dtype, **known)
         return cls(ILTMConfig(), detector)
 
@@ -61,7 +61,7 @@ class AnomalyDetectionPipeline(Pipeline):
     _load_tokenizer: Any = False
 
     def __init__(self, model: ILTMModel, **kwargs: Any):
-        # batches need one, though its work is done by the model
+        # transformers makes batches only if there is one; the detector does its work
         super().__init__(model, **kwargs | {"image_processor": model.detector.image_processor})
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
@@ -70,7 +70,7 @@ class AnomalyDetectionPipeline(Pipeline):
         detector.save_pretrained(save_directory)
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        # transformers takes these for one image each
+        # transformers would take each of these for a single image
         if isinstance(inputs, Sequence) and not isinstance(inputs, str):
             inputs = list(inputs)
         elif isinstance(inputs, Dataset | IterableDataset):

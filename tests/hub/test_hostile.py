@@ -95,6 +95,10 @@ ATTACKS = {
         lambda f: edit(f / "model_index.json", prior=["os", "system"]),
         r"'os', 'system'.*not a pipeline",
     ),
+    "unknown tokenizer": (
+        lambda f: edit(f / "model_index.json", tokenizer=["os", "system"]),
+        r"'os', 'system'.*for tokenizer.*not a pipeline",
+    ),
     "more parts": (lambda f: edit(f / "model_index.json", safety=["../evil", "X"]), r"unknown parts: safety"),
     "architecture": (lambda f: edit(f / PRIOR, architectures=["GPT2Model"]), r"names the classes \['GPT2Model'\]"),
     "model type": (lambda f: edit(f / PRIOR, model_type="gpt2"), r"'gpt2' as its model_type"),
@@ -205,6 +209,19 @@ def test_is_refused_by_the_pipeline_of_transformers_too(folder, name):
     ATTACKS[name][0](folder)
     with pytest.raises((ValueError, OSError)):
         pipeline("anomaly-detection", model=str(folder))
+    assert not (folder / "owned").exists()
+
+
+@pytest.mark.parametrize("name", ["pickle beside safetensors", "code", "auto_map", "missing tensor", "10 GB of codes"])
+def test_a_folder_of_version_0_1_is_checked_too(folder, name):
+    attack, message = ATTACKS[name]
+    attack(folder)
+    (folder / "tokenizer").rename(folder / "vqvae")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["vqvae"] = index.pop("tokenizer")
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=message.replace("tokenizer/", "vqvae/")):
+        ILTMAnomalyPipeline.from_pretrained(folder)
     assert not (folder / "owned").exists()
 
 

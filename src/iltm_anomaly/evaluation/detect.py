@@ -3,7 +3,9 @@
 import csv
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -23,7 +25,7 @@ from iltm_anomaly.data.volume_grid import Volume
 from iltm_anomaly.evaluation.gallery import draw_projections, overlay
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.saved_pipeline import check_batch_size
-from iltm_anomaly.settings import lowest_value
+from iltm_anomaly.settings import InferenceSettings, lowest_value
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +34,8 @@ OWN_FOLDERS = ("overlays", "maps", "masks")
 
 
 def list_inputs(inputs: list[str | Path], volumes: bool = False, output: Path | None = None) -> list[Path]:
-    """Files as they are, folders by the images (volumes) below them; without NIfTI files every folder of DICOM files is one.
-    What an earlier call wrote below `output` is no input.
+    """Paths of all images, or of all volumes, that `inputs` name: files, and folders with all that lies below them. In a folder
+    without NIfTI files every folder of DICOM files is a volume. What an earlier call has written below `output` is left out.
 
     Raises:
         ValueError: if an input does not exist, or a folder holds no image.
@@ -56,18 +58,36 @@ def list_inputs(inputs: list[str | Path], volumes: bool = False, output: Path | 
     return files
 
 
-Input = Image.Image | Volume | ImageReadError
+@dataclass(frozen=True)
+class _Scored:
+    """A file, what was read from it, and what the pipeline makes of it; `anomaly_map` and `mask` as in `ILTMAnomalyOutput`."""
+
+    path: Path
+    image: Image.Image | Volume
+    score: float
+    anomaly_map: np.ndarray
+    mask: np.ndarray
 
 
-def _read_batches(files: list[Path], size: int, volumes: bool) -> Iterator[list[tuple[Path, Input]]]:
+def _score_files(
+    pipeline: ILTMAnomalyPipeline, files: list[Path], batch_size: int
+) -> Iterator[tuple[Path, _Scored | ImageReadError]]:
+    """Each file with its result, or with the reason why it cannot be read. No more than a batch is held in memory."""
+    volumes = pipeline.image_processor.is_volumetric
+    size = 1 if volumes else batch_size
     for start in range(0, len(files), size):
-        batch: list[tuple[Path, Input]] = []
+        batch: list[tuple[Path, Image.Image | Volume | ImageReadError]] = []
         for path in files[start : start + size]:
             try:
                 batch.append((path, read_volume(path) if volumes else read_image(path)))
             except ImageReadError as error:
                 batch.append((path, error))
-        yield batch
+        results: Iterator[Any] = iter(())
+        if images := [image for _, image in batch if not isinstance(image, ImageReadError)]:
+            output = pipeline(images, batch_size=batch_size)
+            results = zip(output.scores.tolist(), output.anomaly_maps, output.masks, strict=True)
+        for path, image in batch:
+            yield path, image if isinstance(image, ImageReadError) else _Scored(path, image, *next(results))
 
 
 def detect(
@@ -80,7 +100,7 @@ def detect(
 ) -> list[dict]:
     """Scores files and writes `results.csv`, one row a file as soon as it is scored, and one overlay (PNG) and map (.npy,
     float32) per image. Of a volume: map and mask as NIfTI on the input's own grid, and its projections as overlay, with the
-    outline of the ground truth if that lies beside the file (`data.volumes.find_mask_beside`).
+    outline of the ground truth if that lies beside the file (`data.volume_files.find_mask_beside`).
 
     Returns:
         The rows. A file that could not be read has an error and no score.
@@ -89,10 +109,8 @@ def detect(
         ValueError: if an input is missing, if the only file given cannot be read, or if `batch_size` is below 1.
     """
     check_batch_size(batch_size)
-    volumes = pipeline.image_processor.is_volumetric
-    files = list_inputs(inputs, volumes, output)
+    files = list_inputs(inputs, pipeline.image_processor.is_volumetric, output)
     output.mkdir(parents=True, exist_ok=True)
-    threshold, lowest = pipeline.settings.score_threshold, lowest_value(pipeline.settings)
     rows: list[dict] = []
     with (
         open(output / "results.csv", "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
@@ -100,78 +118,51 @@ def detect(
     ):
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        for batch in _read_batches(files, 1 if volumes else batch_size, volumes):
-            good = [(path, image) for path, image in batch if not isinstance(image, ImageReadError)]
-            result = pipeline([image for _, image in good], batch_size=batch_size) if good else None
-            position = 0
-            for path, image in batch:
-                row: dict = dict.fromkeys(COLUMNS, "") | {"path": str(path)}
-                if isinstance(image, ImageReadError):
-                    if len(files) == 1:
-                        raise image
-                    row["error"] = str(image)
-                    logger.warning("skipped: %s", image)
-                elif result is not None:
-                    values, mask = result.anomaly_maps[position], result.masks[position]
-                    row |= {
-                        "score": f"{float(result.scores[position]):.6g}",
-                        "threshold": "" if threshold is None else f"{threshold:.6g}",
-                        "abnormal": "" if threshold is None else int(mask.any()),
-                        "abnormal_pixels": "" if threshold is None else int(mask.sum()),
-                    }
-                    coloured_from = float(values.max()) if threshold is None else threshold
-                    if save_maps and isinstance(image, Volume):
-                        row |= _write_volumes(output, len(rows), path, image, values, mask, coloured_from, lowest)
-                    elif save_maps and isinstance(image, Image.Image):
-                        row |= _write_pictures(output, len(rows), path, image, values, coloured_from, lowest)
-                    position += 1
-                writer.writerow(row)
-                rows.append(row)
+        for path, found in _score_files(pipeline, files, batch_size):
+            row: dict = dict.fromkeys(COLUMNS, "") | {"path": str(path)}
+            if not isinstance(found, ImageReadError):
+                row |= _verdict(found, pipeline.settings.score_threshold)
+                row |= _write_maps(output, len(rows), found, pipeline.settings) if save_maps else {}
+            elif len(files) == 1:
+                raise found
+            else:
+                row["error"] = str(found)
+                logger.warning("skipped: %s", found)
+            writer.writerow(row)
             file.flush()
-            bar.update(len(batch))
+            rows.append(row)
+            bar.update()
     return rows
 
 
-def _write_pictures(
-    output: Path, number: int, path: Path, image: Image.Image, values: np.ndarray, threshold: float, lowest: float
-) -> dict[str, str]:
-    # numbered, because files of different folders may share a name
-    name = f"{number:05d}_{path.stem}"
-    for folder in ("overlays", "maps"):
-        (output / folder).mkdir(exist_ok=True)
-    overlay(image, values, threshold, lowest=lowest).save(output / "overlays" / f"{name}.png")
-    np.save(output / "maps" / f"{name}.npy", values)
-    return {"overlay": f"overlays/{name}.png", "map": f"maps/{name}.npy"}
+def _verdict(found: _Scored, threshold: float | None) -> dict[str, Any]:
+    score = {"score": f"{found.score:.6g}"}
+    if threshold is None:
+        return score
+    abnormal = {"abnormal": int(found.mask.any()), "abnormal_pixels": int(found.mask.sum())}
+    return score | {"threshold": f"{threshold:.6g}"} | abnormal
 
 
-def _write_volumes(
-    output: Path,
-    number: int,
-    path: Path,
-    volume: Volume,
-    values: np.ndarray,
-    mask: np.ndarray,
-    threshold: float,
-    lowest: float,
-) -> dict[str, str]:
-    name = f"{number:05d}_{volume_stem(path)}"
-    row = {
-        "overlay": f"overlays/{name}.png",
-        "map": f"maps/{name}.nii.gz",
-        "mask": f"masks/{name}.nii.gz",
-    }
-    write_volume(values, output / row["map"], volume)
-    write_volume(mask, output / row["mask"], volume)
-    grid = volume.grid
-    truth = _truth_beside(path, volume)
-    picture = draw_projections(
-        grid.to_ras(volume.values),
-        grid.to_ras(values),
-        threshold,
-        grid.ras_spacing,
-        None if truth is None else grid.to_ras(truth),
-        lowest,
-    )
+def _write_maps(output: Path, number: int, found: _Scored, settings: InferenceSettings) -> dict[str, str]:
+    """Writes map, overlay and, of a volume, mask; returns their paths below `output`. Files of different folders may share a
+    name, so a number is put before it."""
+    image, values, lowest = found.image, found.anomaly_map, lowest_value(settings)
+    threshold = float(values.max()) if settings.score_threshold is None else settings.score_threshold
+    if isinstance(image, Volume):
+        name = f"{number:05d}_{volume_stem(found.path)}"
+        row = {"overlay": f"overlays/{name}.png", "map": f"maps/{name}.nii.gz", "mask": f"masks/{name}.nii.gz"}
+        write_volume(values, output / row["map"], image)
+        write_volume(found.mask, output / row["mask"], image)
+        grid, truth = image.grid, _truth_beside(found.path, image)
+        truth_in_ras = None if truth is None else grid.to_ras(truth)
+        plain, coloured = grid.to_ras(image.values), grid.to_ras(values)
+        picture = draw_projections(plain, coloured, threshold, grid.ras_spacing, truth_in_ras, lowest)
+    else:
+        name = f"{number:05d}_{found.path.stem}"
+        row = {"overlay": f"overlays/{name}.png", "map": f"maps/{name}.npy"}
+        (output / "maps").mkdir(exist_ok=True)
+        np.save(output / row["map"], values)
+        picture = overlay(image, values, threshold, lowest=lowest)
     (output / "overlays").mkdir(exist_ok=True)
     picture.save(output / row["overlay"])
     return row

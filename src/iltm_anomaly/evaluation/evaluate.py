@@ -15,7 +15,7 @@ from iltm_anomaly.data.mvtec import load_mvtec
 from iltm_anomaly.data.volumes import load_volumes
 from iltm_anomaly.evaluation.gallery import draw_gallery, gallery_rows
 from iltm_anomaly.evaluation.ground_truth import ground_truth_masks
-from iltm_anomaly.evaluation.rounds import Shares, each_round, load_rounds, masked_token_shares
+from iltm_anomaly.evaluation.rounds import each_round, load_rounds, masked_token_shares
 from iltm_anomaly.hub.data_sources import as_path
 from iltm_anomaly.hub.folders import resolve_model_folder
 from iltm_anomaly.metrics import evaluate_maps, lesion_detection
@@ -55,16 +55,25 @@ def evaluate_run(
     shares = masked_token_shares(pipeline, rounds, train)
     masks = ground_truth_masks(test, volumes)
     results = []
-    for current, share in zip(each_round(pipeline, rounds, run_folder), shares, strict=True):
+    for entry, share in zip(each_round(pipeline, rounds, run_folder), shares, strict=True):
         scored, metrics, seconds = score_dataset(pipeline, test, masks, show_progress)
         if observe is not None:
-            observe(current.entry["round"], scored)
-        results.append(_result(report, category, current.entry, metrics, share, seconds / len(test)))
+            observe(entry["round"], scored)
+        results.append(
+            {
+                **_conditions(report, category),
+                "round": entry["round"],
+                **metrics,
+                "masked_fraction": entry.get("masked_fraction"),
+                **share,
+                "seconds_per_image": round(seconds / len(test), 4),
+            }
+        )
     document = {
         "results": results,
         "test_images": len(test),
         "at_threshold": verdicts(scored, test["label"], pipeline.settings.score_threshold),
-        "reconstruction_psnr": reconstruction_psnr(pipeline, _good_of(test)) if volumes else None,
+        "reconstruction_psnr": reconstruction_psnr(pipeline, test) if volumes else None,
         "model": str(model),
         "data": as_path(str(data)),
         "recipe": (report.get("recipe") or {}).get("name"),
@@ -78,7 +87,11 @@ def evaluate_run(
 
 
 def _split(pipeline: ILTMAnomalyPipeline, data: str | Path, category: str | None) -> tuple[Dataset, Dataset | None]:
-    """`protocol_split` by the pipeline's training report; refuses a data set that tells nothing of the pipeline."""
+    """`protocol_split` by the pipeline's training report.
+
+    Raises:
+        ValueError: if the data set is not the one of the training, or has no defective test image.
+    """
     known = pipeline.training_report.get("data", {})
     trained, record = known.get("category"), known.get("contamination")
     if record and category and trained and category != trained:
@@ -137,15 +150,8 @@ def score_dataset(
     return output, metrics, seconds
 
 
-def _result(
-    report: dict[str, Any],
-    category: str | None,
-    entry: dict[str, Any],
-    metrics: dict[str, Any],
-    shares: Shares,
-    seconds_per_image: float,
-) -> dict[str, Any]:
-    """One item of "results", of the round that the training report has this `entry` for."""
+def _conditions(report: dict[str, Any], category: str | None) -> dict[str, Any]:
+    """What all rounds of a run have in common, for each item of "results"."""
     known = report.get("data", {})
     record = known.get("contamination") or {}
     return {
@@ -154,18 +160,12 @@ def _result(
         "contamination": record.get("fraction"),
         "train_size": record.get("train_size"),
         "seed": report.get("seed"),
-        "round": entry["round"],
-        **metrics,
-        "masked_fraction": entry.get("masked_fraction"),
-        "masked_share_defect_tokens": shares[0],
-        "masked_share_normal_tokens": shares[1],
-        "seconds_per_image": round(seconds_per_image, 4),
     }
 
 
 def verdicts(output: ILTMAnomalyOutput, labels: list[int], threshold: float | None) -> dict[str, Any] | None:
-    """How many images the calibrated threshold calls abnormal, as `detect` does: of defective ones (label 1) detected, of good
-    ones (label 0) false alarms. None of a pipeline without a threshold."""
+    """How many images the calibrated threshold calls abnormal, as `detect` does: "detected" of the defective ones (label 1),
+    "false_alarms" of the good ones (label 0). None for a pipeline without a threshold."""
     if threshold is None:
         return None
     called = np.array([bool(mask.any()) for mask in output.masks])
@@ -181,10 +181,12 @@ def verdicts(output: ILTMAnomalyOutput, labels: list[int], threshold: float | No
 
 @torch.no_grad()
 def reconstruction_psnr(pipeline: ILTMAnomalyPipeline, dataset: Dataset) -> float:
-    """Peak signal-to-noise ratio in dB of volumes as the tokenizer shows them by their own codes, mean over volumes. It is
-    measured on the model's grid, without padding; the peak is 1, the largest value there."""
+    """Peak signal-to-noise ratio in dB of what the tokenizer shows for the volumes' own codes, mean over volumes: those without
+    lesions if there are any, as a lesion need not be reconstructed. It is measured on the model's grid without padding, where
+    the peak is 1."""
     processor, tokenizer, values = pipeline.image_processor, pipeline.tokenizer, []
-    for path in dataset["image"]:
+    good = [path for path, label in zip(dataset["image"], dataset["label"], strict=True) if label == 0]
+    for path in good or dataset["image"]:
         batch = processor.preprocess(path)
         pixels, grid = batch["pixel_values"], batch["original_sizes"][0]
         reconstruction = tokenizer.show(tokenizer.expect(pipeline.encode(pixels))[0]).cpu()
@@ -194,15 +196,9 @@ def reconstruction_psnr(pipeline: ILTMAnomalyPipeline, dataset: Dataset) -> floa
     return float(np.mean(values))
 
 
-def _good_of(test: Dataset) -> Dataset:
-    """The volumes without lesions, where there are any: a lesion need not be reconstructed."""
-    good = [number for number, label in enumerate(test["label"]) if label == 0]
-    return test.select(good) if good else test
-
-
 def _draw(pipeline: ILTMAnomalyPipeline, test: Dataset, scored: ILTMAnomalyOutput, path: Path) -> None:
-    """Writes the gallery, coloured by the calibrated threshold; if all its maps stay below that, by the median of their highest
-    values, so that something is seen."""
+    """Writes the gallery with maps coloured by the calibrated threshold. If all stay below it, the median of their highest values
+    takes its place, so that something is seen."""
     rows, threshold = gallery_rows(test, scored), pipeline.settings.score_threshold
     highest = [float(row.anomaly_map.max()) for row in rows]
     if threshold is None or threshold > max(highest):
@@ -211,8 +207,8 @@ def _draw(pipeline: ILTMAnomalyPipeline, test: Dataset, scored: ILTMAnomalyOutpu
 
 
 def format_results(document: dict[str, Any]) -> str:
-    """What `evaluate_run` returns, for people: the rounds as a table, metrics and shares in per cent, and what the last one's
-    threshold makes of the images."""
+    """What `evaluate_run` returns as text: a table of the rounds, metrics and shares in per cent, and what the threshold makes of
+    the test images."""
     results = document["results"]
 
     def percent(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Pictures for people: one row an image, its columns input, ground truth where known, healed image, map overlaid."""
+"""Pictures for people: maps laid over images, projections of volumes, and galleries with one row per image."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,25 +26,26 @@ class GalleryRow:
         label: lines of text beside the row.
         image, healed: PIL images.
         anomaly_map: (H, W) float32 of the image's size.
-        truth: (H, W) bool, or None where unknown.
+        truth: (H, W) bool, the ground truth.
     """
 
     label: list[str]
     image: Image.Image
     healed: Image.Image
     anomaly_map: np.ndarray
-    truth: np.ndarray | None = None
+    truth: np.ndarray
 
 
 def window_of(values: np.ndarray) -> tuple[float, float]:
-    """(low, high) grey values to show a volume with: 0, or its lowest, to its 99.9 percentile (of PET, some 6 SUV)."""
+    """(low, high) values of a volume that are shown as black and white: 0, or its lowest if that is below, and its 99.9
+    percentile (of PET, some 6 SUV)."""
     low = min(0.0, float(values.min()))
     return low, max(float(np.quantile(values, 0.999)), low + 1e-6)
 
 
 def project(values: np.ndarray, axis: int = 1) -> np.ndarray:
-    """Maximum of a volume in RAS order along an axis, head up: from the front (axis 1), the patient's right on the viewer's left
-    as radiologists look at it, or from the patient's right (axis 0), the front on the viewer's right."""
+    """Maxima of a volume in RAS order along an axis, as a picture with the head up. Axis 1 looks from the front: the
+    patient's right is on the left, as radiologists look at it; axis 0 from the patient's right, with the front at the right."""
     seen = np.rot90(values.max(axis))
     return seen[:, ::-1] if axis == 1 else seen
 
@@ -99,8 +100,14 @@ def overlay(
     outline: np.ndarray | None = None,
     lowest: float = 0.0,
 ) -> Image.Image:
-    """Lays a map over its image: clear below half the threshold, red from twice the threshold on, both measured from `lowest`,
-    which no map falls below; `outline` (H, W) bool is drawn in magenta, which neither greys nor a map's colours come near."""
+    """Lays a map over its image: clear below half the threshold, then from green to red, which is reached at twice the threshold.
+
+    Args:
+        anomaly_map: (H, W), of the image's size.
+        threshold: where a pixel begins to be called abnormal.
+        outline: (H, W) bool, whose edge is drawn in magenta: neither greys nor the colours of a map come near it.
+        lowest: value of a map where nothing is abnormal (`settings.lowest_value`); half and twice are measured from it.
+    """
     import matplotlib
 
     strength = np.clip(((anomaly_map - lowest) / max(threshold - lowest, 1e-12) - 0.5) / 1.5, 0, 1)
@@ -115,36 +122,29 @@ def overlay(
 
 
 def draw_gallery(rows: list[GalleryRow], threshold: float, path: Path, lowest: float = 0.0) -> None:
-    """Writes the rows as one PNG; `threshold` and `lowest` as of `overlay`."""
+    """Writes the rows as one PNG, with columns for input, ground truth, healed image and map; `threshold` and `lowest` as of
+    `overlay`."""
     font = ImageFont.load_default(13)
     columns = ["input", "ground truth", "healed", "abnormality map"]
-    if all(row.truth is None for row in rows):
-        columns.remove("ground truth")
     width = LABELS + len(columns) * (CELL + MARGIN) + MARGIN
     sheet = Image.new("RGB", (width, HEADER + len(rows) * (CELL + MARGIN) + MARGIN), "white")
     pen = ImageDraw.Draw(sheet)
-    for index, column in enumerate(columns):
-        pen.text((LABELS + MARGIN + index * (CELL + MARGIN), 4), column, fill="black", font=font)
+    lefts = [LABELS + MARGIN + index * (CELL + MARGIN) for index in range(len(columns))]
+    for left, column in zip(lefts, columns, strict=True):
+        pen.text((left, 4), column, fill="black", font=font)
     for index, row in enumerate(rows):
         top = HEADER + MARGIN + index * (CELL + MARGIN)
         pen.multiline_text((MARGIN, top + 4), "\n".join(row.label), fill="black", font=font)
-        cells = {
-            "input": row.image.convert("RGB"),
-            "healed": row.healed.convert("RGB"),
-            "abnormality map": overlay(row.image, row.anomaly_map, threshold, lowest=lowest),
-        }
-        if row.truth is not None:
-            cells["ground truth"] = Image.fromarray(row.truth.astype(np.uint8) * 255).convert("RGB")
-        for position, column in enumerate(columns):
-            if column in cells:
-                cell = cells[column].resize((CELL, CELL), Image.Resampling.BICUBIC)
-                sheet.paste(cell, (LABELS + MARGIN + position * (CELL + MARGIN), top))
+        truth = Image.fromarray(row.truth.astype(np.uint8) * 255)
+        coloured = overlay(row.image, row.anomaly_map, threshold, lowest=lowest)
+        for left, cell in zip(lefts, (row.image, truth, row.healed, coloured), strict=True):
+            sheet.paste(cell.convert("RGB").resize((CELL, CELL), Image.Resampling.BICUBIC), (left, top))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
 
 
 def gallery_rows(dataset: Dataset, output: ILTMAnomalyOutput, count: int = 10) -> list[GalleryRow]:
-    """At most two good images, then defective ones spread evenly over the data set, `count` in all."""
+    """Rows for up to two good images, and for defective ones spread evenly over the data set, up to `count` in all."""
     labels = np.array(dataset["label"])
     good, defective = np.flatnonzero(labels != 1), np.flatnonzero(labels == 1)
     spread = np.linspace(0, len(defective) - 1, min(count - 2, len(defective))).round().astype(int)
@@ -165,7 +165,7 @@ def image_row(row: dict[str, Any], output: ILTMAnomalyOutput, index: int) -> Gal
 
 
 def volume_row(row: dict[str, Any], output: ILTMAnomalyOutput, index: int) -> GalleryRow:
-    """The same of a volume: projections from the front, in the grey values of the input, square pixels, padded to squares."""
+    """The same of a volume: projections from the front, in the window of the input, with square pixels and padded to squares."""
     volume = read_volume(row["image"])
     grid, window = volume.grid, window_of(volume.values)
     width, _, height = grid.ras_spacing

@@ -1,7 +1,7 @@
 """The rounds of a run: the prior of each, how each is calibrated, and which tokens each has masked."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,36 +18,27 @@ from iltm_anomaly.evaluation.ground_truth import has_ground_truth, pixel_mask
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.prior import PerformerPriorModel
 
-Shares = tuple[float | None, float | None]
-
-
-@dataclass(frozen=True)
-class Round:
-    """
-    Args:
-        entry: what the training report says of the round; "round" is its number.
-        prior: the prior that the round has trained.
-    """
-
-    entry: dict[str, Any]
-    prior: PerformerPriorModel
+# What the training report says of a round ("round" is its number), and the prior that the round has trained.
+Round = tuple[dict[str, Any], PerformerPriorModel]
 
 
 def load_rounds(pipeline: ILTMAnomalyPipeline, run_folder: Path | None) -> list[Round]:
     """All rounds of a run folder; without one the pipeline's own round alone."""
     entries = pipeline.training_report.get("rounds") or [{"round": 0}]
     if run_folder is None:
-        return [Round(entries[-1], pipeline.prior)]
-    rounds = []
-    for entry in entries:
-        prior = PerformerPriorModel.from_pretrained(run_folder / "rounds" / f"round_{entry['round']}")
-        rounds.append(Round(entry, prior.eval().to(pipeline.device)))
-    return rounds
+        return [(entries[-1], pipeline.prior)]
+    folders = [run_folder / "rounds" / f"round_{entry['round']}" for entry in entries]
+    priors = [PerformerPriorModel.from_pretrained(folder).eval().to(pipeline.device) for folder in folders]
+    return list(zip(entries, priors, strict=True))
 
 
-def each_round(pipeline: ILTMAnomalyPipeline, rounds: list[Round], run_folder: Path | None) -> Iterator[Round]:
-    """Gives the pipeline the prior of one round after the other. Which tokens a round heals depends on how likely its own prior
-    finds the training images, so the rounds before the last are calibrated on them; for the last the pipeline already is.
+def each_round(
+    pipeline: ILTMAnomalyPipeline, rounds: list[Round], run_folder: Path | None
+) -> Iterator[dict[str, Any]]:
+    """Gives the pipeline the prior of one round after the other, and yields what the training report says of the round.
+
+    Which tokens a round heals depends on how likely its own prior finds the training images. The pipeline was saved with the
+    limit of the last round; those of the rounds before are measured on the training images.
 
     Raises:
         ValueError: if the run's cache of the training images is damaged or was deleted.
@@ -55,12 +46,13 @@ def each_round(pipeline: ILTMAnomalyPipeline, rounds: list[Round], run_folder: P
     limit = pipeline.settings.surprise_limit
     if len(rounds) > 1 and run_folder is not None:
         codes = _training_codes(pipeline, run_folder)
-        for earlier in rounds[:-1]:
-            pipeline.prior = earlier.prior
+        for entry, prior in rounds[:-1]:
+            pipeline.prior = prior
             pipeline.calibrate_surprise_limit(codes)
-            yield earlier
-    pipeline.prior, pipeline.settings.surprise_limit = rounds[-1].prior, limit
-    yield rounds[-1]
+            yield entry
+    entry, pipeline.prior = rounds[-1]
+    pipeline.settings.surprise_limit = limit
+    yield entry
 
 
 def _training_codes(pipeline: ILTMAnomalyPipeline, run_folder: Path) -> Tensor:
@@ -73,28 +65,29 @@ def _training_codes(pipeline: ILTMAnomalyPipeline, run_folder: Path) -> Tensor:
         ) from error
 
 
-def masked_token_shares(pipeline: ILTMAnomalyPipeline, rounds: list[Round], train: Dataset | None) -> list[Shares]:
-    """Which shares of defect and of normal tokens each round's training has masked, 0 to 1.
+def masked_token_shares(
+    pipeline: ILTMAnomalyPipeline, rounds: list[Round], train: Dataset | None
+) -> list[dict[str, float | None]]:
+    """Which shares of defect and of normal tokens the training of each round has masked, 0 to 1.
 
     A round masks what the prior of the round before finds unlikely, so the shares are known only if all rounds are given, and
     with `train` the ground truth of the training images; else they are None. They are measured on the images as they are: their
     augmented copies, which the training has seen, have no ground truth.
     """
-    shares: list[Shares] = [(None, None)] * len(rounds)
-    if rounds[0].entry["round"] != 0:
-        return shares
-    shares[0] = (0.0, 0.0)
-    if len(rounds) > 1 and train is not None and has_ground_truth(train):
-        recipe = pipeline.training_report["recipe"]["rounds"]
-        known = {f.name: recipe[f.name] for f in fields(masking.RejectionRule) if f.name in recipe}
-        rule = masking.RejectionRule(**known)
-        codes, pixel_masks = _codes_and_masks(pipeline, train)
-        defect, normal = masking.defect_tokens(pixel_masks, tuple(codes.shape[1:]))
-        for number, (before, current) in enumerate(pairwise(rounds), start=1):
-            likelihood = before.prior.log_likelihood(codes.flatten(1)).view(codes.shape).cpu()
-            keep = masking.keep_mask(rule.surprise(likelihood), current.entry["surprise_limit"])
-            shares[number] = masking.masked_shares(keep, defect, normal)
-    return shares
+    shares: list[tuple[float | None, float | None]] = [(None, None)] * len(rounds)
+    if rounds[0][0]["round"] == 0:
+        shares[0] = (0.0, 0.0)
+        if len(rounds) > 1 and train is not None and has_ground_truth(train):
+            recipe = pipeline.training_report["recipe"]["rounds"]
+            rule = masking.RejectionRule(**{f.name: recipe[f.name] for f in fields(masking.RejectionRule)})
+            codes, pixel_masks = _codes_and_masks(pipeline, train)
+            defect, normal = masking.defect_tokens(pixel_masks, tuple(codes.shape[1:]))
+            for number, ((_, teacher), (entry, _)) in enumerate(pairwise(rounds), start=1):
+                likelihood = teacher.log_likelihood(codes.flatten(1)).view(codes.shape).cpu()
+                keep = masking.keep_mask(rule.surprise(likelihood), entry["surprise_limit"])
+                shares[number] = masking.masked_shares(keep, defect, normal)
+    names = ("masked_share_defect_tokens", "masked_share_normal_tokens")
+    return [dict(zip(names, pair, strict=True)) for pair in shares]
 
 
 def _codes_and_masks(pipeline: ILTMAnomalyPipeline, train: Dataset) -> tuple[Tensor, Tensor]:

@@ -1,1 +1,1 @@
-"""To the Hub and back: loading what strangers made, uploading, model cards, the task of `transformers.pipeline`."""
+"""To the Hub and back: loading what strangers made, uploading, model cards."""

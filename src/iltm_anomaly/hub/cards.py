@@ -109,7 +109,7 @@ class _Subject:
 
     Args:
         documents, report: as of `render_card`.
-        source, category: the data set.
+        source, category, dataset_name: the data set; the name is that of both.
         kind: "images" or "volumes".
         contamination: share of the training images that is defective.
         recipe, preset: how the model was trained, and the name of the preset with exactly that recipe.
@@ -121,6 +121,7 @@ class _Subject:
     report: dict[str, Any]
     source: DataSource
     category: str | None
+    dataset_name: str
     kind: str
     contamination: float | None
     recipe: dict[str, Any]
@@ -128,27 +129,25 @@ class _Subject:
     measured: dict[str, tuple[float, float, int]]
     conditions: dict[str, Any]
 
-    @property
-    def dataset_name(self) -> str:
-        return f"{self.source.name}, {self.category}" if self.category else self.source.name
-
 
 def _subject(documents: list[dict[str, Any]], report: dict[str, Any]) -> _Subject:
     data, document = report.get("data") or {}, documents[0] if documents else {}
     last = document["results"][-1] if documents else {}
     recipe_name = (report.get("recipe") or {}).get("name") or document.get("recipe")
     source = data_source(str(document["data"] if documents else data.get("source") or "unknown"), recipe_name)
-    known = last.get("contamination") if documents else (data.get("contamination") or {}).get("fraction")
-    contamination = CONTAMINATION if source is DEMO else known
+    category = (last if documents else data).get("category")
+    contamination = last.get("contamination") if documents else (data.get("contamination") or {}).get("fraction")
+    contamination = CONTAMINATION if source is DEMO else contamination
     recipe, preset = _recipe(report, recipe_name or ("demo" if source is DEMO else None))
     measured = {key: summarise(documents, -1, key) for key in headings.METRICS}
-    conditions = {"seeds": [d["results"][-1]["seed"] for d in documents], "contamination": contamination}
-    conditions["round"] = last.get("round")
+    seeds = [d["results"][-1]["seed"] for d in documents]
+    conditions = {"seeds": seeds, "contamination": contamination, "round": last.get("round")}
     return _Subject(
         documents,
         report,
         source,
-        category=(last if documents else data).get("category"),
+        category,
+        dataset_name=f"{source.name}, {category}" if category else source.name,
         kind="volumes" if _of_volumes(documents, report) else "images",
         contamination=contamination,
         recipe=recipe,
@@ -198,8 +197,13 @@ def render_card(
         title=name,
         repo_id=repo_id,
         picture=picture is not None,
-        picture_text="Measured metrics after each round, a dot a seed" if plotted else "Input, healed image and map",
-        **_texts(subject),
+        plotted=plotted,
+        is_demo=subject.source is DEMO,
+        table=rounds_table(documents) if documents else None,
+        verdicts=_verdicts(documents),
+        facts=_facts(subject),
+        commands=_commands(subject),
+        **vars(subject),
     )
     files = {"README.md": (card.content.rstrip() + "\n").encode()}
     if picture is not None:
@@ -247,98 +251,20 @@ def _eval_results(hub_id: str, subject: _Subject) -> bytes:
     return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False).encode()
 
 
-def _texts(subject: _Subject) -> dict[str, Any]:
-    """Variables of the template."""
-    source = subject.source
-    return {
-        "kind": subject.kind,
-        "is_demo": source is DEMO,
-        "summary": _summary(subject),
-        "image_size": _image_size(subject.recipe),
-        "token_size": _token_size(subject.recipe),
-        "data_text": source.text + (f" Category: {subject.category}." if subject.category else ""),
-        "data_licence": source.terms,
-        "protocol": _protocol(subject),
-        "results": _results(subject),
-        "facts": _facts(subject),
-        "commands": _commands(subject),
-        "data_citation": f"Data: {source.citation}" if source.citation else "",
-    }
-
-
-def _image_size(recipe: dict[str, Any]) -> str:
-    volume = recipe.get("volume") or {}
-    if volume.get("spacing"):
-        return f"voxels of {volume['spacing']} mm"
-    size = recipe.get("image_size")
-    return f"{size} pixels a side" if size else "a small size (see the recipe)"
-
-
-def _token_size(recipe: dict[str, Any]) -> str:
-    channels = (recipe.get("vqvae") or {}).get("channels")
-    each = "voxels" if recipe.get("volume") else "pixels"
-    return f" ({2 ** len(channels)} {each} of that size a side)" if channels else ""
-
-
-def _summary(subject: _Subject) -> str:
-    dataset_name, kind, contamination = subject.dataset_name, subject.kind, subject.contamination
-    if contamination is None:
-        how = f"{kind} of {dataset_name}, some of which may be defective; no label said which."
-    elif contamination == 0:
-        how = f"{kind} of {dataset_name}, none of them defective."
-    else:
-        how = f"contaminated {kind} of {dataset_name}: some of its training {kind} are defective, and no label said which."
-    return f"Anomaly detector (Iterative Latent Token Masking) trained on {how}"
-
-
-def _protocol(subject: _Subject) -> str:
-    documents, kind, contamination = subject.documents, subject.kind, subject.contamination
-    if subject.source is DEMO:
-        how = f"{100 * CONTAMINATION:g} % of the generated training images are defective; the test images are generated apart."
-    elif contamination is None:
-        how = f"The model was trained on the {kind} as they are; how many of them are defective is not known."
-    else:
-        how = (
-            f"{100 * contamination:g} % of the training {kind} are defective. Defective test {kind} are split once per seed, "
-            "stratified by defect type: one half is the pool that contamination draws from, the other half and all good "
-            f"test {kind} are the test set, of which nothing is trained on."
-        )
-    tested = f" Test set: {documents[0]['test_images']} {kind}." if documents else ""
-    return (
-        how
-        + " No label or mask is read in training or to choose a threshold; test masks serve for measuring alone. Metrics: AUROC "
-        f"of pixels and of {kind}, AUPRO up to a false positive rate of 0.3." + tested
-    )
-
-
-def _results(subject: _Subject) -> str:
-    documents, seeds = subject.documents, subject.conditions["seeds"]
-    if not documents:
-        return "Not measured: this model was pushed without results of `iltm-anomaly evaluate`."
-    spread = "mean and population standard deviation over seeds" if len(seeds) > 1 else "seed"
-    return (
-        f'After each round, in per cent, {spread} {", ".join(map(str, seeds))}. Round 0 has seen every token; "masked" is what a '
-        f"round hides from the prior it trains.\n\n{rounds_table(documents)}{_verdicts(documents)}"
-    )
-
-
-def _verdicts(documents: list[dict[str, Any]]) -> str:
-    """What the thresholds that training has set make of the test images; "" unless every document tells."""
+def _verdicts(documents: list[dict[str, Any]]) -> dict[str, int] | None:
+    """What the thresholds that training has set make of the test images, of all seeds together; None unless all tell."""
     found = [document["at_threshold"] for document in documents if document.get("at_threshold")]
     if len(found) < len(documents):
-        return ""
-    total = {key: sum(entry[key] for entry in found) for key in ("detected", "defective", "false_alarms", "good")}
-    return (
-        "\n\nThe threshold that training has set calls {detected} of {defective} defective test images abnormal, and "
-        "{false_alarms} of {good} good ones.".format(**total)
-    )
+        return None
+    return {key: sum(entry[key] for entry in found) for key in ("detected", "defective", "false_alarms", "good")}
 
 
 def _facts(subject: _Subject) -> str:
+    """A list of what is recorded of training and evaluation; "" if nothing is."""
     documents, report = subject.documents, subject.report
     sources = documents or ([report] if report.get("versions") else [])
     if not sources:
-        return "Not recorded."
+        return ""
 
     def each(values: list[Any]) -> str:
         return ", ".join(dict.fromkeys(str(value) for value in values if value is not None)) or "not recorded"
@@ -348,18 +274,16 @@ def _facts(subject: _Subject) -> str:
     ]
     versions = [", ".join(f"{package} {version}" for package, version in d["versions"].items()) for d in sources]
     trained = [d.get("training_commit") for d in documents] or [training_commit(report)]
-    return "\n".join(
-        [
-            "A VQ-VAE is trained first, then a causal Performer on its codes, in each round anew with suspicious ones masked.",
-            "",
-            f"- Machine: {each(machines)}",
-            f"- Training time: {each([d.get('training_seconds') for d in sources])} seconds",
-            f"- Recipe: {each([d.get('recipe') if documents else (d.get('recipe') or {}).get('name') for d in sources])}",
-            f"- Commit of training: {each(trained)}",
-            f"- Commit of evaluation: {each([d.get('commit') for d in documents])}",
-            f"- Versions: {each(versions)}",
-        ]
-    )
+    recipes = [d.get("recipe") if documents else (d.get("recipe") or {}).get("name") for d in sources]
+    facts = {
+        "Machine": each(machines),
+        "Training time": f"{each([d.get('training_seconds') for d in sources])} seconds",
+        "Recipe": each(recipes),
+        "Commit of training": each(trained),
+        "Commit of evaluation": each([d.get("commit") for d in documents]),
+        "Versions": each(versions),
+    }
+    return "\n".join(f"- {name}: {fact}" for name, fact in facts.items())
 
 
 def _commands(subject: _Subject) -> str:

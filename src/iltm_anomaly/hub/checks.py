@@ -1,4 +1,4 @@
-"""Looks at a pipeline folder before any of it is loaded: it may come from a stranger.
+"""Checks a pipeline folder before any of it is loaded, because it may come from a stranger.
 
 What is refused: pickles, classes and code that are not this package's, files outside the folder, weights that are not those
 the configuration describes. Only headers are read, so a configuration that claims ten gigabytes costs nothing.
@@ -38,7 +38,7 @@ PIPELINE_FILES = (
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".msgpack"})
 CODE = frozenset({".py", ".pyc", ".so", ".sh"})
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-# What transformers itself writes into the configuration file of a model; of what else it would read there, nothing is ours.
+# What transformers writes into the configuration file of a model. It would read more there, but we have no use for it.
 SERVICE_KEYS = frozenset({"architectures", "dtype", "model_type", "transformers_version"})
 DTYPES = (None, "float32", "float16", "bfloat16")
 MAX_JSON_BYTES = 64 * 2**20
@@ -90,8 +90,8 @@ def belongs(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def _check_files(folder: Path, part: str) -> None:
-    """In the folder of a part there is nothing but what we know, as transformers reads files there that it finds: adapters,
-    another kind of configuration. At the root it reads none, and there may be pictures."""
+    """Raises ValueError if there is a file in the folder of a part that we do not know: transformers would read some, such as
+    adapters and other kinds of configuration. At the root, part "", it reads none, and only pickles and code are refused."""
     if not (folder / part).is_dir():
         raise ValueError(f"{folder} is not a complete pipeline folder: it has no {part}/")
     for path in sorted((folder / part).iterdir()):
@@ -195,8 +195,8 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _check_claims(folder: Path, config: Any, stored: dict[str, tuple[int, ...]]) -> None:
-    """A model has no side longer than all its numbers together and no more layers than tensors: whoever claims one is not
-    even built without memory, which takes time."""
+    """Raises ValueError if a configuration claims more layers than its weights have tensors, or a width above the count of their
+    numbers. Such a model is not even built without memory, because that alone would take long."""
     numbers = sum(math.prod(shape) for shape in stored.values())
     depths, widths = config.claimed_sizes()
     for claimed, limit, what in ((depths, len(stored), "tensors"), (widths, numbers, "numbers")):

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from huggingface_hub import snapshot_download
+
 from iltm_anomaly.hub.checks import PIPELINE_FILES
 
 
@@ -24,8 +26,6 @@ def local_folder(
         return folder
     if folder.is_absolute() or str(name_or_path).startswith((".", "~")) or str(name_or_path).count("/") != 1:
         raise ValueError(f"no pipeline folder at {name_or_path}, and it cannot be a Hub id, which is owner/name")
-    from huggingface_hub import snapshot_download
-
     try:
         snapshot = snapshot_download(
             str(name_or_path),

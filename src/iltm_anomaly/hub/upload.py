@@ -70,7 +70,7 @@ def _size(content: Path | bytes) -> int:
 def plan_upload(
     folder: str | Path, repo_id: str, results: list[Path] | None = None, picture: Path | None = None
 ) -> UploadPlan:
-    """Decides what of a folder goes up. A pipeline without a model card, or with a rendered one, gets a new one.
+    """Decides which files of a folder go up. A pipeline without a model card, or with a rendered one, gets a new one.
 
     Args:
         folder: a pipeline folder, or a Space: a folder whose README.md has `sdk:` in its metadata.
@@ -129,8 +129,7 @@ def _card_files(folder: Path, repo_id: str, results: list[Path], picture: Path |
 
 
 def _public_report(path: Path) -> bytes:
-    """The training report without the folders of this machine, whose names may tell of people and customers, and so without the
-    command line."""
+    """The training report with `public_name` in place of all paths, and without the command line, which is full of them."""
     report = read_json(path)
     report.pop("command", None)
     data = report.get("data")
@@ -143,8 +142,8 @@ def _public_report(path: Path) -> bytes:
             return [strip(item) for item in value]
         if not isinstance(value, str):
             return value
-        if "/" in source:
-            value = value.replace(source, public_name(source))  # it may hold spaces
+        if "/" in source:  # replaced as a whole, as it may hold spaces
+            value = value.replace(source, public_name(source))
         return re.sub(r"[^\s'\"=]*/[^\s'\"=]*", lambda found: public_name(found[0]), value)
 
     return (json.dumps(strip(report), indent=2) + "\n").encode()
@@ -216,8 +215,8 @@ def upload(
     return commit.commit_url
 
 
-def _stale_files(api: Any, where: dict[str, Any], revision: str | None, plan: UploadPlan) -> list[str]:
-    # left behind, shards of other weights would make the repository ambiguous
+def _stale_files(api: HfApi, where: dict[str, Any], revision: str | None, plan: UploadPlan) -> list[str]:
+    """Files of an earlier upload that the plan does not have: shards of other weights would make the repository ambiguous."""
     present = api.list_repo_files(**where, revision=revision)
     return [name for name in present if belongs(name, MODEL_FILES) and name not in plan.files and name != "README.md"]
 
