@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from iltm_anomaly.cli import build_parser
+from iltm_anomaly.hub.cards import load_results, rounds_table
 from iltm_anomaly.recipes.recipe import load_recipe, preset_names
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -120,3 +121,9 @@ def test_arrows_that_others_stand_for_are_left_out():
 def test_pages_of_the_site_are_those_of_its_navigation():
     listed = re.findall(r": ([\w-]+\.md)$", (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(listed) == sorted(page.name for page in PAGES[1:])
+
+
+@pytest.mark.parametrize("name", ["demo", "bottle"])
+def test_tables_of_rounds_are_those_of_the_results(name):
+    table = rounds_table(load_results([REPOSITORY / "docs" / "results" / f"{name}.jsonl"]))
+    assert table.strip() in (REPOSITORY / "docs" / "results.md").read_text(encoding="utf-8")
