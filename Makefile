@@ -53,7 +53,7 @@ style: $(READY)  ## format and repair what ruff can
 bench: $(READY)  ## side-by-side benchmarks against other libraries, about 20 minutes on one core; results in runs/bench/
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m pip install --quiet --no-deps 'monai>=1.5' 'vector-quantize-pytorch>=1.32'  # its dependencies would bring another torch
-	$(BIN)/python scripts/benchmarks/run.py --output runs/bench/bench_attention.json
+	$(BIN)/python scripts/benchmarks/run.py --output runs/bench/benchmarks.jsonl
 	$(BIN)/python scripts/benchmarks/bench_metrics.py --output runs/bench/bench_metrics.json
 
 cards: $(READY)  ## model_cards/ from the results in docs/results/

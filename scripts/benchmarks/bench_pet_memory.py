@@ -4,7 +4,8 @@
     python scripts/benchmarks/bench_pet_memory.py vqvae            # a training step on a 150 x 150 x 218 volume
     python scripts/benchmarks/bench_pet_memory.py pipeline         # NIfTI to map on the original grid, untrained models
 
-Random weights and codes: neither memory nor time depends on them. Results are added to docs/results/pet_memory.json.
+Random weights and codes: neither memory nor time depends on them. Results go to docs/results/pet_memory.jsonl, a line a
+case.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from iltm_anomaly.tokenizers.vqvae import VQVAEConfig, VQVAEModel
 RECIPE = load_recipe("pet")
 GRID = (16, 32, 40)  # 20,480 tokens
 SHAPE = (150, 150, 218)  # voxels of the real scan `pet_fdg`
-RESULTS = Path(__file__).parents[2] / "docs" / "results" / "pet_memory.json"
+RESULTS = Path(__file__).parents[2] / "docs" / "results" / "pet_memory.jsonl"
 
 
 def make_prior(grid: tuple[int, ...]) -> PerformerPriorModel:
@@ -122,7 +123,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", default=list(CASES), choices=list(CASES))
     context = multiprocessing.get_context("spawn")
-    document = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"results": {}}
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    results = {result["case"]: result for result in map(json.loads, lines)}
     for name in parser.parse_args().cases:
         for case in CASES[name]:
             queue = context.Queue()
@@ -131,9 +133,9 @@ def main() -> None:
             process.join()
             if process.exitcode:
                 raise SystemExit(f"{case.__name__} ended with code {process.exitcode}")
-            document["results"][case.__name__] = {**queue.get(), **provenance("cpu")}
-            print(document["results"][case.__name__])
-            RESULTS.write_text(json.dumps(document, indent=2) + "\n")
+            results[case.__name__] = {**queue.get(), **provenance("cpu")}
+            print(results[case.__name__])
+            RESULTS.write_text("".join(json.dumps(result) + "\n" for result in results.values()))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 
 import harness  # before torch: it fixes the number of threads
 import peers
-from table import markdown
+from table import load, markdown
 
 BENCHES = {
     "B1": "bench_attention",
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=BENCHES, default=list(BENCHES), metavar="B", help="B1 to B6, B9")
     parser.add_argument("--quick", action="store_true", help="small sizes, few runs; prints and writes nothing")
     parser.add_argument(
-        "--output", type=Path, default=RESULTS / "bench_attention.json", help="JSON; the table is beside it"
+        "--output", type=Path, default=RESULTS / "benchmarks.jsonl", help="a line a bench; the table is beside it"
     )
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -55,13 +55,14 @@ def main() -> None:
         bench, contender, size = options.child
         print(json.dumps(harness.first_call(importlib.import_module(BENCHES[bench]).memory(contender, int(size)))))
         return
-    results = json.loads(options.output.read_text()) if options.output.exists() and not options.quick else {}
+    results = load(options.output) if options.output.exists() and not options.quick else {}
     for bench in options.only:
         results[bench] = run_bench(bench, options.quick)
         if not options.quick:
             options.output.parent.mkdir(parents=True, exist_ok=True)
-            options.output.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
-            options.output.with_name("benchmarks.md").write_text(markdown(results))
+            lines = [json.dumps({"bench": name, **report}) + "\n" for name, report in sorted(results.items())]
+            options.output.write_text("".join(lines))
+            options.output.with_suffix(".md").write_text(markdown(results))
     print(markdown(results))
 
 

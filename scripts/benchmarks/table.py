@@ -1,9 +1,14 @@
-"""Renders the JSON of B1 to B6 as markdown: `python scripts/benchmarks/table.py docs/results/bench_attention.json`."""
+"""Prints B1 to B6 and B9 as Markdown: `python scripts/benchmarks/table.py docs/results/benchmarks.jsonl`."""
 
 import json
 import sys
 from pathlib import Path
 from typing import Any
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Reports by the name of their bench, one a line of a JSON Lines file."""
+    return {report.pop("bench"): report for report in map(json.loads, path.read_text().splitlines())}
 
 
 def _seconds(value: float) -> str:
@@ -80,4 +85,4 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    print(markdown(json.loads(Path(sys.argv[1]).read_text())))
+    print(markdown(load(Path(sys.argv[1]))))

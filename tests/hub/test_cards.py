@@ -18,7 +18,7 @@ from iltm_anomaly.hub.data_sources import DATA_SOURCES, DEMO, as_path, data_sour
 from iltm_anomaly.recipes.recipe import load_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-RESULTS = sorted((REPOSITORY / "docs" / "results").glob("bottle_seed*.json"))
+RESULTS = REPOSITORY / "docs" / "results" / "bottle.jsonl"
 SECTIONS = [
     "Use",
     "Intended use",
@@ -57,7 +57,7 @@ def test_the_cards_in_the_repository_are_what_the_results_render():
 
 
 def test_every_number_of_the_metadata_is_that_of_the_results():
-    documents = load_results(RESULTS)
+    documents = load_results([RESULTS])
     card = ModelCard(render_card("iltm-bottle", documents)["README.md"].decode())
     assert card.data.license == "cc-by-nc-sa-4.0" and card.data.library_name == "iltm-anomaly"
     found = {entry.metric_type: entry for entry in card.data.eval_results}
@@ -71,7 +71,7 @@ def test_every_number_of_the_metadata_is_that_of_the_results():
 
 
 def test_the_text_has_its_sections_and_facts():
-    documents = load_results(RESULTS)
+    documents = load_results([RESULTS])
     text = render_card("iltm-bottle", documents)["README.md"].decode()
     assert re.findall(r"^##+ (.*)$", text, re.MULTILINE) == SECTIONS
     for document in documents:
@@ -86,7 +86,7 @@ def test_the_text_has_its_sections_and_facts():
 
 
 def test_the_text_tells_what_thresholds_make_of_the_test_images():
-    documents = [dict(document) for document in load_results(RESULTS)]
+    documents = load_results([RESULTS])
     for number, document in enumerate(documents):
         counts = {"threshold": 1.0, "defective": 32, "detected": 30 - number, "good": 20, "false_alarms": number}
         document["at_threshold"] = counts
@@ -97,7 +97,7 @@ def test_the_text_tells_what_thresholds_make_of_the_test_images():
 
 
 def test_results_on_a_hub_data_set_are_written_for_its_leaderboard(tmp_path):
-    document = json.loads(RESULTS[0].read_text()) | {"data": "somebody/parts"}
+    document = load_results([RESULTS])[0] | {"data": "somebody/parts"}
     (tmp_path / "results.json").write_text(json.dumps(document))
     files = render_card("mine", load_results([tmp_path / "results.json"]), repo_id="org/mine")
     entries = parse_eval_result_entries(yaml.safe_load(files[".eval_results/iltm.yaml"]))
@@ -118,20 +118,20 @@ def test_without_results_nothing_is_claimed():
 
 
 def test_results_that_do_not_belong_together_are_refused(tmp_path):
-    document = json.loads(RESULTS[0].read_text())
+    document = load_results([RESULTS])[0]
     document["results"][0]["contamination"] = 0.2
     (tmp_path / "other.json").write_text(json.dumps(document))
     with pytest.raises(ValueError, match="different contaminations"):
-        load_results([RESULTS[0], tmp_path / "other.json"])
+        load_results([RESULTS, tmp_path / "other.json"])
     with pytest.raises(ValueError, match="no results of"):
         load_results([REPOSITORY / "docs" / "results" / "bench_metrics.json"])
 
 
 def test_a_metric_that_was_not_measured_is_left_out_of_the_picture():
-    document = json.loads(RESULTS[0].read_text())
+    document = load_results([RESULTS])[0]
     for result in document["results"]:
         result["image_auroc"] = None
-    without, whole = draw_picture([document]), draw_picture(load_results(RESULTS[:1]))
+    without, whole = draw_picture([document]), draw_picture(load_results([RESULTS])[:1])
     assert without is not None and without != whole
     for result in document["results"]:
         result |= {"pixel_auroc": None, "aupro": None}
@@ -168,7 +168,7 @@ def test_the_name_of_a_folder_claims_nothing(tmp_path, monkeypatch):
 
 
 def test_the_card_of_the_demo_says_how_it_was_made():
-    documents = load_results(sorted((REPOSITORY / "docs" / "results").glob("demo_seed*.json")))
+    documents = load_results([REPOSITORY / "docs" / "results" / "demo.jsonl"])
     text = render_card("iltm-demo", documents)["README.md"].decode()
     card = ModelCard(text)
     assert card.data.license == "apache-2.0" and "30 % of the generated training images are defective" in text

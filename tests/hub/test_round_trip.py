@@ -273,7 +273,8 @@ def test_the_options_of_a_push_reach_it(run, monkeypatch, tmp_path):
     assert main(["push", str(run), NAME]) == 0
     assert sent[-1][1] == {"private": None, "revision": None} and "picture.png" not in sent[-1][0].files
     Image.new("RGB", (8, 8), "red").save(tmp_path / "mine.png")
-    results = REPOSITORY / "docs" / "results" / "demo_seed0.json"
+    results = tmp_path / "results.json"
+    results.write_text((REPOSITORY / "docs" / "results" / "demo.jsonl").read_text().splitlines()[0])
     options = ["--private", "--revision", "v2", "--results", str(results), "--picture", str(tmp_path / "mine.png")]
     assert main(["push", str(run), NAME, *options]) == 0
     plan, options = sent[-1]

@@ -19,19 +19,28 @@ MARKER = "<!-- Rendered by iltm-anomaly"
 TEMPLATE = Path(__file__).with_name("model_card.md")
 
 
+def read_documents(paths: list[Path]) -> dict[str, Any]:
+    """Documents by where they stand: each file is one, or, if its name ends in .jsonl, has one a line."""
+    found = {}
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        for number, part in enumerate(text.splitlines() if path.suffix == ".jsonl" else [text], 1):
+            found[f"{path}, line {number}" if path.suffix == ".jsonl" else str(path)] = json.loads(part)
+    return found
+
+
 def load_results(paths: list[Path]) -> list[dict[str, Any]]:
-    """Documents of `iltm-anomaly evaluate`, one a seed, of one data set.
+    """Documents of `iltm-anomaly evaluate`, one a seed, of one data set (`read_documents`).
 
     Raises:
-        ValueError: if a file is no such document, or they do not belong together.
+        ValueError: if one is no such document, or they do not belong together.
     """
-    documents = []
-    for path in paths:
-        document = json.loads(path.read_text(encoding="utf-8"))
+    by_place = read_documents(paths)
+    for place, document in by_place.items():
         results = document.get("results") if isinstance(document, dict) else None
         if not results or any(r.get("method") != "iltm" or not isinstance(r.get("round"), int) for r in results):
-            raise ValueError(f"{path} holds no results of `iltm-anomaly evaluate`")
-        documents.append(document)
+            raise ValueError(f"{place} holds no results of `iltm-anomaly evaluate`")
+    documents = list(by_place.values())
     for what, values in {
         # by name: a data set may lie in another folder on each machine, and a demo makes one of its own for every seed
         "data sets": [(Path(d.get("data") or "").name, d["results"][0].get("category")) for d in documents],
@@ -39,7 +48,7 @@ def load_results(paths: list[Path]) -> list[dict[str, Any]]:
         "rounds": [[r["round"] for r in d["results"]] for d in documents],
     }.items():
         if any(value != values[0] for value in values):
-            raise ValueError(f"the files hold different {what}: {dict(zip(map(str, paths), values, strict=True))}")
+            raise ValueError(f"the files hold different {what}: {dict(zip(by_place, values, strict=True))}")
     return documents
 
 

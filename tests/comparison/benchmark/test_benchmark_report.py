@@ -1,12 +1,13 @@
 """Tables, differences and drops against a stored small example and direct arithmetic."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from iltm_anomaly.comparison.benchmark.cells import CellDamagedError, load_cell, save_cell
-from iltm_anomaly.comparison.benchmark.plan import METHODS
+from iltm_anomaly.comparison.benchmark.plan import METHODS, digest_of
 from iltm_anomaly.comparison.benchmark.published import comparable, is_impossible, load_published, published
 from iltm_anomaly.comparison.benchmark.report import (
     markdown,
@@ -86,7 +87,7 @@ def vector(results: Results, *key) -> np.ndarray:
 
 
 def test_the_table_is_laid_out_as_stored(results):
-    """Made anew by `python tests/benchmark/test_benchmark_report.py`, to be looked at before it is committed."""
+    """Made anew by `python tests/comparison/benchmark/test_benchmark_report.py`, to be looked at before it is committed."""
     table = level_table(results, 0.1)
     assert markdown_level(table) + "\n" == (EXAMPLE / "table.md").read_text()
     assert latex_level(table) + "\n" == (EXAMPLE / "table.tex").read_text()
@@ -354,6 +355,23 @@ def test_the_report_names_what_is_missing_and_leaves_out_what_is_damaged(tmp_pat
     for title in ("Mean over categories", "Drop under contamination", "ILTM minus each method"):
         assert f"## {title}" in text
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_json_lines_file_makes_the_report_of_its_cells(tmp_path):
+    cells = [json.dumps(cell | {"checksum": digest_of(cell)}) for cell in example()]
+    cells[3] = cells[3].replace('"preset": "cpu"', '"preset": "cpu2"')
+    source = tmp_path / "sets.jsonl"
+    source.write_text("\n".join(cells) + "\n")
+    assert write_report(source) == [tmp_path / "sets" / name for name in ("table.md", "table.tex", "plot.png")]
+    text = (tmp_path / "sets" / "table.md").read_text()
+    assert f"{source}, line 4 is damaged" in text
+    damaged = Results([cell for number, cell in enumerate(example()) if number != 3])
+    assert text.startswith(markdown(damaged).rstrip())
+
+
+def test_the_table_in_the_repository_is_what_its_cells_render():
+    folder = Path(__file__).resolve().parents[3] / "docs" / "results"
+    assert markdown(Results.load(folder / "real_sets.jsonl")) == (folder / "real_sets" / "table.md").read_text()
 
 
 def test_cells_of_other_images_are_not_compared():

@@ -9,6 +9,7 @@ import io
 import json
 import logging
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +45,22 @@ def load_cell(path: Path) -> dict[str, Any]:
     Raises:
         CellDamagedError: if the JSON file, or the .npz that lies beside it, is not what was written. The .npz may be absent.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        whole = document.pop("checksum") == digest_of(document)
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CellDamagedError(f"{path} is damaged ({error})") from error
-    if not whole:
-        raise CellDamagedError(f"{path} is damaged: its content does not fit its checksum")
+    document = _parsed(path.read_bytes(), str(path))
     statistics = path.with_suffix(".npz")
     if statistics.exists() and file_digest(statistics) != document["statistics_sha256"]:
         raise CellDamagedError(f"{statistics} is damaged: its content does not fit the checksum in {path.name}")
+    return document
+
+
+def _parsed(text: bytes, place: str) -> dict[str, Any]:
+    """The document in `text`, which was read from `place`; raises CellDamagedError if it does not fit its checksum."""
+    try:
+        document = json.loads(text)
+        whole = document.pop("checksum") == digest_of(document)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CellDamagedError(f"{place} is damaged ({error})") from error
+    if not whole:
+        raise CellDamagedError(f"{place} is damaged: its content does not fit its checksum")
     return document
 
 
@@ -76,19 +83,25 @@ def is_finished(folder: Path, name: str, settings: dict[str, Any]) -> bool:
     return not changes
 
 
-def load_cells(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """All cells that are whole, by file name, and what was wrong with the others."""
+def load_cells(source: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Every whole cell of a folder of JSON files, in the order of their names, or of a JSON Lines file; and what was wrong with
+    the others."""
+    if source.is_file():
+        lines = enumerate(source.read_bytes().splitlines(), 1)
+        places = {f"{source}, line {number}": partial(_parsed, line) for number, line in lines}
+    else:
+        places = {str(path): lambda place: load_cell(Path(place)) for path in sorted(source.glob("*.json"))}
     documents, problems = [], []
-    for path in sorted(folder.glob("*.json")):
+    for place, read in places.items():
         try:
-            document = load_cell(path)
+            document = read(place)
         except CellDamagedError as error:
             problems.append(f"{error}; left out")
             continue
         if _is_of_this_format(document):
             documents.append(document | {"settings": _completed(document["settings"])})
         else:
-            problems.append(f"{path} is of another version; left out, the same command measures it again")
+            problems.append(f"{place} is of another version; left out, the same command measures it again")
     return documents, problems
 
 

@@ -24,13 +24,18 @@ from iltm_anomaly.comparison.benchmark.tables import (
 from iltm_anomaly.training.checkpoint import write_atomically
 
 
-def write_report(folder: Path) -> list[Path]:
-    """Writes the three files beside `folder`/cells; returns their paths.
+def write_report(source: Path) -> list[Path]:
+    """Writes the three files; returns their paths.
+
+    Args:
+        source: a folder that holds cells/, into which the files go, or a JSON Lines file of cells; then they go into a folder
+            beside it, named as the file without .jsonl.
 
     Raises:
         ValueError: if there is no finished cell, or cells do not belong together.
     """
-    results = Results.load(folder)
+    results = Results.load(source)
+    folder = source.with_suffix("") if source.is_file() else source
     files = {
         "table.md": markdown(results).encode(),
         "table.tex": latex(results).encode(),

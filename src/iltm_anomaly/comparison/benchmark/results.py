@@ -58,16 +58,17 @@ class Results:
         }
 
     @classmethod
-    def load(cls, folder: Path) -> "Results":
-        """Those below `folder`/cells.
+    def load(cls, source: Path) -> "Results":
+        """Those in the folder `source`/cells, or in the JSON Lines file `source`.
 
         Raises:
             NoCellsError: if there is none.
             ValueError: if cells that are compared were measured on different images.
         """
-        documents, problems = load_cells(folder / "cells")
+        cells = source if source.is_file() else source / "cells"
+        documents, problems = load_cells(cells)
         if not documents:
-            raise NoCellsError(f"no finished cell in {folder / 'cells'}" + "".join(f"\n{p}" for p in problems))
+            raise NoCellsError(f"no finished cell in {cells}" + "".join(f"\n{p}" for p in problems))
         return cls(documents, problems)
 
     @staticmethod
