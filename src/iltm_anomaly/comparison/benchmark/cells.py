@@ -8,6 +8,7 @@ made of the JSON files alone. The .npz holds `statistics.ImageStatistics`, for m
 import io
 import json
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -45,14 +46,14 @@ def load_cell(path: Path) -> dict[str, Any]:
     Raises:
         CellDamagedError: if the JSON file, or the .npz that lies beside it, is not what was written. The .npz may be absent.
     """
-    document = _parsed(path.read_bytes(), str(path))
+    document = _parsed(path.read_bytes(), path)
     statistics = path.with_suffix(".npz")
     if statistics.exists() and file_digest(statistics) != document["statistics_sha256"]:
         raise CellDamagedError(f"{statistics} is damaged: its content does not fit the checksum in {path.name}")
     return document
 
 
-def _parsed(text: bytes, place: str) -> dict[str, Any]:
+def _parsed(text: bytes, place: Any) -> dict[str, Any]:
     """The document in `text`, which was read from `place`; raises CellDamagedError if it does not fit its checksum."""
     try:
         document = json.loads(text)
@@ -86,13 +87,14 @@ def is_finished(folder: Path, name: str, settings: dict[str, Any]) -> bool:
 def load_cells(source: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Every whole cell of a folder of JSON files, in the order of their names, or of a JSON Lines file; and what was wrong with
     the others."""
+    cells: list[tuple[Any, Callable[[Any], dict[str, Any]]]]  # where a cell stands, and what reads it there
     if source.is_file():
         lines = enumerate(source.read_bytes().splitlines(), 1)
-        places = {f"{source}, line {number}": partial(_parsed, line) for number, line in lines}
+        cells = [(f"{source}, line {number}", partial(_parsed, line)) for number, line in lines]
     else:
-        places = {str(path): lambda place: load_cell(Path(place)) for path in sorted(source.glob("*.json"))}
+        cells = [(path, load_cell) for path in sorted(source.glob("*.json"))]
     documents, problems = [], []
-    for place, read in places.items():
+    for place, read in cells:
         try:
             document = read(place)
         except CellDamagedError as error:

@@ -1,0 +1,171 @@
+"""`SavedPipeline`: trained parts that move, save and load together, as one folder or one repository of the Hub."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from iltm_anomaly import __version__
+from iltm_anomaly.hub.checks import check_finite, check_folder, read_json
+from iltm_anomaly.hub.folders import local_folder
+from iltm_anomaly.processing.image_processing import ILTMImageProcessor
+
+
+class SavedPipeline:
+    """Parts with `save_pretrained` and `from_pretrained` (models and an image processor), the settings that calibration has
+    found, and the report of their training.
+
+    A folder has one sub-folder per part, model_index.json with the parts' classes, calibration.json with the settings, and
+    training_report.json. A subclass lists its parts in `part_names`. Its constructor takes them under these names, and `settings`
+    and `training_report` besides, and sets each as an attribute of the same name.
+
+    Attributes:
+        part_names: names of the parts, which are attributes, sub-folders and arguments of the constructor at once.
+        older_names: sub-folders that earlier versions have written, with the name of the part that each holds.
+        image_processor: one of the parts.
+        settings: a dataclass of plain values.
+        training_report: plain values.
+    """
+
+    part_names: ClassVar[tuple[str, ...]]
+    older_names: ClassVar[dict[str, str]] = {}
+    image_processor: ILTMImageProcessor
+    settings: Any
+    training_report: dict[str, Any]
+
+    # What a subclass says
+
+    @classmethod
+    def part_classes(cls, folder: Path) -> dict[str, Any]:
+        """Class of each part by the name of its sub-folder, for a folder that is to be loaded. The folder may come from a
+        stranger: its model_index.json may choose among classes that the subclass lists, no name that it gives is imported.
+
+        Raises:
+            ValueError: if it is not a folder of such a pipeline.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def read_settings(cls, path: Path) -> Any:
+        """The settings in a calibration.json.
+
+        Raises:
+            ValueError: if it holds anything else.
+        """
+        raise NotImplementedError
+
+    def save_extra_files(self, folder: Path) -> None:
+        """Writes what the pipeline has beside its parts, such as tensors of the calibration. By default there is nothing."""
+
+    def load_extra_files(self, folder: Path) -> None:
+        """Reads what `save_extra_files` has written; raises ValueError if it is damaged."""
+
+    # What all pipelines do
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """The parts by name."""
+        return {name: getattr(self, name) for name in self.part_names}
+
+    @property
+    def models(self) -> list[Any]:
+        """The parts that have weights."""
+        return [part for part in self.components.values() if isinstance(part, PreTrainedModel)]
+
+    @property
+    def device(self) -> torch.device:
+        return self.models[0].device
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Moves all models."""
+        for model in self.models:
+            model.to(device=device, dtype=dtype)
+        return self
+
+    def batches(self, images: Any, batch_size: int, show_progress: bool) -> Iterator[Any]:
+        """Prepares images, some at a time, as `image_processor.preprocess` does.
+
+        Args:
+            images: a path, PIL image, array or tensor, a list of these, or a column of a `datasets.Dataset`.
+            batch_size: images of a batch; volumes come one by one.
+            show_progress: a progress bar over batches.
+
+        Raises:
+            ImageReadError: if an image cannot be read.
+            ValueError: if `images` is empty, `batch_size` is below 1, or values or a shape are none of an image.
+            TypeError: if something is no image.
+        """
+        images = self.image_processor.as_list(images)
+        if not images:
+            raise ValueError("no images given")
+        check_batch_size(batch_size)
+        step = 1 if self.image_processor.is_volumetric else batch_size
+        for start in tqdm(range(0, len(images), step), desc="scoring", unit="batch", disable=not show_progress):
+            yield self.image_processor.preprocess(images[start : start + step])
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes model_index.json, one sub-folder per part, calibration.json and training_report.json."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        index: dict[str, Any] = {"_class_name": type(self).__name__, "_version": __version__}
+        for name, part in self.components.items():
+            part.save_pretrained(folder / name)
+            index[name] = ["iltm_anomaly", type(part).__name__]
+        self.save_extra_files(folder)
+        documents = {
+            "model_index": index,
+            "calibration": asdict(self.settings),
+            "training_report": self.training_report,
+        }
+        for name, value in documents.items():
+            (folder / f"{name}.json").write_text(json.dumps(value, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+    ) -> Self:
+        """Loads a pipeline from a local folder or a Hub repository (one snapshot, of one revision).
+
+        Raises:
+            ValueError: if the folder is not such a pipeline of this package, or names classes that are not its own.
+        """
+        folder = local_folder(
+            name_or_path, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+        )
+        classes = cls.part_classes(folder)
+        check_folder(folder, classes)
+        settings = cls.read_settings(folder / "calibration.json")
+        report = read_json(folder / "training_report.json")
+        parts = {cls.older_names.get(name, name): _load_part(folder / name, c) for name, c in classes.items()}
+        pipeline = cls(**parts, settings=settings, training_report=report)  # type: ignore[call-arg]
+        pipeline.load_extra_files(folder)
+        return pipeline.to(device, dtype)
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raises ValueError below 1."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+
+
+def _load_part(folder: Path, part_class: Any) -> Any:
+    """A part from its sub-folder. Models are loaded in float32 and cast afterwards: sums of the quantiser may be too large for
+    float16."""
+    if not issubclass(part_class, PreTrainedModel):
+        return part_class.from_pretrained(folder, local_files_only=True)
+    model: Any = part_class.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    check_finite(model.state_dict(), folder)
+    return model
