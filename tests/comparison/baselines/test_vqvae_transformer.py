@@ -8,7 +8,8 @@ from accelerate.state import AcceleratorState
 
 from iltm_anomaly import ILTMAnomalyPipeline
 from iltm_anomaly.comparison.baselines import BaselinePipeline
-from iltm_anomaly.comparison.baselines.vqvae_transformer import from_run, gated_residual
+from iltm_anomaly.comparison.baselines.round_zero import from_run
+from iltm_anomaly.comparison.baselines.vqvae_transformer import gated_residual
 from iltm_anomaly.prior import PerformerPriorModel
 from iltm_anomaly.recipes.recipe import load_recipe
 from iltm_anomaly.training.run import TrainingRun

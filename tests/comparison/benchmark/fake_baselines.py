@@ -1,15 +1,16 @@
-"""Stands in for `iltm_anomaly.comparison.baselines`: the same calls, models that need no training."""
+"""Stands in for the other methods: the same calls, models that need no training."""
 
 import json
-import sys
-import types
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from iltm_anomaly.comparison.baselines.methods import BASELINES, METHODS
 from iltm_anomaly.comparison.baselines.modeling import BaselineRecipe
+from iltm_anomaly.comparison.baselines.round_zero import load_round_zero
+from iltm_anomaly.comparison.benchmark import dry_run, runner
 from iltm_anomaly.recipes.recipe import StageRecipe
 
 NAMES = ("mean_image", "autoencoder", "vae", "cutpaste", "nsa", "patchcore")
@@ -36,31 +37,29 @@ class FakePipeline:
         return Output(torch.tensor([float(m.max()) for m in maps]), maps, [m > 0.5 for m in maps])
 
 
-class FakeBaseline:
-    """A method: what its settings say about its training."""
+class FakeModel:
+    """A model class: what its settings say about its training."""
 
-    class model_class:
-        stage: StageRecipe | None = StageRecipe(epochs=10, batch_size=4)
-        version = 1
+    stage: StageRecipe | None = StageRecipe(epochs=10, batch_size=4)
+    version = 1
 
-        @classmethod
-        def recipe_for(cls, preset, category=None, config=None) -> BaselineRecipe:
-            return BaselineRecipe(cls.stage, config or {})
+    @classmethod
+    def recipe_for(cls, preset, category=None, config=None) -> BaselineRecipe:
+        return BaselineRecipe(cls.stage, config or {})
 
-        @staticmethod
-        def config_defaults() -> dict:
-            return {"smoothing": 0.5}
+    @staticmethod
+    def config_defaults() -> dict:
+        return {"smoothing": 0.5}
 
-        @staticmethod
-        def configure(processor, num_images, settings) -> None:
-            pass
+    @staticmethod
+    def configure(processor, num_images, settings) -> None:
+        pass
 
 
-class FakeMeanImage(FakeBaseline):
+class FakeMeanImage(FakeModel):
     """One that is not trained."""
 
-    class model_class(FakeBaseline.model_class):
-        stage = None
+    stage = None
 
 
 class FakeBaselines:
@@ -80,27 +79,22 @@ class FakeBaselines:
         (Path(output) / "model" / "training_report.json").write_text(json.dumps(report))
         return FakePipeline(mean, processor, 0.05 * NAMES.index(name), report)
 
-    def from_run(self, run_folder, map="kde", device=None):
-        """Round 0 of a real run, as ILTM scores it."""
-        from iltm_anomaly.pipeline import ILTMAnomalyPipeline
-        from iltm_anomaly.prior import PerformerPriorModel
-
-        pipeline = ILTMAnomalyPipeline.from_pretrained(Path(run_folder) / "model", device=device)
-        pipeline.prior = PerformerPriorModel.from_pretrained(Path(run_folder) / "rounds" / "round_0").eval()
-        if map == "residual":
-            pipeline.settings.likelihood_share = 0.0
-            return pipeline
-        model = types.SimpleNamespace(as_iltm=lambda processor: pipeline)
-        return types.SimpleNamespace(model=model, image_processor=pipeline.image_processor)
+    def from_run(self, run_folder, map, device=None):
+        """Another map of round 0 of a real run."""
+        assert map == "residual"
+        pipeline = load_round_zero(run_folder, device)
+        pipeline.settings.likelihood_share = 0.0
+        return pipeline
 
 
 def install(monkeypatch) -> FakeBaselines:
-    """Puts the fake in place of the package."""
+    """Puts the fakes in place of the methods' models and of what trains and loads them."""
     fake = FakeBaselines()
-    package, transformer = types.ModuleType("iltm_anomaly.comparison.baselines"), types.ModuleType("vqvae_transformer")
-    package.BASELINES, package.train_baseline = dict.fromkeys(NAMES, FakeBaseline), fake.train_baseline
-    package.BASELINES["mean_image"] = FakeMeanImage
-    transformer.from_run, transformer.residual_settings = fake.from_run, lambda: {"num_samples": 5}
-    monkeypatch.setitem(sys.modules, "iltm_anomaly.comparison.baselines", package)
-    monkeypatch.setitem(sys.modules, "iltm_anomaly.comparison.baselines.vqvae_transformer", transformer)
+    for name in NAMES:
+        model_class = FakeMeanImage if name == "mean_image" else FakeModel
+        for methods in (METHODS, BASELINES):
+            monkeypatch.setitem(methods, name, replace(methods[name], model_class=model_class))
+    for module in (runner, dry_run):
+        monkeypatch.setattr(module, "train_baseline", fake.train_baseline)
+    monkeypatch.setattr(runner, "from_run", fake.from_run)
     return fake

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from fake_baselines import FakeBaseline, FakeBaselines, install
+from fake_baselines import FakeBaselines, FakeModel, install
 from filelock import FileLock
 from PIL import Image
 
@@ -188,7 +188,7 @@ def test_other_settings_measure_a_baseline_again_but_no_run(finished, data, reci
     # not the mean image, which trains nothing
     assert {call["budget_seconds"] for call in fake.calls} == {9.0} and len(fake.calls) == 2
     assert "cells of different" not in (output / "table.md").read_text()
-    assert "baseline_seconds None there, 9.0 now" in caplog.text
+    assert "baseline_seconds (None there, 9.0 now)" in caplog.text
     assert cell(output, "0.2", "autoencoder")["budget"]["from"] == "--baseline-seconds"
     for name in ("iltm", "vqvae_transformer"):
         path = Path("cells") / f"part_c0_s0_{name}.json"
@@ -200,10 +200,10 @@ def test_what_an_earlier_version_of_a_method_has_made_is_made_anew(
 ):
     output = tmp_path / "copy"
     shutil.copytree(finished[0], output)
-    monkeypatch.setattr(FakeBaseline.model_class, "version", 2)
+    monkeypatch.setattr(FakeModel, "version", 2)
     assert main(command(data, recipe, output)) == 0
     assert {call["name"] for call in fake.calls} == {"autoencoder", "mean_image"} and len(fake.calls) == 4
-    assert "baseline.version None there, 2 now" in caplog.text
+    assert "baseline.version (None there, 2 now)" in caplog.text
     # nor is the earlier model taken for today's
     assert all(len(list(folder.glob("autoencoder_*"))) == 2 for folder in (output / "runs").glob("part*/"))
 
@@ -244,7 +244,7 @@ def test_changed_settings_of_inference_score_again_and_train_nothing(
     before = {p: p.read_bytes() for p in (output / "runs").glob("*/iltm/rounds/*/*.safetensors")}
     monkeypatch.setattr("iltm_anomaly.provenance.commit", lambda: "a later one")
     assert main(command(data, recipe, output)) == 0
-    assert "inference.likelihood_share 0.9 there, 0.35 now" in caplog.text
+    assert "inference.likelihood_share (0.9 there, 0.35 now)" in caplog.text
     assert caplog.text.count("is calibrated again") == 2 and not fake.calls
     assert all(json.loads(path.read_text())["likelihood_share"] == value for path, value in recorded.items())
     assert before == {p: p.read_bytes() for p in before} and len(before) == 4

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from iltm_anomaly.comparison.baselines.methods import METHODS
 from iltm_anomaly.comparison.benchmark.cells import CellDamagedError, load_cell, save_cell
-from iltm_anomaly.comparison.benchmark.plan import METHODS, digest_of
+from iltm_anomaly.comparison.benchmark.plan import digest_of
 from iltm_anomaly.comparison.benchmark.published import comparable, is_impossible, load_published, published
 from iltm_anomaly.comparison.benchmark.report import (
     markdown,

@@ -4,57 +4,27 @@
     >>> out = pipeline("part.png")   # out.scores, out.anomaly_maps, out.masks, as of ILTMAnomalyPipeline
     >>> pipeline = BaselinePipeline.from_pretrained("runs/bottle_cutpaste/model")
 
-VQ-VAE + Transformer is round 0 of an ILTM run: `vqvae_transformer.from_run(run_folder)`.
+VQ-VAE + Transformer is round 0 of an ILTM run: `from_run(run_folder)`.
 """
 
-from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from iltm_anomaly.comparison.baselines.methods import BASELINES
     from iltm_anomaly.comparison.baselines.pipeline import BaselineOutput, BaselinePipeline
+    from iltm_anomaly.comparison.baselines.round_zero import from_run
     from iltm_anomaly.comparison.baselines.training import train_baseline
 
-
-@dataclass(frozen=True)
-class Baseline:
-    """A method: where it is, and what it is called in tables.
-
-    Args:
-        title: as in the paper's table.
-        module, class_name: of its model.
-    """
-
-    title: str
-    module: str
-    class_name: str
-
-    @property
-    def model_class(self) -> Any:
-        """The model, imported now."""
-        return getattr(import_module(f"{__name__}.{self.module}"), self.class_name)
-
-
-BASELINES: dict[str, Baseline] = {
-    "mean_image": Baseline("Mean image", "mean_image", "MeanImageModel"),
-    "autoencoder": Baseline("AE", "autoencoder", "AutoencoderModel"),
-    "vae": Baseline("VAE", "vae", "VAEModel"),
-    "cutpaste": Baseline("CutPaste", "cutpaste", "CutPasteModel"),
-    "nsa": Baseline("NSA", "nsa", "NSAModel"),
-    "patchcore": Baseline("PatchCore", "patchcore", "PatchCoreModel"),
+# Public names by module, imported on first use, so that importing the package does not wait for torch.
+_PUBLIC = {
+    "BASELINES": "methods",
+    "BaselineOutput": "pipeline",
+    "BaselinePipeline": "pipeline",
+    "from_run": "round_zero",
+    "train_baseline": "training",
 }
-# Trained as a part of an ILTM run, but saved and loaded like the others.
-VQVAE_TRANSFORMER = Baseline("VQ-VAE + Transformer", "vqvae_transformer", "VQVAETransformerModel")
-
-_PUBLIC = {"BaselineOutput": "pipeline", "BaselinePipeline": "pipeline", "train_baseline": "training"}
-__all__ = [
-    "BASELINES",
-    "VQVAE_TRANSFORMER",
-    "Baseline",
-    "BaselineOutput",
-    "BaselinePipeline",
-    "train_baseline",
-]
+__all__ = ["BASELINES", "BaselineOutput", "BaselinePipeline", "from_run", "train_baseline"]
 
 
 def __getattr__(name: str) -> Any:

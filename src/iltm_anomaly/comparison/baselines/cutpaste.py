@@ -27,10 +27,10 @@ from iltm_anomaly.comparison.baselines.modeling import (
     unit_range,
 )
 from iltm_anomaly.comparison.baselines.resnet import ResNetBaselineConfig, load_weights, narrow, sizes_of_weights
-from iltm_anomaly.data.augmentation import sample_seed
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.processing.images import LUMA
 from iltm_anomaly.recipes.recipe import StageRecipe
+from iltm_anomaly.seeds import sample_seed
 
 NORMAL, CUT_PASTE, SCAR = range(3)  # classes
 REFERENCE_SIDE = 256  # pixels of the image that scar sizes are given for

@@ -28,9 +28,10 @@ from iltm_anomaly.comparison.baselines.modeling import (
     unit_range,
 )
 from iltm_anomaly.comparison.baselines.resnet import ResNetBaselineConfig, load_weights, narrow, sizes_of_weights
-from iltm_anomaly.data.augmentation import AugmentationConfig, augment, sample_seed
+from iltm_anomaly.data.augmentation import AugmentationConfig, augment
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.recipes.recipe import StageRecipe
+from iltm_anomaly.seeds import sample_seed
 
 REFERENCE_SIDE = 256  # pixels of the image that filter sizes and areas are given for
 SMALLEST_AREA = 50  # pixels of a patch within its border; the source blends nothing smaller

@@ -11,14 +11,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from iltm_anomaly import masking
-from iltm_anomaly.comparison.baselines import BASELINES, VQVAE_TRANSFORMER
+from iltm_anomaly.comparison.baselines.methods import METHODS
 from iltm_anomaly.comparison.baselines.modeling import IMAGES_AT_ONCE, BaselineModel
 from iltm_anomaly.hub.checks import read_json
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.saved_pipeline import SavedPipeline
 
 # Classes are looked up here, never imported by the name that a JSON file gives.
-METHODS = {baseline.class_name: baseline for baseline in (*BASELINES.values(), VQVAE_TRANSFORMER)}
+MODEL_CLASSES = {m.model_class.__name__: m.model_class for m in METHODS.values() if m.model_class is not None}
 
 
 @dataclass
@@ -93,12 +93,12 @@ class BaselinePipeline(SavedPipeline):
     def part_classes(cls, folder: Path) -> dict[str, Any]:
         named = read_json(folder / "model_index.json").get("model")
         name = named[1] if isinstance(named, list) and len(named) == 2 and named[0] == "iltm_anomaly" else None
-        if not isinstance(name, str) or name not in METHODS:
+        if not isinstance(name, str) or name not in MODEL_CLASSES:
             raise ValueError(
-                f"{folder / 'model_index.json'} names {named!r} as its model, expected one of {', '.join(METHODS)}: "
+                f"{folder / 'model_index.json'} names {named!r} as its model, expected one of {', '.join(MODEL_CLASSES)}: "
                 "not a baseline of this package"
             )
-        return {"model": METHODS[name].model_class, "image_processor": ILTMImageProcessor}
+        return {"model": MODEL_CLASSES[name], "image_processor": ILTMImageProcessor}
 
     @classmethod
     def read_settings(cls, path: Path) -> BaselineSettings:

@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from iltm_anomaly.calibration import calibration_images
-from iltm_anomaly.comparison.baselines import BASELINES
+from iltm_anomaly.comparison.baselines.methods import BASELINES
 from iltm_anomaly.comparison.baselines.modeling import IMAGES_AT_ONCE, BaselineModel, BaselineRecipe
 from iltm_anomaly.comparison.baselines.pipeline import BaselinePipeline
-from iltm_anomaly.data.augmentation import sample_seed
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.provenance import provenance
 from iltm_anomaly.recipes.retired import without_retired_of_stage
+from iltm_anomaly.seeds import sample_seed
 from iltm_anomaly.training.accelerator import make_accelerator
 from iltm_anomaly.training.batches import loading_threads, total_steps
 from iltm_anomaly.training.checkpoint import fill_folder, load_json, remove_checkpoint, write_json
@@ -77,8 +76,10 @@ def train_baseline(
         RunFolderError: if `output` holds another run, or any and `resume` is False.
         NonFiniteLossError: if the loss is not finite.
     """
-    output = Path(output)
-    recipe = _recipe(name, preset, category, steps, config)
+    output, model_class = Path(output), _model_class(name)
+    recipe = model_class.recipe_for(preset, category, config)
+    if steps is not None and recipe.stage is not None:
+        recipe = replace(recipe, stage=replace(recipe.stage, steps=steps, epochs=None))
     run: dict[str, Any] = {
         "method": name,
         "preset": preset,
@@ -92,37 +93,22 @@ def train_baseline(
     if (output / "model").exists():
         logger.info("the run in %s is complete: nothing is left to do", output)
         return BaselinePipeline.from_pretrained(output / "model", device=device)
-    model_class: type[BaselineModel] = BASELINES[name].model_class
     torch.manual_seed(sample_seed(seed, STREAM_WEIGHTS))
     model = model_class(model_class.configure(processor, len(images), recipe.config))
     model.load_pretrained_parts()
     report = run | {"title": BASELINES[name].title}
-    with own_accelerator():
-        accelerator = _accelerator(recipe, device, output)
-        model.to(accelerator.device)
-        report |= _descend(model, images, recipe, run, output, accelerator, show_progress)
-
-    started = time.monotonic()
-    model.eval().fit_statistics(images, sample_seed(seed, STREAM_STATISTICS))
-    report["statistics_seconds"] = round(time.monotonic() - started, 1)
-    pipeline = BaselinePipeline(model, processor)
-    pipeline.calibrate(calibration_images(images, seed), show_progress)
-    report["training_seconds"] = round(report["descent_seconds"] + report["statistics_seconds"], 1)
-    pipeline.training_report = report | {"parameters": model.num_parameters()} | provenance(model.device)
+    report |= _descend(model, images, recipe, run, output, device, show_progress)
+    pipeline = _calibrated(model, processor, images, report, show_progress)
     fill_folder(output / "model", pipeline.save_pretrained)
     remove_checkpoint(output / "checkpoint.bin")
     return pipeline
 
 
-def _recipe(
-    name: str, preset: str, category: str | None, steps: int | None, config: dict[str, Any] | None
-) -> BaselineRecipe:
-    if name not in BASELINES:
+def _model_class(name: str) -> type[BaselineModel]:
+    found = BASELINES[name].model_class if name in BASELINES else None
+    if found is None:
         raise ValueError(f"no baseline {name!r}; there are {', '.join(BASELINES)}")
-    recipe: BaselineRecipe = BASELINES[name].model_class.recipe_for(preset, category, config)
-    if recipe.stage is None or steps is None:
-        return recipe
-    return replace(recipe, stage=replace(recipe.stage, steps=steps, epochs=None))
+    return found
 
 
 def _claim(output: Path, run: dict[str, Any], resume: bool) -> None:
@@ -138,11 +124,6 @@ def _claim(output: Path, run: dict[str, Any], resume: bool) -> None:
     found["recipe"]["stage"] = without_retired_of_stage(found["recipe"]["stage"])
     changes = changes_between(found, json.loads(json.dumps(run)))  # tuples become lists
     refuse(output, changes, "Give the same, or another output")
-
-
-def _accelerator(recipe: BaselineRecipe, device: str, output: Path) -> Accelerator:
-    described: Any = recipe  # of a recipe it reads precision and compilation alone
-    return make_accelerator(described, output, [], cpu=device == "cpu")
 
 
 class BaselineObjective(Objective):
@@ -164,29 +145,33 @@ def _descend(
     recipe: BaselineRecipe,
     run: dict[str, Any],
     output: Path,
-    accelerator: Accelerator,
+    device: str,
     show_progress: bool,
 ) -> dict[str, Any]:
-    """Gradient descent, if the method has any; returns what the report says about it."""
-    stage = recipe.stage
-    if stage is None:
-        return {"steps": 0, "planned_steps": 0, "descent_seconds": 0.0, "ended_by": "recipe", "loss": None}
-    seed = sample_seed(run["seed"], STREAM_BATCHES)
-
-    settings = LoopSettings(
-        name=run["method"],
-        seed=seed,
-        log=RunLog(output, accelerator.is_main_process, accelerator),
-        checkpoint_path=output / "checkpoint.bin",
-        show_progress=show_progress,
-        loading_threads=loading_threads(accelerator),
-        budget_seconds=run["budget_seconds"],
-    )
-    network: torch.nn.Module = model
-    # faster, on CPUs above all
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    summary = fit(accelerator, BaselineObjective(model, images, seed), stage, len(images), settings)
-    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    """Moves the model to the device and trains it by gradient descent, if its recipe has any; returns what the report says of
+    it."""
+    described: Any = recipe  # of which `make_accelerator` reads the precision and the compilation alone
+    with own_accelerator():
+        accelerator = make_accelerator(described, output, [], cpu=device == "cpu")
+        model.to(accelerator.device)  # type: ignore[arg-type]
+        stage = recipe.stage
+        if stage is None:
+            return {"steps": 0, "planned_steps": 0, "descent_seconds": 0.0, "ended_by": "recipe", "loss": None}
+        seed = sample_seed(run["seed"], STREAM_BATCHES)
+        settings = LoopSettings(
+            name=run["method"],
+            seed=seed,
+            log=RunLog(output, accelerator.is_main_process, accelerator),
+            checkpoint_path=output / "checkpoint.bin",
+            show_progress=show_progress,
+            loading_threads=loading_threads(accelerator),
+            budget_seconds=run["budget_seconds"],
+        )
+        network: torch.nn.Module = model
+        # convolutions are faster so, on CPUs above all
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        summary = fit(accelerator, BaselineObjective(model, images, seed), stage, len(images), settings)
+        network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     planned = total_steps(stage, len(images))
     return {
         "steps": int(summary["steps"]),
@@ -195,6 +180,20 @@ def _descend(
         "ended_by": "recipe" if summary["steps"] >= planned else "budget",
         "loss": summary["loss"],
     }
+
+
+def _calibrated(
+    model: BaselineModel, processor: ILTMImageProcessor, images: Any, report: dict[str, Any], show_progress: bool
+) -> BaselinePipeline:
+    """The pipeline of a model after gradient descent: with its statistics, its threshold and the whole training report."""
+    started = time.monotonic()
+    model.eval().fit_statistics(images, sample_seed(report["seed"], STREAM_STATISTICS))
+    report["statistics_seconds"] = round(time.monotonic() - started, 1)
+    pipeline = BaselinePipeline(model, processor)
+    pipeline.calibrate(calibration_images(images, report["seed"]), show_progress)
+    report["training_seconds"] = round(report["descent_seconds"] + report["statistics_seconds"], 1)
+    pipeline.training_report = report | {"parameters": model.num_parameters()} | provenance(model.device)
+    return pipeline
 
 
 def images_digest(images: Any) -> str:

@@ -1,11 +1,10 @@
 """VQ-VAE + Transformer (Pinaya et al., "Unsupervised brain imaging 3D anomaly detection and segmentation with transformers",
-Medical Image Analysis 79, 2022): round 0 of an ILTM run, the same networks before anything is masked.
+Medical Image Analysis 79, 2022): the networks of ILTM's round 0, before anything is masked (`round_zero.from_run`).
 
-Two maps: "residual", as in its paper, and "kde", ILTM's own, which leaves the masks as the only difference to ILTM. The ensemble
-over orderings is left out, as in ILTM itself.
+It has two maps. "residual" is that of its paper; "kde" is ILTM's own, so that the masks are the only difference to ILTM. The
+ensemble over orderings of the tokens is left out, as in ILTM itself.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,12 +12,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
 from iltm_anomaly import masking
-from iltm_anomaly.calibration import calibration_images
-from iltm_anomaly.comparison.baselines import VQVAE_TRANSFORMER
 from iltm_anomaly.comparison.baselines.modeling import AnomalyModelOutput, BaselineConfig, BaselineModel, check_pixels
-from iltm_anomaly.comparison.baselines.pipeline import BaselinePipeline
-from iltm_anomaly.comparison.baselines.training import images_digest
-from iltm_anomaly.data.cache import PixelCache
 from iltm_anomaly.healing import heal
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
@@ -28,7 +22,8 @@ from iltm_anomaly.settings import InferenceSettings
 from iltm_anomaly.tokenizers.vqvae import VQVAEConfig, VQVAEModel
 
 MAPS = ("kde", "residual")
-GATE_SIGMA = 0.75  # tokens, of the filter over the mask of resampled tokens: the authors' 6 pixels at 8 a token
+# Width of the filter over the mask of resampled tokens, in tokens: the 6 pixels of the authors' code, whose tokens have 8.
+GATE_SIGMA = 0.75
 
 
 @strict
@@ -38,9 +33,9 @@ class VQVAETransformerConfig(BaselineConfig):
     Args:
         vqvae, prior: configurations of the two networks, or their fields.
         map: "kde" or "residual".
-        inference: fields of `InferenceSettings`, as calibrated; of "kde".
-        token_threshold: probability below which a token is resampled, of "residual"; None is 1.3 over the number of codes.
-        num_samples: resampled codes whose reconstructions are averaged, of "residual".
+        inference: of "kde", the fields of `InferenceSettings`, as calibrated.
+        token_threshold: of "residual", the probability below which a token is resampled; None is 1.3 over the number of codes.
+        num_samples: of "residual", the resampled codes whose reconstructions are averaged.
     """
 
     model_type = "iltm_vqvae_transformer"
@@ -79,7 +74,7 @@ def _part(config_class: Any, value: Any) -> Any:
 
 
 class VQVAETransformerModel(BaselineModel):
-    """Map: one of `MAPS`. Score: its maximum. Every image is healed with seed 0, so that its map is always the same."""
+    """Map: as `config.map` says. Score: the map's maximum. Every image is healed with seed 0, and so has one map."""
 
     config_class = VQVAETransformerConfig
 
@@ -87,11 +82,12 @@ class VQVAETransformerModel(BaselineModel):
         super().__init__(config)
         self.vqvae = VQVAEModel(config.vqvae)
         self.prior = PerformerPriorModel(config.prior)
-        self.register_buffer("noise", torch.zeros(config.image_size))  # usual reconstruction error, of "kde"
+        # of "kde": the usual reconstruction error of each pixel, see `ILTMAnomalyPipeline`
+        self.register_buffer("noise", torch.zeros(config.image_size))
         self.post_init()
 
     def forward(self, pixel_values: Tensor) -> AnomalyModelOutput:
-        """Loss: -log likelihood of a token, mean. Prediction: that of every token, (B, *grid)."""
+        """Loss: negative log-likelihood of a token in nats, mean over all tokens. Prediction: that of each token, (B, *grid)."""
         check_pixels(pixel_values, self.config)
         codes = self.vqvae.encode(pixel_values)
         surprise = -self.prior.log_likelihood(codes.flatten(1)).view(codes.shape)
@@ -103,16 +99,12 @@ class VQVAETransformerModel(BaselineModel):
         maps = self._kde_maps(pixel_values) if self.config.map == "kde" else self._residual_maps(pixel_values)
         return maps.amax((1, 2)), maps
 
-    def as_iltm(self, processor: ILTMImageProcessor) -> ILTMAnomalyPipeline:
-        """The same networks as a pipeline of ILTM, whose map "kde" is."""
-        settings = InferenceSettings.from_dict(self.config.inference or {}, "inference")
-        return ILTMAnomalyPipeline(self.vqvae, self.prior, processor, settings, noise=self.get_buffer("noise").cpu())
-
     def _kde_maps(self, pixel_values: Tensor) -> Tensor:
         height, width = self.config.image_size
-        size = {"height": height, "width": width}
-        pipeline = self.as_iltm(ILTMImageProcessor(size=size, num_channels=self.config.in_channels))
-        return torch.stack(pipeline.score_batch(pixel_values, pipeline.settings, 0)[0])
+        processor = ILTMImageProcessor(size={"height": height, "width": width}, num_channels=self.config.in_channels)
+        settings = InferenceSettings.from_dict(self.config.inference or {}, "inference")
+        iltm = ILTMAnomalyPipeline(self.vqvae, self.prior, processor, settings, noise=self.get_buffer("noise").cpu())
+        return torch.stack(iltm.score_batch(pixel_values, settings, 0)[0])
 
     def _residual_maps(self, pixel_values: Tensor) -> Tensor:
         codes = self.vqvae.encode(pixel_values)
@@ -124,14 +116,19 @@ class VQVAETransformerModel(BaselineModel):
         healed = heal(self.prior, codes.flatten(1), keep, self.config.num_samples, generators)
         maps = []
         for image, samples, kept in zip(pixel_values, healed, keep, strict=True):
-            decoded = self.vqvae.decode(samples.unflatten(1, codes.shape[1:])).float().clamp(0, 1)
-            maps.append(gated_residual(image.float(), decoded.mean(0), ~kept.view(codes.shape[1:])))
+            reconstructions = self.vqvae.expect(samples.unflatten(1, codes.shape[1:]))
+            maps.append(gated_residual(image.float(), reconstructions.mean(0), ~kept.view(codes.shape[1:])))
         return self.smoothed(torch.stack(maps))
 
 
 def gated_residual(image: Tensor, healed: Tensor, resampled: Tensor) -> Tensor:
-    """Absolute difference of an image (C, H, W) to its healed reconstruction, averaged over channels, times the smoothed mask of
-    resampled tokens (h, w), which is 0 far from them and 1 amid many."""
+    """The map "residual" of one image: its absolute difference to the healed one, averaged over channels, times a gate.
+
+    Args:
+        image, healed: (C, H, W) in [0, 1].
+        resampled: (h, w) bool, True where a token was drawn again. Smoothed it is the gate: 1 amid many such tokens, 0 far from
+            any.
+    """
     spatial = (image.shape[1], image.shape[2])
     mask = to_pixels(resampled, spatial, "nearest")
     gate = smooth(mask, GATE_SIGMA * spatial[0] / resampled.shape[0])
@@ -139,66 +136,6 @@ def gated_residual(image: Tensor, healed: Tensor, resampled: Tensor) -> Tensor:
 
 
 def residual_settings() -> dict[str, Any]:
-    """What the map "residual" depends on beside the run."""
+    """Defaults of the fields that the map "residual" depends on, beside the networks."""
     defaults = VQVAETransformerModel.config_defaults()
     return {name: defaults[name] for name in ("token_threshold", "num_samples", "smoothing")}
-
-
-def from_run(run_folder: str | Path, map: str = "kde", device: str | torch.device | None = None) -> BaselinePipeline:
-    """VQ-VAE + Transformer from a finished ILTM run, calibrated on its training images as ILTM is.
-
-    Args:
-        run_folder: has rounds/round_0, model/ and images.arrow.
-        map: "kde" or "residual".
-
-    Raises:
-        ValueError: if the run is not finished, or for an unknown map.
-    """
-    if map not in MAPS:
-        raise ValueError(f"map must be one of {MAPS}, got {map!r}")
-    run_folder = Path(run_folder)
-    round_0 = run_folder / "rounds" / "round_0"
-    if not (run_folder / "model" / "model_index.json").is_file() or not round_0.is_dir():
-        raise ValueError(f"{run_folder} holds no finished run with its rounds: it has no model/ or no rounds/round_0/")
-    iltm = ILTMAnomalyPipeline.from_pretrained(run_folder / "model", device=device)
-    report = iltm.training_report
-    iltm.prior = PerformerPriorModel.from_pretrained(round_0).eval().to(iltm.device)
-    images = PixelCache(run_folder / "images.arrow")
-    # as `evaluate_run` does for every round: the limit from all training images
-    iltm.calibrate_surprise_limit(iltm.encode(images))
-    pixel_values = calibration_images(images, report["seed"])  # those that ILTM itself was calibrated on
-    iltm.calibrate_noise(pixel_values, iltm.encode(pixel_values))
-
-    settings = vars(iltm.settings) | {"score_threshold": None}
-    config = VQVAETransformerConfig(
-        image_size=iltm.image_processor.padded_size,
-        in_channels=iltm.image_processor.num_channels,
-        vqvae=iltm.vqvae.config,
-        prior=iltm.prior.config,
-        map=map,
-        inference=settings,
-    )
-    model = VQVAETransformerModel(config)
-    model.vqvae.load_state_dict(iltm.vqvae.state_dict())
-    model.prior.load_state_dict(iltm.prior.state_dict())
-    assert iltm.noise is not None  # calibrate_noise has just measured it
-    model.get_buffer("noise").copy_(iltm.noise)
-    pipeline = BaselinePipeline(model, iltm.image_processor).to(iltm.device)
-    pipeline.training_report = _report(report, images)
-    pipeline.calibrate(pixel_values)
-    return pipeline
-
-
-def _report(report: dict[str, Any], images: PixelCache) -> dict[str, Any]:
-    """What of a run's report is about the VQ-VAE and round 0."""
-    rounds = report["rounds"][:1]
-    kept = {key: report[key] for key in ("recipe", "seed", "data", "versions", "commit", "hardware") if key in report}
-    return kept | {
-        "method": "vqvae_transformer",
-        "title": VQVAE_TRANSFORMER.title,
-        "images": len(images),
-        "images_sha256": images_digest(images),
-        "stage1": report["stage1"],
-        "rounds": rounds,
-        "training_seconds": round(report["stage1"]["seconds"] + rounds[0]["seconds"], 1),
-    }

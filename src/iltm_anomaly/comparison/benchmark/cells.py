@@ -1,8 +1,9 @@
-"""Cells on disk: `cells/<category>_c<level>_s<seed>_<method>.json`, and beside it an .npz of what its draws were made from.
+"""Cells on disk: `cells/<category>_c<level>_s<seed>_<method>.json`, and an .npz file of the same name.
 
-A JSON file is laid out like `results.json` of `iltm-anomaly evaluate`: "results" has one entry per round, of which the last is
-the method's; then follow where they come from, "draws" (bootstrap, see `statistics`) and a checksum of all of it. The table is
-made of the JSON files alone. The .npz holds `statistics.ImageStatistics`, for more draws or other metrics of an image.
+A JSON file is laid out like `results.json` of `iltm-anomaly evaluate`: "results" has one entry per round, the last of which is
+the method's own; then follow where they come from, "draws" (of the bootstrap, see `statistics`) and a checksum of all of it. The
+tables are made of these files alone. The .npz file holds the `statistics.ImageStatistics` that the draws were made from, for more
+draws or other metrics.
 """
 
 import io
@@ -16,23 +17,24 @@ from typing import Any
 
 import numpy as np
 
-from iltm_anomaly.comparison.benchmark.plan import METHODS, digest_of
+from iltm_anomaly.comparison.baselines.methods import METHODS
+from iltm_anomaly.comparison.benchmark.plan import digest_of
 from iltm_anomaly.comparison.benchmark.statistics import ImageStatistics
 from iltm_anomaly.recipes.recipe import Recipe
 from iltm_anomaly.recipes.retired import without_retired_of_stage
 from iltm_anomaly.settings import InferenceSettings
 from iltm_anomaly.training.checkpoint import file_digest, write_atomically, write_json
-from iltm_anomaly.training.run_folder import flat
+from iltm_anomaly.training.run_folder import changes_between
 
 logger = logging.getLogger(__name__)
 
 
 class CellDamagedError(RuntimeError):
-    """A cell file that is cut off or was changed."""
+    """A file of a cell was cut off or changed."""
 
 
 def save_cell(folder: Path, name: str, document: dict[str, Any], statistics: ImageStatistics) -> None:
-    """Writes the statistics, then the document, which makes the cell count; each atomically."""
+    """Writes the statistics and then the document, each atomically: a cell with a document is whole."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **statistics.arrays())
     write_atomically(folder / f"{name}.npz", buffer.getbuffer())
@@ -41,10 +43,10 @@ def save_cell(folder: Path, name: str, document: dict[str, Any], statistics: Ima
 
 
 def load_cell(path: Path) -> dict[str, Any]:
-    """The document of a cell.
+    """The document of a cell, from its JSON file.
 
     Raises:
-        CellDamagedError: if the JSON file, or the .npz that lies beside it, is not what was written. The .npz may be absent.
+        CellDamagedError: if this file or the .npz file beside it is not what was written. The latter may be absent.
     """
     document = _parsed(path.read_bytes(), path)
     statistics = path.with_suffix(".npz")
@@ -66,7 +68,7 @@ def _parsed(text: bytes, place: Any) -> dict[str, Any]:
 
 
 def is_finished(folder: Path, name: str, settings: dict[str, Any]) -> bool:
-    """Whether a cell with these settings is there and whole. One that is there and does not count is logged with the reason."""
+    """Whether a cell with these settings is there and whole. If one is there and does not count, the log says why."""
     path = folder / f"{name}.json"
     if not path.exists():
         return False
@@ -78,9 +80,9 @@ def is_finished(folder: Path, name: str, settings: dict[str, Any]) -> bool:
     if not _is_of_this_format(document):
         logger.warning("%s is of another version: measured again", path)
         return False
-    changes = _changes(document["settings"], settings)
+    changes = changes_between(_completed(document["settings"]), settings)
     if changes:
-        logger.warning("%s has other settings (%s): measured again", path, "; ".join(changes))
+        logger.warning("%s has other settings, %s: measured again", path, ", ".join(changes))
     return not changes
 
 
@@ -113,24 +115,16 @@ def _is_of_this_format(document: dict[str, Any]) -> bool:
 
 
 def load_statistics(path: Path) -> ImageStatistics:
-    """The .npz of a cell."""
+    """The statistics in the .npz file of a cell."""
     with np.load(path) as arrays:
         return ImageStatistics(**arrays)
 
 
-def _changes(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    theirs, ours = flat(_completed(found)), flat(wanted)
-    return [
-        f"{key} {theirs.get(key)} there, {ours.get(key)} now"
-        for key in sorted(theirs.keys() | ours.keys())
-        if theirs.get(key) != ours.get(key)
-    ]
-
-
 def _completed(settings: dict[str, Any]) -> dict[str, Any]:
-    """With today's defaults of fields of ILTM that did not exist when the cell was measured."""
+    """Settings of a cell as today's code would write them: with the defaults of fields that did not exist when it was
+    measured."""
     settings = dict(settings)
-    # what is of another version, or is not ILTM's, differs as it is
+    # what today's code cannot read stays as it is, and differs
     with suppress(ValueError, KeyError):
         settings["recipe"] = Recipe.from_dict(settings["recipe"]).training_fields()
     if settings["baseline"] is not None:
@@ -140,4 +134,4 @@ def _completed(settings: dict[str, Any]) -> dict[str, Any]:
     if settings["inference"] is not None and METHODS[settings["method"]].has_kde:
         with suppress(ValueError):
             settings["inference"] = vars(InferenceSettings.from_dict(settings["inference"]))
-    return json.loads(json.dumps(settings))  # as a file gives them back
+    return json.loads(json.dumps(settings))  # as they are read from a file

@@ -5,33 +5,36 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from iltm_anomaly.comparison.baselines.methods import METHODS
+from iltm_anomaly.comparison.baselines.training import train_baseline
 from iltm_anomaly.comparison.benchmark.cells import is_finished
-from iltm_anomaly.comparison.benchmark.plan import METHODS, OWN_SCHEDULE, BenchmarkArguments, Group, Plan, digest_of
+from iltm_anomaly.comparison.benchmark.plan import OWN_SCHEDULE, BenchmarkArguments, Group, Plan, digest_of
 from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.recipes.recipe import Recipe, StageRecipe
 from iltm_anomaly.tokenizers.vqvae import VQVAEConfig, VQVAEModel
 from iltm_anomaly.training.batches import total_steps
 
-# Of the estimate in GPU hours: about half of what an A100 has in float32, and what launching the kernels of one step takes.
+# The estimate of GPU hours assumes about half of the speed of an A100 in float32, and a time to launch the kernels of one step.
 GPU_FLOPS, GPU_SECONDS_PER_STEP = 1e13, 0.03
-CHECK_IMAGES = 2  # of a step of a baseline; ILTM's models take theirs with one
+CHECK_IMAGES = 2  # that a baseline takes its step with
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """One optimisation step of one image.
+    """One optimisation step with one image.
 
     Args:
         parameters: of the model.
-        flops: of forward and backward pass, a multiply-add counted as two; Fourier transforms are not counted.
-        seconds: of a second step on one core of this machine; time that other programs took does not count.
+        flops: of forward and backward pass. A multiply-add counts as two; Fourier transforms are not counted.
+        seconds: CPU seconds of the second step here, on one core.
     """
 
     parameters: int
@@ -76,9 +79,8 @@ def check_iltm(recipe: Recipe) -> dict[str, StepCost]:
     grid = vqvae.grid_shape((recipe.image_size, recipe.image_size))
     image = torch.rand(1, recipe.num_channels, recipe.image_size, recipe.image_size)
     costs = {"VQ-VAE": _step(vqvae, recipe.stage1, lambda: {"pixel_values": image})}
-    vocabulary = vqvae.config.vocab_size
-    prior = PerformerPriorModel(PerformerPriorConfig(vocab_size=vocabulary, grid_shape=grid, **recipe.prior))
-    codes = torch.randint(vocabulary, (1, math.prod(grid)))
+    prior = PerformerPriorModel(PerformerPriorConfig(vocab_size=vqvae.vocab_size, grid_shape=grid, **recipe.prior))
+    codes = torch.randint(vqvae.vocab_size, (1, math.prod(grid)))
     keep = torch.rand(codes.shape) > 0.05
     costs["prior"] = _step(prior, recipe.stage2, lambda: {"input_ids": codes, "token_mask": keep})
     return costs
@@ -104,32 +106,27 @@ def _step(model: Any, stage: StageRecipe, inputs: Callable[[], dict[str, Any]]) 
     return StepCost(sum(p.numel() for p in model.parameters()), float(counter.get_total_flops()), seconds)
 
 
-def check_baseline(method: str, plan: Plan, arguments: BenchmarkArguments, category: str, device: str) -> float:
-    """Trains a baseline for one step with the settings that it would have, and scores an image; returns the seconds of both."""
-    from iltm_anomaly.comparison.baselines import train_baseline
-
+def check_baseline(method: str, plan: Plan, arguments: BenchmarkArguments, category: str) -> None:
+    """Trains a baseline for one step with the settings that it would have, and scores an image."""
     recipe = plan.recipe
-    assert recipe.image_size is not None
+    assert recipe.image_size is not None  # a recipe for images
     generator = torch.Generator().manual_seed(0)
     shape = (CHECK_IMAGES, recipe.num_channels, recipe.image_size, recipe.image_size)
     images = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
-    processor = ILTMImageProcessor(size=recipe.image_size, num_channels=recipe.num_channels)
-    started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         pipeline = train_baseline(
             method,
             images,
-            processor,
+            ILTMImageProcessor(size=recipe.image_size, num_channels=recipe.num_channels),
             Path(folder) / method,
             steps=1,
-            device=device,
+            device="cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu",
             preset=plan.baseline_preset,
             category=category,
             config=arguments.baseline_config.get(method),
             show_progress=False,
         )
         pipeline(images[:1])
-    return time.monotonic() - started
 
 
 def describe_cost(plan: Plan, costs: dict[str, StepCost]) -> str:
@@ -163,8 +160,6 @@ def describe_cost(plan: Plan, costs: dict[str, StepCost]) -> str:
 
 def describe_baselines(plan: Plan, arguments: BenchmarkArguments) -> str:
     """How long each of the other methods trains, as text."""
-    from iltm_anomaly.comparison.baselines import BASELINES
-
     if arguments.baseline_seconds is not None:
         return f"other methods train for {arguments.baseline_seconds:g} s each"
     if plan.recipe.name != OWN_SCHEDULE:
@@ -176,7 +171,7 @@ def describe_baselines(plan: Plan, arguments: BenchmarkArguments) -> str:
     for method in plan.groups[0].methods:
         if not METHODS[method].of_run:
             recipes = [
-                BASELINES[method].model_class.recipe_for(OWN_SCHEDULE, group.category.name) for group in plan.groups
+                METHODS[method].model_class.recipe_for(OWN_SCHEDULE, group.category.name) for group in plan.groups
             ]
             steps = max(0 if recipe.stage is None else total_steps(recipe.stage, num_images) for recipe in recipes)
             hours = steps * GPU_SECONDS_PER_STEP / 3600
@@ -185,37 +180,43 @@ def describe_baselines(plan: Plan, arguments: BenchmarkArguments) -> str:
 
 
 def dry_run(plan: Plan, arguments: BenchmarkArguments, show: Callable[[str], None] = print) -> dict[str, str]:
-    """Shows plan, cost and checks; returns what would fail, by name, with the reason."""
+    """Shows plan and cost, and tries a step of everything.
+
+    Returns:
+        What would fail, by name, with the reason.
+    """
     show(describe_plan(plan, arguments))
     failures = {group.name: group.error for group in plan.groups if group.error is not None}
-    methods = plan.groups[0].methods
-    device = "cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu"
-    need_run = (METHODS[m].of_run or plan.has_time_of_round(arguments, plan.groups[0], m) for m in methods)
-    if any(need_run):
+
+    def attempt(title: str, check: Callable[[], str]) -> None:
         started = time.monotonic()
         try:
-            costs = check_iltm(plan.recipe)
+            passed = check()
         except Exception as error:  # a check reports, whatever it is
-            failures["ILTM"] = f"{type(error).__name__}: {error}"
-            show(f"check: ILTM: FAILED: {failures['ILTM']}")
-        else:
-            show(describe_cost(plan, costs))
-            show(f"check: ILTM builds and takes steps, batch cut to 1 ({time.monotonic() - started:.0f} s)")
-    others = [method for method in methods if not METHODS[method].of_run]
-    if others:
-        show(describe_baselines(plan, arguments))
-    for method in others:
-        title = METHODS[method].title
-        try:
-            # one category for each different recipe
-            recipes = {
-                digest_of(plan.baseline(arguments, group, method)): group.category.name for group in plan.groups
-            }
-            seconds = sum(check_baseline(method, plan, arguments, name, device) for name in recipes.values())
-        except Exception as error:
             failures[title] = f"{type(error).__name__}: {error}"
             show(f"check: {title}: FAILED: {failures[title]}")
         else:
-            named = f"{title} ({plan.baseline_preset})"
-            show(f"check: {named} takes a step and scores, {CHECK_IMAGES} images at most ({seconds:.0f} s)")
+            show(f"{passed} ({time.monotonic() - started:.0f} s)")
+
+    def try_iltm() -> str:
+        show(describe_cost(plan, check_iltm(plan.recipe)))
+        return "check: ILTM builds and takes steps, batch cut to 1"
+
+    def try_baseline(method: str) -> str:
+        # one category for each different recipe
+        recipes = {digest_of(plan.baseline(arguments, group, method)): group.category.name for group in plan.groups}
+        for category in recipes.values():
+            check_baseline(method, plan, arguments, category)
+        named = f"{METHODS[method].title} ({plan.baseline_preset})"
+        return f"check: {named} takes a step and scores, {CHECK_IMAGES} images at most"
+
+    methods = plan.groups[0].methods
+    others = [method for method in methods if not METHODS[method].of_run]
+    timed = any(plan.has_time_of_round(arguments, plan.groups[0], method) for method in others)
+    if timed or len(others) < len(methods):
+        attempt("ILTM", try_iltm)
+    if others:
+        show(describe_baselines(plan, arguments))
+    for method in others:
+        attempt(METHODS[method].title, partial(try_baseline, method))
     return failures

@@ -6,8 +6,13 @@ import logging
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from datasets import DatasetDict
+
+from iltm_anomaly.comparison.baselines.methods import BASELINES, METHODS, Method
+from iltm_anomaly.comparison.baselines.vqvae_transformer import residual_settings
+from iltm_anomaly.comparison.benchmark.published import load_published
 from iltm_anomaly.data.contamination import contaminate, contamination_record, largest_train_size
 from iltm_anomaly.data.images import files_below
 from iltm_anomaly.data.mvtec import is_category, list_categories, load_mvtec
@@ -16,47 +21,13 @@ from iltm_anomaly.recipes.recipe import Recipe, load_recipe
 from iltm_anomaly.settings import InferenceSettings
 from iltm_anomaly.training.checkpoint import file_digest
 
-if TYPE_CHECKING:
-    from datasets import DatasetDict
-
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Method:
-    """One column of the table.
-
-    Args:
-        title: its heading.
-        paper: its column in the paper's Table 2, None for what the paper does not have.
-        of_run: scored from the ILTM run of its images; the others are trained on their own.
-        has_kde: its map is made by the recipe's settings of inference.
-        in_all: part of "all".
-    """
-
-    title: str
-    paper: str | None = None
-    of_run: bool = False
-    has_kde: bool = False
-    in_all: bool = True
-
-
-# In the order of the paper's columns, then what is not in it. The paper does not say which map its round 0 used.
-METHODS = {
-    "autoencoder": Method("AE", "autoencoder"),
-    "vae": Method("VAE", "vae"),
-    "cutpaste": Method("CutPaste", "cutpaste"),
-    "nsa": Method("NSA", "nsa"),
-    "vqvae_transformer": Method("VQ-VAE + Transformer (KDE)", "vqvae_transformer", of_run=True, has_kde=True),
-    "vqvae_transformer_residual": Method("VQ-VAE + Transformer (residual)", "vqvae_transformer", of_run=True),
-    "iltm": Method("ILTM", "iltm", of_run=True, has_kde=True),
-    "mean_image": Method("Mean image"),
-    "patchcore": Method("PatchCore", in_all=False),  # needs weights of a network trained on ImageNet
-}
-LEFT_OUT = ("capsule", "toothbrush", "transistor")  # categories of MVTec AD that Table 2 has not
-COMMON, ALL = "common", "all"  # train_size
-OWN_SCHEDULE = "paper"  # preset under which a method trains as long as its own paper says
-BASELINE_PRESETS = ("paper", "cpu", "tiny")  # of other presets the baselines know nothing: they take those of "cpu"
+LEFT_OUT = ("capsule", "toothbrush", "transistor")  # categories of MVTec AD that Table 2 does not have
+COMMON, ALL = "common", "all"  # values of train_size
+OWN_SCHEDULE = "paper"  # the preset under which a method trains as long as its own paper says
+BASELINE_PRESETS = ("paper", "cpu", "tiny")  # presets that baselines have; under any other they take "cpu"
 
 
 @dataclass
@@ -65,19 +36,19 @@ class BenchmarkArguments:
 
     Args:
         data: folder that the categories are in.
-        output: folder of the results; the same one again continues.
+        output: folder of the results. A second benchmark in the same folder continues the first.
         categories: paths of category folders below `data`; "official" stands for the paper's 12, "all15" for all of MVTec AD.
         methods: names of `METHODS`; "all" stands for those that need nothing from elsewhere, "paper" for those of Table 2.
         contamination: levels.
-        seeds: of split, training and all else that is random.
+        seeds: each is that of the split, of training and of all else that is random.
         preset: recipe of ILTM; the baselines take their settings of the same name.
-        train_size: training images of every cell; "common" takes for each category the most at which all levels are possible,
-            "all" all good images and as many defective ones as a level needs.
+        train_size: training images of every cell; "common" is, for each category, the largest number that all levels allow;
+            "all" is all good images and as many defective ones as a level needs.
         baseline_seconds: training time of every other method; None gives each the time that one round of the prior took in the
             ILTM run of the same images; with the preset "paper" it follows the schedule of its own paper instead.
         baseline_config: fields of the configuration of other methods in place of the preset's, as {"nsa": {"slope": 0.2}}.
         cpu: do not use a GPU.
-        show_progress: bars.
+        show_progress: progress bars.
     """
 
     data: str
@@ -102,9 +73,8 @@ class BenchmarkArguments:
             raise ValueError(f"contamination must be in [0, 1), got {bad[0]}: training needs good images too")
         if self.train_size not in (COMMON, ALL) and not (isinstance(self.train_size, int) and self.train_size > 0):
             raise ValueError(f"train_size must be a number above 0, {COMMON!r} or {ALL!r}, got {self.train_size!r}")
-        others = [name for name, method in METHODS.items() if not method.of_run]
-        if unknown := [name for name in self.baseline_config if name not in others]:
-            raise ValueError(f"{unknown[0]!r} has no configuration to change; those that have: {', '.join(others)}")
+        if unknown := [name for name in self.baseline_config if name not in BASELINES]:
+            raise ValueError(f"{unknown[0]!r} has no configuration to change; those that have: {', '.join(BASELINES)}")
         if self.baseline_seconds is not None and self.baseline_seconds <= 0:
             raise ValueError(f"baseline_seconds must be above 0, got {self.baseline_seconds}")
 
@@ -118,12 +88,12 @@ class Category:
     folder: str
 
     def digest(self) -> str:
-        """SHA-256 over name and content of every file, wherever it lies: other images with the same split are another set."""
+        """SHA-256 over name and content of every file; the folder that they lie in does not count."""
         digest, root = hashlib.sha256(), Path(self.source, self.folder)
         for path in sorted(files_below(root)):
             name = path.relative_to(root)
             if any(part.startswith(".") for part in name.parts) or path.name == "Thumbs.db":
-                continue  # of file browsers
+                continue  # written by file browsers
             digest.update(f"{name.as_posix()}\0{file_digest(path)}\n".encode())
         return digest.hexdigest()
 
@@ -133,11 +103,11 @@ class Group:
     """All cells of the same images: one category, level and seed.
 
     Args:
-        methods: in the order in which they are to be run.
+        methods: in the order in which they are run.
         files: digest of the category's files.
-        dataset: train and test of the contamination protocol; None if it is not possible.
-        error: why not.
-        record: contamination record as plain values.
+        dataset: train and test images by the contamination protocol; None if the protocol is not possible.
+        error: why the group cannot be measured.
+        record: the contamination record as plain values.
     """
 
     category: Category
@@ -146,18 +116,18 @@ class Group:
     train_size: int | None
     methods: list[str]
     files: str
-    dataset: "DatasetDict | None" = None
+    dataset: DatasetDict | None = None
     error: str | None = None
     record: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
-        """For files and people."""
+        """Name of the group, in files and messages."""
         return f"{self.category.name}_c{self.contamination:g}_s{self.seed}"
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the images, of training and test: of all files, and which of them are chosen."""
+        """SHA-256 of the training and test images: all files of the category, and which of them are chosen."""
         return digest_of([self.files, self.record])
 
     @property
@@ -179,7 +149,7 @@ class Plan:
     groups: list[Group]
 
     def settings(self, arguments: BenchmarkArguments, group: Group, method: str) -> dict[str, Any]:
-        """What a cell depends on, defaults of the code among them; it is measured anew once that has changed."""
+        """All that a cell depends on, defaults of the code included. A cell with other settings is measured again."""
         about = METHODS[method]
         recipe = self.recipe.training_fields()
         if not about.of_run and not self.has_time_of_round(arguments, group, method):
@@ -196,15 +166,13 @@ class Plan:
             "baseline": None if about.of_run else self.baseline(arguments, group, method),
             "inference": self._inference(about) if about.of_run else None,
         }
-        return json.loads(json.dumps(settings))  # as a cell gives them back
+        return json.loads(json.dumps(settings))  # as they are read back from a cell
 
     def _inference(self, about: Method) -> dict[str, Any]:
-        from iltm_anomaly.comparison.baselines.vqvae_transformer import residual_settings
-
         return vars(InferenceSettings(**self.recipe.inference)) if about.has_kde else residual_settings()
 
     def run_digest(self, group: Group) -> str:
-        """SHA-256 of all that training an ILTM run depends on."""
+        """SHA-256 of all that the training of a group's ILTM run depends on."""
         return digest_of([group.digest, self.recipe.training_fields()])
 
     @property
@@ -213,22 +181,22 @@ class Plan:
         return self.recipe.name if self.recipe.name in BASELINE_PRESETS else "cpu"
 
     def baseline(self, arguments: BenchmarkArguments, group: Group, method: str) -> dict[str, Any]:
-        """How another method is trained in a group: its recipe, with every field of its configuration."""
-        from iltm_anomaly.comparison.baselines import BASELINES
-
+        """How another method is trained on a group's images: its recipe, with every field of its configuration."""
         model_class, config = BASELINES[method].model_class, arguments.baseline_config.get(method)
         recipe = asdict(model_class.recipe_for(self.baseline_preset, group.category.name, config))
-        version = {"version": model_class.version} if model_class.version > 1 else {}  # cells of the first have none
+        version = (
+            {"version": model_class.version} if model_class.version > 1 else {}
+        )  # cells of version 1 do not say it
         return recipe | {"config": model_class.config_defaults() | recipe["config"]} | version
 
     def has_time_of_round(self, arguments: BenchmarkArguments, group: Group, method: str) -> bool:
-        """Whether another method is trained for as long as a round of the prior was, so that it needs the ILTM run."""
+        """Whether another method is trained for as long as a round of the prior took, and so needs the ILTM run."""
         if arguments.baseline_seconds is not None or self.recipe.name == OWN_SCHEDULE:
             return False
         return self.is_trained(arguments, group, method)
 
     def given_seconds(self, arguments: BenchmarkArguments, group: Group, method: str) -> float | None:
-        """`baseline_seconds`, where the method has a training that they could limit."""
+        """`baseline_seconds`, None for a method that is not trained, which has no use for them."""
         return arguments.baseline_seconds if self.is_trained(arguments, group, method) else None
 
     def is_trained(self, arguments: BenchmarkArguments, group: Group, method: str) -> bool:
@@ -237,7 +205,11 @@ class Plan:
 
 
 def resolve_methods(names: list[str]) -> list[str]:
-    """Names of methods in the order in which they are run: what the run serves comes first, it gives the others their budget."""
+    """Names of methods in the order in which they are run: ILTM and its round 0 first, as the others get the time of a round.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
     chosen = []
     for name in names:
         if name == "all":
@@ -255,10 +227,8 @@ def resolve_categories(data: str, names: list[str]) -> list[Category]:
     """Category folders below `data`.
 
     Raises:
-        ValueError: if a folder holds no category, naming all such, or two have the same name.
+        ValueError: if folders hold no category, all of which it names, or two have the same name.
     """
-    from iltm_anomaly.comparison.benchmark.published import load_published
-
     official = list(load_published()["categories"])
     meaning = {"official": official, "all15": [*official, *LEFT_OUT]}
     wanted = list(dict.fromkeys(path for name in names for path in meaning.get(name, [name])))
@@ -279,7 +249,7 @@ def resolve_categories(data: str, names: list[str]) -> list[Category]:
 
 
 def make_plan(arguments: BenchmarkArguments) -> Plan:
-    """Reads every category once and splits it for every level and seed. What is not possible becomes a group with an error.
+    """Reads every category once and splits it for every level and seed. An impossible split becomes a group with an error.
 
     Raises:
         ValueError: for arguments that mean nothing.
@@ -306,9 +276,7 @@ def make_plan(arguments: BenchmarkArguments) -> Plan:
 
 
 def _check_baseline_config(arguments: BenchmarkArguments, recipe: Recipe) -> None:
-    """Before hours of training rather than after."""
-    from iltm_anomaly.comparison.baselines import BASELINES
-
+    """Raises ValueError for settings that no training could be made with, before hours of training rather than after."""
     processor = ILTMImageProcessor(size=recipe.image_size, num_channels=recipe.num_channels)
     for method, config in arguments.baseline_config.items():
         model_class = BASELINES[method].model_class
@@ -318,7 +286,7 @@ def _check_baseline_config(arguments: BenchmarkArguments, recipe: Recipe) -> Non
         model_class.configure(processor, 1, config)
 
 
-def _split(group: Group, dataset: "DatasetDict") -> None:
+def _split(group: Group, dataset: DatasetDict) -> None:
     try:
         group.dataset = contaminate(dataset, group.contamination, group.seed, group.train_size)
     except ValueError as problem:
@@ -332,17 +300,17 @@ def _split(group: Group, dataset: "DatasetDict") -> None:
 
 
 def digest_of(values: Any) -> str:
-    """SHA-256 of plain values."""
+    """SHA-256 of plain values, such as JSON can hold."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _train_size(category: str, dataset: "DatasetDict", arguments: BenchmarkArguments) -> int | None:
+def _train_size(category: str, dataset: DatasetDict, arguments: BenchmarkArguments) -> int | None:
     if arguments.train_size == ALL:
         return None
     if arguments.train_size != COMMON:
         return int(arguments.train_size)
     sizes = {fraction: largest_train_size(dataset, fraction) for fraction in arguments.contamination}
-    # levels that are out of reach fail with a reason of their own
+    # a level that is out of reach has size 0: it fails later, with a reason
     possible = {fraction: size for fraction, size in sizes.items() if size}
     if not possible:
         return None

@@ -2,7 +2,7 @@
 
 import io
 
-from iltm_anomaly.comparison.benchmark.plan import METHODS
+from iltm_anomaly.comparison.baselines.methods import METHODS
 from iltm_anomaly.comparison.benchmark.results import REFERENCE, Results
 from iltm_anomaly.comparison.benchmark.tables import TITLES
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from iltm_anomaly.comparison.benchmark.plan import METHODS
+from iltm_anomaly.comparison.baselines.methods import METHODS
 from iltm_anomaly.comparison.benchmark.plot import draw_plot
 from iltm_anomaly.comparison.benchmark.published import comparable
 from iltm_anomaly.comparison.benchmark.results import REFERENCE, TRIVIAL, Estimate, Results

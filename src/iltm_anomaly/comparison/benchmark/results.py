@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from iltm_anomaly.comparison.baselines.methods import METHODS
 from iltm_anomaly.comparison.benchmark.cells import load_cells
-from iltm_anomaly.comparison.benchmark.plan import METHODS
 from iltm_anomaly.comparison.benchmark.published import load_published
 from iltm_anomaly.comparison.benchmark.statistics import METRICS, interval, unpack
 

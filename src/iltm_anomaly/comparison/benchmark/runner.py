@@ -1,7 +1,6 @@
 """Measures the cells of a plan, one after the other; what is finished stays, whatever happens to the others."""
 
 import logging
-import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +10,11 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
+from iltm_anomaly.comparison.baselines.methods import METHODS
+from iltm_anomaly.comparison.baselines.round_zero import from_run, load_round_zero
+from iltm_anomaly.comparison.baselines.training import train_baseline
 from iltm_anomaly.comparison.benchmark.cells import is_finished, save_cell
-from iltm_anomaly.comparison.benchmark.plan import METHODS, OWN_SCHEDULE, BenchmarkArguments, Group, Plan, digest_of
+from iltm_anomaly.comparison.benchmark.plan import OWN_SCHEDULE, BenchmarkArguments, Group, Plan, digest_of
 from iltm_anomaly.comparison.benchmark.statistics import (
     DRAWS,
     METRICS,
@@ -23,9 +25,8 @@ from iltm_anomaly.comparison.benchmark.statistics import (
     pack,
 )
 from iltm_anomaly.data.cache import CacheDamagedError, PixelCache, build_cache
-from iltm_anomaly.evaluation.evaluate import evaluate_run
-from iltm_anomaly.evaluation.ground_truth import pixel_mask
-from iltm_anomaly.metrics import evaluate_maps
+from iltm_anomaly.evaluation.evaluate import evaluate_run, score_dataset
+from iltm_anomaly.evaluation.ground_truth import ground_truth_masks
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.provenance import provenance, training_commit
 from iltm_anomaly.training.arguments import TrainArguments
@@ -40,9 +41,9 @@ class Measured:
     """What scoring a method gives.
 
     Args:
-        results: one entry per round, the method's last.
+        results: one entry per round; the last is the method's own.
         statistics: of the last entry.
-        about: more fields of the cell's document.
+        about: more fields of the cell's document: how the method was trained.
     """
 
     results: list[dict[str, Any]]
@@ -125,9 +126,9 @@ class GroupRun:
     """The methods of one group: one ILTM run, and the others on its images.
 
     Args:
-        plan: has the recipe.
-        arguments: of the user.
-        group: category, level and seed.
+        plan: the recipe of the ILTM run.
+        arguments: what the user chose.
+        group: category, level and seed, with their images.
     """
 
     def __init__(self, plan: Plan, arguments: BenchmarkArguments, group: Group):
@@ -137,16 +138,19 @@ class GroupRun:
         # the same split of other files, and an edited recipe of the same name, are other runs
         self.folder = arguments.output / "runs" / f"{group.name}_{self.recipe.name}_{plan.run_digest(group)[:12]}"
         self.device = "cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu"
-        self.failure: Exception | None = None
-        self.round_zero: Measured | None = None  # as scored with ILTM's rounds, if that was here
+        self.failure: Exception | None = None  # of the ILTM run
+        self.round_zero: Measured | None = None  # known once ILTM, of which it is a round, was scored
 
     def measure(self, method: str) -> Measured:
-        """Trains, if need be, and scores one method."""
+        """Scores one method, trained before if need be."""
         if method == "iltm":
-            return self._measure_iltm()
-        if METHODS[method].of_run:
-            return self._measure_round_zero(method)
-        return self._measure_baseline(method)
+            measured = self._measure_iltm()
+        elif METHODS[method].of_run:
+            measured = self._measure_round_zero(method)
+        else:
+            measured = self._measure_baseline(method)
+        measured.about["images_sha256"] = self.training_images.digest
+        return measured
 
     # The ILTM run
 
@@ -155,7 +159,7 @@ class GroupRun:
         """Folder of the ILTM run, trained or continued on first use.
 
         Raises:
-            RuntimeError: if it failed before.
+            RuntimeError: if it failed for a method before.
         """
         if self.failure is not None:
             raise RuntimeError(f"the ILTM run that it rests on failed: {self.failure}")
@@ -206,8 +210,7 @@ class GroupRun:
         results, last = evaluated["results"], max(statistics)
         self.round_zero = Measured(results[:1], statistics[0])
         report = self.report(self.iltm)
-        about = self._about_run(report, report["training_seconds"], number=-1)
-        return Measured(results, statistics[last], about | {"images_sha256": self.training_images.digest})
+        return Measured(results, statistics[last], self._about_run(report, report["training_seconds"], number=-1))
 
     @staticmethod
     def _about_run(report: dict[str, Any], seconds: float, number: int) -> dict[str, Any]:
@@ -218,29 +221,22 @@ class GroupRun:
         }
 
     def _measure_round_zero(self, method: str) -> Measured:
-        from iltm_anomaly.comparison.baselines.vqvae_transformer import from_run
-
-        report = self.report(self.iltm)
+        report, has_kde = self.report(self.iltm), METHODS[method].has_kde
         about = self._about_run(report, report["stage1"]["seconds"] + report["rounds"][0]["seconds"], number=0)
-        if METHODS[method].has_kde and self.round_zero is not None:  # the same maps
-            result, digest = self.round_zero.results[0] | {"method": method}, self.training_images.digest
-            return Measured([result], self.round_zero.statistics, about | {"images_sha256": digest})
-        if METHODS[method].has_kde:
-            baseline = from_run(self.iltm, map="kde", device=self.device)
-            # so that an image's score is the highest value of its map at the image's own size, here too
-            pipeline: Any = baseline.model.as_iltm(baseline.image_processor)
-        else:
-            pipeline = from_run(self.iltm, map="residual", device=self.device)
-        return self._score(method, pipeline, about, number=0, masked_fraction=0.0)
+        if has_kde and self.round_zero is not None:  # the same maps
+            return Measured([self.round_zero.results[0] | {"method": method}], self.round_zero.statistics, about)
+        if has_kde:
+            return self._score(method, load_round_zero(self.iltm, self.device), about, number=0)
+        return self._score(method, from_run(self.iltm, "residual", self.device), about, number=0)
 
     # The others
 
     def budget(self, method: str, folder: Path) -> tuple[float | None, str]:
-        """Seconds that a baseline may train for, None for as long as it likes, and where they come from.
+        """Seconds that a baseline may train for, None without a limit, and in words where the limit comes from.
 
         Args:
             method: the baseline.
-            folder: of its run; one that has begun goes on with the time that it was given.
+            folder: of its run. A run that has begun keeps the time that it was given.
         """
         if not self.plan.is_trained(self.arguments, self.group, method):
             return None, "nothing is trained"
@@ -255,14 +251,11 @@ class GroupRun:
         return longest["seconds"], f"round {longest['round']} of the prior in the ILTM run, the longest"
 
     def _measure_baseline(self, method: str) -> Measured:
-        from iltm_anomaly.comparison.baselines import train_baseline
-
         preset, config = self.plan.baseline_preset, self.arguments.baseline_config.get(method)
         given = self.plan.given_seconds(self.arguments, self.group, method)
         described = digest_of(self.plan.baseline(self.arguments, self.group, method))
         name = f"{method}_{described[:8]}" + (f"_{given:g}s" if given is not None else "")
         budget, source = self.budget(method, self.folder / name)
-        started = time.monotonic()
         pipeline = train_baseline(
             method,
             self.training_images,
@@ -277,17 +270,15 @@ class GroupRun:
             resume=True,
             show_progress=self.arguments.show_progress,
         )
-        report = getattr(pipeline, "training_report", None) or {}
-        # of all sittings, where the report tells
-        seconds = round(report.get("training_seconds", time.monotonic() - started), 1)
-        used = {key: report[key] for key in ("steps", "planned_steps", "ended_by") if key in report}
+        report = pipeline.training_report
         about = {
-            "training_seconds": seconds,
+            "training_seconds": report["training_seconds"],
             "training_commit": report.get("commit"),
-            "budget": {"seconds": budget, "from": source, "used": seconds, **used},
+            "budget": {"seconds": budget, "from": source, "used": report["training_seconds"]}
+            | {key: report[key] for key in ("steps", "planned_steps", "ended_by")},
             "baseline_preset": preset,
         }
-        return self._score(method, pipeline, about, number=None, masked_fraction=None)
+        return self._score(method, pipeline, about, number=None)
 
     # What all share
 
@@ -308,30 +299,19 @@ class GroupRun:
             cache.verify()
             if cache.source == source:
                 return cache
-        except CacheDamagedError:  # or not there
+        except CacheDamagedError:  # or there is none yet
             pass
-
         return build_cache(path, self.dataset["train"]["image"], self.processor.to_uint8, source)
 
     @cached_property
     def masks(self) -> list[np.ndarray]:
-        """Ground truth of the test images, each (H, W) bool."""
-        return [pixel_mask(row["mask"], row["image"].size) for row in self.dataset["test"]]
+        """Ground truth of the test images, (H, W) bool each."""
+        return ground_truth_masks(self.dataset["test"], volumes=False)
 
-    def _score(
-        self,
-        method: str,
-        pipeline: Any,
-        about: dict[str, Any],
-        number: int | None,
-        masked_fraction: float | None,
-    ) -> Measured:
-        started = time.monotonic()
-        output = pipeline(list(self.dataset["test"]["image"]), show_progress=self.arguments.show_progress)
-        seconds = time.monotonic() - started
-        scores = np.asarray(output.scores)
-        labels = np.array([int(mask.any()) for mask in self.masks])
-        metrics = evaluate_maps(output.anomaly_maps, self.masks, image_scores=scores, labels=labels)
+    def _score(self, method: str, pipeline: Any, about: dict[str, Any], number: int | None) -> Measured:
+        """Scores the test images; `number` is that of the round, None for a method without rounds."""
+        test = self.dataset["test"]
+        output, metrics, seconds = score_dataset(pipeline, test, self.masks, self.arguments.show_progress)
         result = {
             "method": method,
             "category": self.group.category.name,
@@ -339,8 +319,7 @@ class GroupRun:
             "seed": self.group.seed,
             "round": number,
             **metrics,
-            "masked_fraction": masked_fraction,
-            "seconds_per_image": round(seconds / len(labels), 4),
+            "masked_fraction": None if number is None else 0.0,
+            "seconds_per_image": round(seconds / len(test), 4),
         }
-        statistics = image_statistics(output.anomaly_maps, self.masks, scores)
-        return Measured([result], statistics, about | {"images_sha256": self.training_images.digest})
+        return Measured([result], image_statistics(output.anomaly_maps, self.masks, output.scores.numpy()), about)

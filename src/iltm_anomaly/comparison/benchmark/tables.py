@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from iltm_anomaly.comparison.benchmark.plan import METHODS
+from iltm_anomaly.comparison.baselines.methods import METHODS
 from iltm_anomaly.comparison.benchmark.published import comparable, is_impossible, load_published, published
 from iltm_anomaly.comparison.benchmark.results import REFERENCE, Results
 

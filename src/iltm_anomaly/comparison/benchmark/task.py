@@ -4,6 +4,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from iltm_anomaly.comparison.benchmark.dry_run import dry_run
 from iltm_anomaly.comparison.benchmark.plan import BenchmarkArguments, make_plan
 from iltm_anomaly.comparison.benchmark.report import write_report
 from iltm_anomaly.comparison.benchmark.results import NoCellsError
@@ -44,8 +45,6 @@ def check(arguments: BenchmarkArguments) -> None:
         ValueError: for arguments that mean nothing.
         CellsFailedError: if something would fail; names it and says why.
     """
-    from iltm_anomaly.comparison.benchmark.dry_run import dry_run
-
     _raise_for(dry_run(make_plan(arguments), arguments), "checks", "nothing was trained")
 
 

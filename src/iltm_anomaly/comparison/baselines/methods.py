@@ -1,0 +1,53 @@
+"""Every method that is compared: the paper's Table 2, and two for scale. The benchmark has a column for each."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from iltm_anomaly.comparison.baselines.autoencoder import AutoencoderModel
+from iltm_anomaly.comparison.baselines.cutpaste import CutPasteModel
+from iltm_anomaly.comparison.baselines.mean_image import MeanImageModel
+from iltm_anomaly.comparison.baselines.nsa import NSAModel
+from iltm_anomaly.comparison.baselines.patchcore import PatchCoreModel
+from iltm_anomaly.comparison.baselines.vae import VAEModel
+from iltm_anomaly.comparison.baselines.vqvae_transformer import VQVAETransformerModel
+
+
+@dataclass(frozen=True)
+class Method:
+    """
+    Args:
+        title: heading of its column.
+        model_class: what a `BaselinePipeline` of it holds; None for ILTM.
+        paper: name of its column in `published.yaml`, None if the paper's table does not have the method.
+        of_run: it is scored from the ILTM run of its images; the others are trained on their own.
+        has_kde: its map is made by the recipe's settings of inference.
+        in_all: it is one of "all".
+    """
+
+    title: str
+    model_class: Any = None
+    paper: str | None = None
+    of_run: bool = False
+    has_kde: bool = False
+    in_all: bool = True
+
+
+# In the order of the paper's columns, then what it does not have. It does not say which map its VQ-VAE + Transformer used.
+METHODS = {
+    "autoencoder": Method("AE", AutoencoderModel, "autoencoder"),
+    "vae": Method("VAE", VAEModel, "vae"),
+    "cutpaste": Method("CutPaste", CutPasteModel, "cutpaste"),
+    "nsa": Method("NSA", NSAModel, "nsa"),
+    "vqvae_transformer": Method(
+        "VQ-VAE + Transformer (KDE)", VQVAETransformerModel, "vqvae_transformer", of_run=True, has_kde=True
+    ),
+    "vqvae_transformer_residual": Method(
+        "VQ-VAE + Transformer (residual)", VQVAETransformerModel, "vqvae_transformer", of_run=True
+    ),
+    "iltm": Method("ILTM", paper="iltm", of_run=True, has_kde=True),
+    "mean_image": Method("Mean image", MeanImageModel),
+    # needs weights of a network trained on ImageNet
+    "patchcore": Method("PatchCore", PatchCoreModel, in_all=False),
+}
+# Those that `train_baseline` trains.
+BASELINES = {name: method for name, method in METHODS.items() if not method.of_run}
