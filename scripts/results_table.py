@@ -12,10 +12,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from iltm_anomaly import headings
 from iltm_anomaly.comparison.benchmark.report import markdown
 from iltm_anomaly.comparison.benchmark.results import Results
 from iltm_anomaly.comparison.benchmark.tables import markdown_table
-from iltm_anomaly.hub.cards import COLUMNS, VOLUME_COLUMNS, load_results, read_documents, rounds_table
+from iltm_anomaly.hub.cards import load_results, read_documents, rounds_table
 
 
 def first_and_last(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -28,13 +29,13 @@ def first_and_last(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def each_result(documents: list[dict[str, Any]]) -> str:
     """One row for every result, whatever method it is of."""
     rows = [result for d in documents for result in d.get("results") or [{"method": d["map"], **d["metrics"]}]]
-    columns = VOLUME_COLUMNS if any("lesions" in row for row in rows) else COLUMNS
+    columns = headings.VOLUMES if any("lesions" in row for row in rows) else headings.IMAGES
     lines = []
     for row in rows:
         about = ["-" if row.get(key) is None else str(row[key]) for key in ("method", "seed", "round")]
-        values = ["-" if row.get(key) is None else f"{100 * row[key]:.2f}" for key in columns.values()]
+        values = ["-" if row.get(key) is None else f"{100 * row[key]:.2f}" for key in columns]
         lines.append(about + values)
-    return markdown_table(["method", "seed", "round", *columns], lines)
+    return markdown_table(["method", "seed", "round", *columns.values()], lines)
 
 
 def table(paths: list[Path], each: bool = False) -> str:

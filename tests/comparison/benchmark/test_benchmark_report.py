@@ -19,8 +19,9 @@ from iltm_anomaly.comparison.benchmark.report import (
     write_report,
 )
 from iltm_anomaly.comparison.benchmark.results import Results
-from iltm_anomaly.comparison.benchmark.statistics import METRICS, ImageStatistics, interval, pack
+from iltm_anomaly.comparison.benchmark.statistics import ImageStatistics, interval, pack
 from iltm_anomaly.comparison.benchmark.tables import latex_level, level_table, markdown_level
+from iltm_anomaly.headings import METRICS
 from iltm_anomaly.settings import InferenceSettings
 
 EXAMPLE = Path(__file__).with_name("example")

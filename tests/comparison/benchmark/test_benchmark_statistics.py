@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from iltm_anomaly.comparison.benchmark.statistics import (
-    METRICS,
     draw_images,
     image_statistics,
     interval,
@@ -12,6 +11,7 @@ from iltm_anomaly.comparison.benchmark.statistics import (
     pack,
     unpack,
 )
+from iltm_anomaly.headings import METRICS
 from iltm_anomaly.metrics import evaluate_maps
 
 

@@ -14,7 +14,8 @@ import numpy as np
 from iltm_anomaly.comparison.baselines.methods import METHODS
 from iltm_anomaly.comparison.benchmark.cells import load_cells
 from iltm_anomaly.comparison.benchmark.published import load_published
-from iltm_anomaly.comparison.benchmark.statistics import METRICS, interval, unpack
+from iltm_anomaly.comparison.benchmark.statistics import interval, unpack
+from iltm_anomaly.headings import METRICS
 
 REFERENCE, TRIVIAL = "iltm", "mean_image"
 

@@ -4,11 +4,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from iltm_anomaly import headings
 from iltm_anomaly.comparison.baselines.methods import METHODS
 from iltm_anomaly.comparison.benchmark.published import comparable, is_impossible, load_published, published
 from iltm_anomaly.comparison.benchmark.results import REFERENCE, Results
 
-TITLES = {"pixel_auroc": "AUROC", "aupro": "AUPRO", "image_auroc": "image AUROC"}
+# The paper calls pixel AUROC AUROC.
+TITLES = {metric: headings.IMAGES[metric] for metric in headings.METRICS} | {"pixel_auroc": "AUROC"}
 PER_IMAGE = {"pixel_auroc": "per_image_auroc", "aupro": "per_image_aupro"}
 NOTES = (
     "Per cent. AUROC is of pixels. Our figures are pooled over all test pixels of a category, mean over seeds; in brackets mean "

@@ -22,7 +22,7 @@ def benchmark(arguments: BenchmarkArguments) -> list[Path]:
         ValueError: for arguments that cannot be used, or cells that do not belong together.
         CellsFailedError: if cells failed. It names them and says why; the report is written all the same.
     """
-    failures, left = run_plan(make_plan(arguments), arguments)
+    failures, left = run_plan(make_plan(arguments))
     try:
         with FileLock(arguments.output / "runs" / "report.lock"):  # other processes may share the plan
             written = write_report(arguments.output)
@@ -45,7 +45,7 @@ def check(arguments: BenchmarkArguments) -> None:
         ValueError: for arguments that cannot be used.
         CellsFailedError: if something would fail. It names it and says why.
     """
-    _raise_for(dry_run(make_plan(arguments), arguments), "checks", "nothing was trained")
+    _raise_for(dry_run(make_plan(arguments)), "checks", "nothing was trained")
 
 
 def _raise_for(failures: dict[str, str], what: str, remark: str) -> None:
