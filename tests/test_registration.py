@@ -7,6 +7,8 @@ ORDERS = {
     "transformers first": "from transformers import AutoModel, pipeline; import iltm_anomaly",
     "a module of ours first": "import iltm_anomaly.processing.image_processing",
     "another one, from its inside": "from iltm_anomaly.tokenizers.vqvae.configuration_vqvae import VQVAEConfig",
+    "what all models rest on": "import iltm_anomaly.modeling",
+    "what all tokenizers rest on": "import iltm_anomaly.tokenizers.base",
     "a public name": "from iltm_anomaly import PerformerPriorModel",
     "the pipeline": "import iltm_anomaly.pipeline",
 }

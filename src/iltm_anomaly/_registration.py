@@ -10,8 +10,9 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
-# Of ours, these import transformers and are what is registered: none may be half imported at that moment.
-_OURS = tuple(f"{__package__}.{name}" for name in ("tokenizers.vqvae", "prior", "processing.image_processing"))
+# Of ours, these import transformers, and are what is registered or what that rests on: none may be half imported at that moment.
+_NAMES = ("modeling", "tokenizers.base", "tokenizers.vqvae", "prior", "processing.image_processing")
+_OURS = tuple(f"{__package__}.{name}" for name in _NAMES)
 _TASKS = "transformers.pipelines"
 _done = False
 

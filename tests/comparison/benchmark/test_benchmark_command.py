@@ -380,7 +380,7 @@ def test_the_official_categories_are_possible_at_every_level_by_default(tmp_path
     impossible = {group.category.name for group in make_plan(arguments).groups if group.error}
     assert len(impossible) > 6
     # NSA has settings of its own for each
-    recipes = {g.category.name: plan.baseline(arguments, g, "nsa") for g in plan.groups}
+    recipes = {g.category.name: plan.baseline(g, "nsa") for g in plan.groups}
     assert recipes["hazelnut"]["stage"]["epochs"] == 560 and recipes["pill"]["stage"]["epochs"] == 320
     assert recipes["screw"]["config"]["half_width"] == (0.03, 0.12) and recipes["carpet"]["config"]["flip"]
 

@@ -1,8 +1,8 @@
 """AE: autoencoder with a dense bottleneck (Baur et al., "Autoencoders for unsupervised anomaly segmentation in brain MR images: a
 comparative study", Medical Image Analysis 69, 2021; the unified architecture of its code).
 
-An image is halved by 5-convolutions down to about 8 x 8, squeezed through a dense layer and built up again; what is not
-reconstructed is abnormal.
+Convolutions of 5 x 5 halve an image down to about 8 x 8, a dense layer makes a short code of it, and the way back makes an image.
+What that image lacks is abnormal.
 """
 
 import math
@@ -22,7 +22,7 @@ from iltm_anomaly.comparison.baselines.modeling import (
 from iltm_anomaly.recipes.recipe import StageRecipe
 
 BOTTLENECK_SIDE = 8  # pixels of the smallest feature map
-LEAK = 0.3  # slope of LeakyReLU in Keras, which the source uses
+LEAK = 0.3  # slope of LeakyReLU below 0: the default of Keras, which the source uses
 
 
 @strict
@@ -31,8 +31,8 @@ class AutoencoderConfig(BaselineConfig):
 
     Args:
         first_width, largest_width: filters of the first level, doubled at every level up to the largest.
-        latent_size: length of the dense code z.
-        dropout: on z and on what is decoded from it.
+        latent_size: length of the dense code.
+        dropout: on the code, and on what the decoder's dense layer makes of it.
     """
 
     model_type = "iltm_autoencoder"
@@ -52,7 +52,8 @@ class AutoencoderConfig(BaselineConfig):
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Filters of each level: as many as leave 8 pixels along the shorter side and halve both sides evenly."""
+        """Filters of each level. There are as many levels as leave 8 pixels of the shorter side, fewer if one would have to halve
+        an odd side."""
         levels = max(1, int(math.log2(max(2, min(self.image_size) / BOTTLENECK_SIDE))))
         while levels > 1 and any(side % 2**levels for side in self.image_size):
             levels -= 1
@@ -60,7 +61,7 @@ class AutoencoderConfig(BaselineConfig):
 
 
 def autoencoder_recipes(dropout: float) -> dict[str, BaselineRecipe]:
-    """Recipes of AE and VAE, which differ by their dropout. No augmentation, as in the source."""
+    """Recipes of AE and VAE, which differ in their dropout. Images are not augmented, as in the source."""
     source = StageRecipe(epochs=500, batch_size=8, learning_rate=1e-4, schedule="constant", max_grad_norm=0)
     short = StageRecipe(steps=5000, batch_size=16, learning_rate=1e-3)
     tiny = StageRecipe(steps=120, batch_size=8, learning_rate=3e-3)
@@ -74,11 +75,11 @@ def autoencoder_recipes(dropout: float) -> dict[str, BaselineRecipe]:
 
 
 class AutoencoderModel(BaselineModel):
-    """Map: absolute residual, averaged over channels. Score: the map's maximum, as of ILTM's maps."""
+    """Map: absolute difference of an image to its reconstruction, averaged over channels. Score: the map's maximum."""
 
     config_class: Any = AutoencoderConfig
     recipes: ClassVar[dict[str, BaselineRecipe]] = autoencoder_recipes(0.2)
-    codes_per_image = 1  # dense layers that read the features; the VAE has two
+    codes_per_image = 1  # what the encoder's dense layer makes of an image; of the VAE two, a mean and a deviation
 
     def __init__(self, config: Any):
         super().__init__(config)
@@ -110,7 +111,7 @@ class AutoencoderModel(BaselineModel):
         return self.decoder(self.dropout(self.from_latent(latent)).unflatten(1, self.smallest))
 
     def forward(self, pixel_values: Tensor) -> AnomalyModelOutput:
-        """Loss: absolute error, summed over an image. Prediction: reconstruction (B, C, H, W), not clamped."""
+        """Loss: absolute error summed over an image, mean over images. Prediction: reconstructions (B, C, H, W), not clamped."""
         reconstruction = self._decode(self.dropout(self._encode(pixel_values)))
         return AnomalyModelOutput(loss=absolute_error(reconstruction, pixel_values), prediction=reconstruction)
 
@@ -122,5 +123,5 @@ class AutoencoderModel(BaselineModel):
 
 
 def absolute_error(reconstruction: Tensor, pixel_values: Tensor) -> Tensor:
-    """L1 summed over each image, averaged over images; float32."""
+    """Absolute difference of images (B, C, H, W), summed over each image, mean over images; computed in float32."""
     return (reconstruction.float() - pixel_values.float()).abs().sum((1, 2, 3)).mean()

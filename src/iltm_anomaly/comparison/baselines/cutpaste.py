@@ -1,11 +1,12 @@
-"""CutPaste (Li et al., "CutPaste: self-supervised learning for anomaly detection and localization", CVPR 2021): the
-three-way task on patches, which is the paper's variant for localisation.
+"""CutPaste (Li et al., "CutPaste: self-supervised learning for anomaly detection and localization", CVPR 2021): the three-way
+task on patches, which is its variant for localisation.
 
-A ResNet learns to tell patches as they are from patches with a pasted rectangle and from patches with a pasted scar. Its features
-then get a Gaussian density each: those of overlapping patches make the map, those of the whole image the score.
+A ResNet learns to tell unchanged patches from patches with a pasted rectangle and from patches with a pasted scar. Afterwards its
+features are given two Gaussian densities: one of overlapping patches for the map, one of whole images for the score.
 """
 
 import math
+from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -19,23 +20,22 @@ from transformers import ResNetModel
 from iltm_anomaly.comparison.baselines.density import GaussianDensity
 from iltm_anomaly.comparison.baselines.modeling import (
     AnomalyModelOutput,
-    BaselineModel,
     BaselineRecipe,
     batches_of,
     check_pixels,
+    check_ranges,
     imagenet_normalized,
     unit_range,
 )
-from iltm_anomaly.comparison.baselines.resnet import ResNetBaselineConfig, load_weights, narrow, sizes_of_weights
-from iltm_anomaly.processing.image_processing import ILTMImageProcessor
+from iltm_anomaly.comparison.baselines.resnet import ResNetBaselineConfig, ResNetBaselineModel, narrow
 from iltm_anomaly.processing.images import LUMA
 from iltm_anomaly.recipes.recipe import StageRecipe
 from iltm_anomaly.seeds import sample_seed
 
 NORMAL, CUT_PASTE, SCAR = range(3)  # classes
-REFERENCE_SIDE = 256  # pixels of the image that scar sizes are given for
+REFERENCE_SIDE = 256  # side, in pixels, of the images that sizes of scars refer to
 PATCHES_AT_ONCE = 1024
-# Rotation of the two colour axes of YIQ is a change of hue.
+# Turning the two colour axes of YIQ changes the hue.
 RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 
 
@@ -44,19 +44,19 @@ class CutPasteConfig(ResNetBaselineConfig):
     """Configuration of `CutPasteModel`. Sizes of patches and scars are those of the paper and of its public re-implementation.
 
     Args:
-        head_sizes: hidden layers between pooled features and classes; the density is one of the pooled features.
-        patch_share: side of a patch over the image's shorter side; 64 of 256 pixels.
-        steps_per_patch: overlapping patches start this many to a patch's side.
+        head_sizes: hidden layers between the pooled features, which the densities are fitted to, and the classes.
+        patch_share: side of a patch over the image's shorter side; by default 64 of 256 pixels.
+        steps_per_patch: number of overlapping patches that start within a patch's side.
         area: smallest and largest share of a patch that is pasted over.
         aspect: smallest ratio of a pasted rectangle's sides; the largest is its inverse.
-        scar_width, scar_length: smallest and largest, in pixels of an image of 256.
-        scar_angle: largest, in degrees.
-        jitter: of brightness, contrast, saturation and hue, of whatever is pasted and of the patch itself.
-        density_patches: training patches that the density is fitted to.
+        scar_width, scar_length: smallest and largest, in pixels of an image with sides of 256.
+        scar_angle: largest angle by which a scar is turned, in degrees.
+        jitter: strength of `color_jitter`, for the patch and for what is pasted into it.
+        density_patches: number of training patches that the density of patches is fitted to.
     """
 
     model_type = "iltm_cutpaste"
-    fixed_fields = (*ResNetBaselineConfig.fixed_fields, "smoothing")  # overlapping patches are smooth enough
+    fixed_fields = (*ResNetBaselineConfig.fixed_fields, "smoothing")  # maps of overlapping patches are smooth
 
     head_sizes: tuple[int, ...] | list[int] = (512, 128)
     patch_share: float = 0.25
@@ -75,10 +75,7 @@ class CutPasteConfig(ResNetBaselineConfig):
             raise ValueError(
                 f"need patch_share in (0, 1] and steps_per_patch >= 1, got {self.patch_share} and {self.steps_per_patch}"
             )
-        for name in ("area", "scar_width", "scar_length"):
-            values = getattr(self, name)
-            if len(values) != 2 or not 0 < values[0] <= values[1]:
-                raise ValueError(f"{name} must be (smallest, largest), both positive, got {values}")
+        check_ranges(self, "area", "scar_width", "scar_length")
         if not (0 < self.aspect <= 1 and 0 <= self.jitter < 1 and self.area[1] < 1):
             raise ValueError(
                 f"need aspect in (0, 1], jitter in [0, 1), area < 1; got {self.aspect}, {self.jitter}, {self.area}"
@@ -95,33 +92,24 @@ class CutPasteConfig(ResNetBaselineConfig):
         return max(1, self.patch_size // self.steps_per_patch)
 
 
-class CutPasteModel(BaselineModel):
-    """Map: Mahalanobis distance of overlapping patches, each spread over its pixels. Score: that of the whole image."""
+_stage = partial(StageRecipe, learning_rate=0.03, weight_decay=3e-5, optimizer="sgd")
+
+
+class CutPasteModel(ResNetBaselineModel):
+    """Map: Mahalanobis distance of each overlapping patch, spread over its pixels. Score: that of the whole image."""
 
     config_class = CutPasteConfig
     recipes: ClassVar[dict[str, BaselineRecipe]] = {
-        "paper": BaselineRecipe(
-            StageRecipe(
-                steps=65_536,
-                batch_size=64,
-                learning_rate=0.03,
-                warmup=0.0,
-                max_grad_norm=0,
-                weight_decay=3e-5,
-                optimizer="sgd",
-            )
-        ),
+        "paper": BaselineRecipe(_stage(steps=65_536, batch_size=64, warmup=0.0, max_grad_norm=0)),
         "cpu": BaselineRecipe(
-            StageRecipe(
-                steps=4000, batch_size=32, learning_rate=0.03, weight_decay=3e-5, optimizer="sgd", max_grad_norm=0
-            ),
-            {**narrow(32), "steps_per_patch": 8},
+            _stage(steps=4000, batch_size=32, max_grad_norm=0), {**narrow(32), "steps_per_patch": 8}
         ),
         "tiny": BaselineRecipe(
-            StageRecipe(steps=100, batch_size=8, learning_rate=0.03, weight_decay=3e-5, optimizer="sgd"),
+            _stage(steps=100, batch_size=8),
             {**narrow(8), "steps_per_patch": 4, "head_sizes": (16,), "density_patches": 1000},
         ),
     }
+    resnet_name = "resnet"
 
     def __init__(self, config: CutPasteConfig):
         super().__init__(config)
@@ -135,16 +123,8 @@ class CutPasteModel(BaselineModel):
         self.image_density = GaussianDensity(sizes[0])
         self.post_init()
 
-    @classmethod
-    def configure(cls, processor: ILTMImageProcessor, num_images: int, settings: dict[str, Any]) -> CutPasteConfig:
-        weights = settings.get("weights")
-        return super().configure(processor, num_images, settings | (sizes_of_weights(weights) if weights else {}))
-
-    def load_pretrained_parts(self) -> None:
-        load_weights(self.resnet, self.config.weights)
-
     def training_batch(self, images: Any, indices: Tensor, seed: int) -> dict[str, Tensor]:
-        """Three patches of every image: as it is, with a rectangle and with a scar."""
+        """A patch of every image three times: unchanged, with a rectangle and with a scar."""
         patches = [
             three_way(unit_range(images[int(index)]).numpy(), self.config, sample_seed(seed, number))
             for number, index in enumerate(indices)
@@ -164,7 +144,7 @@ class CutPasteModel(BaselineModel):
 
     @torch.no_grad()
     def fit_statistics(self, images: Any, seed: int) -> None:
-        """Fits both densities to the training images as they are."""
+        """Fits both densities to unchanged training images."""
         generator = torch.Generator().manual_seed(seed)
         per_image = max(1, -(-self.config.density_patches // len(images)))
         of_patches, of_images = [], []
@@ -187,8 +167,11 @@ class CutPasteModel(BaselineModel):
 
 
 def overlapping_patches(pixel_values: Tensor, config: CutPasteConfig) -> tuple[Tensor, tuple[int, int]]:
-    """All patches of images (B, C, H, W), (B * rows * columns, C, p, p), and (rows, columns). What is missing to a whole number
-    of strides is filled up with the edge pixels."""
+    """All patches of images (B, C, H, W). An image that is no whole number of strides is continued by its edge pixels.
+
+    Returns:
+        Patches (B * rows * columns, C, p, p), and (rows, columns).
+    """
     size, stride = config.patch_size, config.stride
     missing = [-(side - size) % stride for side in pixel_values.shape[2:]]
     padded = F.pad(pixel_values, (0, missing[1], 0, missing[0]), mode="replicate")
@@ -198,8 +181,8 @@ def overlapping_patches(pixel_values: Tensor, config: CutPasteConfig) -> tuple[T
 
 
 def spread_patches(values: Tensor, config: CutPasteConfig) -> Tensor:
-    """Values of patches (B, rows, columns) to pixels (B, H, W): mean over the patches that cover a pixel, weighted by a Gaussian
-    of a quarter patch around their centres (receptive field upsampling)."""
+    """Values of patches (B, rows, columns) -> values of pixels (B, H, W): means over the patches that cover a pixel, weighted by
+    a Gaussian about the centre of each patch, whose deviation is a quarter of its side ("receptive field upsampling")."""
     size = config.patch_size
     offset = torch.arange(size, device=values.device) - (size - 1) / 2
     profile = torch.exp(-0.5 * (offset / (size / 4)) ** 2)
@@ -215,7 +198,7 @@ def spread_patches(values: Tensor, config: CutPasteConfig) -> Tensor:
 
 
 def three_way(image: np.ndarray, config: CutPasteConfig, seed: int) -> np.ndarray:
-    """A random patch of an image, the same with a rectangle pasted in, and with a scar: (3, C, p, p)."""
+    """A random patch of an image, the same with a rectangle pasted in, and the same with a scar: (3, C, p, p)."""
     generator = np.random.default_rng(seed)
     size = config.patch_size
     top, left = (int(generator.integers(0, side - size + 1)) for side in image.shape[1:])
@@ -226,7 +209,7 @@ def three_way(image: np.ndarray, config: CutPasteConfig, seed: int) -> np.ndarra
 def cut_paste(
     image: np.ndarray, config: CutPasteConfig, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pastes a rectangle of the image elsewhere in it; returns the new image and where it is pasted, (H, W) bool."""
+    """Pastes a rectangle of the image elsewhere in it; returns the new image and a mask of the place, (H, W) bool."""
     height, width = image.shape[1:]
     area = generator.uniform(*config.area) * height * width
     aspect = math.exp(generator.uniform(math.log(config.aspect), -math.log(config.aspect)))
@@ -241,7 +224,7 @@ def cut_paste(
 
 
 def scar(image: np.ndarray, config: CutPasteConfig, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Pastes a long thin rectangle of the image, turned, elsewhere in it; returns as `cut_paste`."""
+    """Pastes a long thin rectangle of the image, turned, elsewhere in it; returns the same as `cut_paste`."""
     height, width = image.shape[1:]
     scale = min(config.image_size) / REFERENCE_SIDE
     thickness = min(max(1, round(scale * generator.uniform(*config.scar_width))), width)
@@ -249,7 +232,7 @@ def scar(image: np.ndarray, config: CutPasteConfig, generator: np.random.Generat
     y, x = (int(generator.integers(0, n + 1)) for n in (height - length, width - thickness))
     strip = color_jitter(image[:, y : y + length, x : x + thickness], config.jitter, generator)
     angle = math.radians(generator.uniform(-config.scar_angle, config.scar_angle))
-    # every pixel of the image, seen from the turned strip's upper left corner
+    # position of every pixel of the image along and across the turned strip, from the strip's upper left corner
     rows = np.arange(height)[:, None] - generator.uniform(0, height - 1)
     columns = np.arange(width)[None, :] - generator.uniform(0, width - 1)
     along = np.floor(rows * math.cos(angle) + columns * math.sin(angle) + length / 2).astype(int)
@@ -261,7 +244,8 @@ def scar(image: np.ndarray, config: CutPasteConfig, generator: np.random.Generat
 
 
 def color_jitter(image: np.ndarray, strength: float, generator: np.random.Generator) -> np.ndarray:
-    """Brightness, contrast and saturation times 1 -+ `strength`, hue turned by -+ `strength` of a full circle."""
+    """Changes brightness, contrast and saturation by a factor of up to 1 -+ `strength`, and turns the hue by up to `strength` of
+    a full circle."""
     brightness, contrast, saturation = 1 + strength * generator.uniform(-1, 1, 3)
     turn = 2 * math.pi * strength * generator.uniform(-1, 1)
     values = np.clip(image * brightness, 0, 1)

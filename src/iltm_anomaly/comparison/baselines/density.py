@@ -1,15 +1,15 @@
-"""A Gaussian density of embeddings, its covariance shrunk by the rule of Ledoit and Wolf (Journal of Multivariate Analysis 88(2),
-2004), which stays invertible with fewer embeddings than dimensions."""
+"""A Gaussian density of embeddings. Its covariance is shrunk by the rule of Ledoit and Wolf (Journal of Multivariate Analysis
+88(2), 2004), and so can be inverted even if there are fewer embeddings than dimensions."""
 
 import torch
 from torch import Tensor, nn
 
 
 def ledoit_wolf(samples: Tensor) -> tuple[Tensor, float]:
-    """Shrunk covariance (1 - a) S + a tr(S)/D I of samples (N, D), and the optimal share a.
+    """Shrunk covariance (1 - a) S + a tr(S)/D I, S being the covariance of samples (N, D).
 
     Returns:
-        ((D, D) float64, a in [0, 1]).
+        The shrunk covariance (D, D) float64, and the optimal share a, 0 to 1.
 
     Raises:
         ValueError: if there are fewer than two samples.
@@ -21,7 +21,7 @@ def ledoit_wolf(samples: Tensor) -> tuple[Tensor, float]:
     covariance = centred.T @ centred / count
     scale = covariance.diagonal().mean()
     identity = torch.eye(size, dtype=torch.float64, device=samples.device)
-    # squared distances, per dimension: of S to its target, and of S to the truth as far as the samples tell
+    # squared distances per dimension: of S to its target, and, as far as the samples tell, of S to the true covariance
     to_target = (covariance - scale * identity).square().sum() / size
     spread = (centred.square().sum(1).square().sum() / count - covariance.square().sum()) / (count * size)
     share = float(torch.minimum(spread, to_target) / to_target) if float(to_target) > 0 else 1.0
@@ -29,10 +29,10 @@ def ledoit_wolf(samples: Tensor) -> tuple[Tensor, float]:
 
 
 class GaussianDensity(nn.Module):
-    """Mahalanobis distance, -log density up to a constant and a monotone map.
+    """Mahalanobis distances under a Gaussian: the further, the less likely.
 
     Args:
-        size: D, length of an embedding.
+        size: D, the length of an embedding.
     """
 
     def __init__(self, size: int):
@@ -42,9 +42,9 @@ class GaussianDensity(nn.Module):
 
     @torch.no_grad()
     def fit(self, samples: Tensor) -> None:
-        """Sets mean and covariance from embeddings (N, D)."""
+        """Sets mean and covariance from embeddings (N, D). The floor added to the covariance matters only if all are equal."""
         covariance, _ = ledoit_wolf(samples)
-        floor = 1e-9 * covariance.diagonal().mean().clamp(min=1e-12)  # all samples equal: any distance will do
+        floor = 1e-9 * covariance.diagonal().mean().clamp(min=1e-12)
         covariance += floor * torch.eye(len(covariance), dtype=torch.float64, device=covariance.device)
         factor = torch.linalg.cholesky(covariance)
         identity = torch.eye(len(factor), dtype=torch.float64, device=factor.device)
@@ -52,5 +52,5 @@ class GaussianDensity(nn.Module):
         self.get_buffer("mean").copy_(samples.double().mean(0))
 
     def forward(self, samples: Tensor) -> Tensor:
-        """(N, D) -> distances (N,) float32."""
+        """Embeddings (N, D) -> distances (N,) float32."""
         return ((samples.float() - self.get_buffer("mean")) @ self.get_buffer("whitening").T).norm(dim=1)

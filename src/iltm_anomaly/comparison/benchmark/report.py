@@ -1,4 +1,4 @@
-"""Everything that a folder of cells says: table.md, table.tex and plot.png. Needs the JSON files alone."""
+"""The report on cells: table.md, table.tex and plot.png. It is made of the JSON files alone."""
 
 from pathlib import Path
 from statistics import median
@@ -22,6 +22,14 @@ from iltm_anomaly.comparison.benchmark.tables import (
     percent,
 )
 from iltm_anomaly.training.checkpoint import write_atomically
+
+REFERENCE_NOTES = (
+    f"Points that ILTM's last round is ahead, on the same test images; {LEVEL:.0%} percentile intervals of {DRAWS} bootstrap "
+    "draws of the test images, which are the same for all seeds. They tell how far other test images would change the "
+    "difference, not other trainings: for that compare the seeds. The mean is over the categories that all methods have. "
+    "*paper*: the same difference of printed figures."
+)
+TRIVIAL_NOTES = "Points ahead of a detector that learns nothing but the mean training image, with intervals as above."
 
 
 def write_report(source: Path) -> list[Path]:
@@ -47,7 +55,7 @@ def write_report(source: Path) -> list[Path]:
 
 
 def markdown(results: Results) -> str:
-    """The whole report."""
+    """The whole report as Markdown: what table.md holds."""
     parts = ["# Benchmark", _conditions(results), NOTES, IMPOSSIBLE]
     for level in results.levels:
         text = markdown_level(level_table(results, level))
@@ -57,8 +65,8 @@ def markdown(results: Results) -> str:
     parts += ["## Training time", markdown_times(results)]
     parts += ["## Drop under contamination", markdown_drops(results)]
     for reference, title, notes in (
-        (REFERENCE, "ILTM minus each method", _difference_notes()),
-        (TRIVIAL, *_TRIVIAL_NOTES),
+        (REFERENCE, "ILTM minus each method", REFERENCE_NOTES),
+        (TRIVIAL, "Each method minus the mean image", TRIVIAL_NOTES),
     ):
         parts += [f"## {title}", notes]
         for level in results.levels:
@@ -70,14 +78,8 @@ def markdown(results: Results) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-_TRIVIAL_NOTES = (
-    "Each method minus the mean image",
-    "Points ahead of a detector that learns nothing but the mean training image, with intervals as above.",
-)
-
-
 def _conditions(results: Results) -> str:
-    """Under which conditions the cells were measured."""
+    """A paragraph on the conditions that the cells were measured under."""
     documents = results.documents.values()
     presets = sorted({document["preset"] for document in documents})
     sizes = sorted({(d["settings"]["category"], d["training_images"]) for d in documents})
@@ -94,7 +96,7 @@ def _conditions(results: Results) -> str:
 
 
 def markdown_means(results: Results) -> str:
-    """One row per method: each metric at each level, mean over the categories that all methods have."""
+    """A row per method: each metric at each level, mean over the categories that all methods have."""
     header = ["method", *(f"{title} at {percent(level)}" for level in results.levels for title in TITLES.values())]
     lines = []
     for method in results.methods():
@@ -110,7 +112,7 @@ def markdown_means(results: Results) -> str:
 
 
 def markdown_times(results: Results) -> str:
-    """One row per category and level: how long the other methods might train, and what each method took."""
+    """A row per category and level: the time that the other methods were given, and the time that each method took."""
     methods = results.methods()
     lines = []
     for category in results.categories():
@@ -149,7 +151,7 @@ def _effort(documents: list[dict[str, Any]]) -> str:
 
 
 def markdown_drops(results: Results) -> str:
-    """What each method loses from 0 to the highest common level."""
+    """A row per method: what it loses from contamination 0 to the highest common level."""
     found = results.drop_range()
     if found is None:
         return "Needs the same categories at 0 and at a level above it."
@@ -170,18 +172,13 @@ def markdown_drops(results: Results) -> str:
     return text + ("\n\n§ of other settings at one of the two levels: no drop of one detector." if "§" in text else "")
 
 
-def _difference_notes() -> str:
-    return (
-        f"Points that ILTM's last round is ahead, on the same test images; {LEVEL:.0%} percentile intervals of {DRAWS} bootstrap "
-        "draws of the test images, which are the same for all seeds. They tell how far other test images would change the "
-        "difference, not other trainings: for that compare the seeds. The mean is over the categories that all methods have. "
-        "*paper*: the same difference of printed figures."
-    )
-
-
 def markdown_differences(results: Results, level: float, metric: str, reference: str = REFERENCE) -> str | None:
-    """One row per category and seed, one for its seeds together, one for the paper's difference, and the mean over categories.
-    ILTM as `reference` has the others taken from it, the mean image is taken from the others."""
+    """Differences of each method to `reference`: a row per category and seed, one for the mean over seeds, one for the printed
+    figures, and one for the mean over categories. None if there is nothing to compare.
+
+    Args:
+        reference: ILTM, from which the others are subtracted, or the mean image, which is subtracted from the others.
+    """
     methods = [method for method in results.methods(level) if method != reference]
     if not methods or reference not in results.methods(level):
         return None
@@ -205,7 +202,7 @@ def markdown_differences(results: Results, level: float, metric: str, reference:
 
 
 def _printed_gap(first: str, second: str, category: str, metric: str) -> float | None:
-    """One method minus another as printed; None if either is absent or impossible."""
+    """One method minus another in the paper's table; None if either figure is absent or impossible."""
     ours, theirs = (comparable(METHODS[name].paper, category, metric) for name in (first, second))
     return None if ours is None or theirs is None else ours - theirs
 

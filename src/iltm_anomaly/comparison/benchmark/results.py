@@ -1,7 +1,7 @@
-"""What the cells say together: means over seeds and categories, paired differences, drops, each with its interval.
+"""What cells say together: means over seeds and categories, paired differences and drops, each with its interval.
 
-Everything here is linear in the cells, so that a metric is carried as one vector: the measured value, then its value in every
-bootstrap draw. A difference of two such vectors is a paired difference, and its draws give the interval.
+All of these are linear in the cells. So a metric is one vector, its measured value followed by its values in all bootstrap draws,
+and a difference of two such vectors is the paired difference, with the draws that give its interval.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ class Estimate:
 
     @classmethod
     def of(cls, vector: np.ndarray) -> "Estimate":
-        """Of a vector (1 + draws,)."""
+        """The estimate of a vector (1 + draws,), as above."""
         low, high = interval(vector[1:])
         return cls(100 * float(vector[0]), 100 * low, 100 * high)
 
@@ -43,8 +43,11 @@ class Results:
     """The cells of a benchmark, by method, category, contamination and seed.
 
     Args:
-        documents: of `cells.load_cell`.
+        documents: as of `cells.load_cells`.
         problems: what was wrong with other cells, for the report.
+
+    Raises:
+        ValueError: if cells that are compared were measured on different images.
     """
 
     def __init__(self, documents: list[dict[str, Any]], problems: Sequence[str] = ()):
@@ -78,7 +81,7 @@ class Results:
         return settings["method"], settings["category"], float(settings["contamination"]), settings["seed"]
 
     def _check_images(self) -> None:
-        """Raises ValueError where two cells that are compared were not trained, or not tested, on the same images."""
+        """Raises ValueError if two cells that are compared were not trained, or not tested, on the same images."""
         seen: dict[tuple[Any, ...], tuple[Any, Any]] = {}
         for key, document in self.documents.items():
             _, category, level, seed = key
@@ -99,7 +102,7 @@ class Results:
                     raise ValueError(f"cells {other} and {key} were not {images[0]} on the same images: {reason}")
 
     def _mixtures(self) -> list[str]:
-        """What of the conditions is not the same in all cells that a table sets side by side."""
+        """Conditions that differ between cells that a table sets side by side, in words."""
         found: dict[str, dict[str, list[str]]] = {}
         for document in self.documents.values():
             settings = document["settings"]
@@ -123,11 +126,11 @@ class Results:
         ]
 
     def _other_time_limits(self) -> list[str]:
-        """Cells whose method had the time of a round of the prior, but of another recipe than the ILTM run beside them has."""
+        """Cells whose method had the time of a round of the prior, by another recipe than that of the ILTM run beside them."""
         found: dict[str, list[str]] = {}
         for (method, category, level, seed), document in self.documents.items():
             recipe, beside = document["settings"]["recipe"], self.documents.get((REFERENCE, category, level, seed))
-            # where no such time counts, the recipe holds the size of images alone
+            # the recipe of a cell that had no such time holds the size of images alone
             timed = "stage2" in recipe and not METHODS[method].of_run
             if timed and beside is not None and recipe != beside["settings"]["recipe"]:
                 found.setdefault(f"{category} at {level:g}, seed {seed}", []).append(METHODS[method].title)
@@ -137,15 +140,16 @@ class Results:
         ]
 
     def _other_runs(self) -> list[str]:
-        """Images on which ILTM and its round 0 come from different runs, so that they differ by more than masks."""
+        """Images on which ILTM and its round 0 come from different runs, and so differ by more than masks."""
         found: dict[str, set[str]] = {}
         for (_, category, level, seed), document in self.documents.items():
-            if "vqvae_sha256" in document:  # of cells of earlier versions it is not known
+            if "vqvae_sha256" in document:  # not known of cells of earlier versions
                 found.setdefault(f"{category} at {level:g}, seed {seed}", set()).add(document["vqvae_sha256"])
         return [f"ILTM and round 0 of different trainings: {cell}" for cell, runs in found.items() if len(runs) > 1]
 
     def differs_between(self, method: str, categories: Sequence[str], levels: Sequence[float]) -> bool:
-        """Whether a method's cells of one of `categories` were trained or scored with other settings at one of `levels`."""
+        """Whether, in one of `categories`, a method was trained or scored with other settings at one of `levels` than at the
+        next."""
         names = ("recipe", "baseline", "baseline_seconds", "inference")
         found: dict[tuple[str, int], list[list[Any]]] = {}
         for (name, category, level, seed), document in self.documents.items():
@@ -154,19 +158,19 @@ class Results:
                 found.setdefault((category, seed), []).append(settings)
         return any(settings != group[0] for group in found.values() for settings in group)
 
-    # What there is
+    # Which cells there are
 
     @property
     def levels(self) -> list[float]:
         return sorted({key[2] for key in self.documents})
 
     def methods(self, level: float | None = None) -> list[str]:
-        """Those with a cell, at `level` if given, in the order of the table."""
+        """Methods with a cell, at `level` if given, in the order of the table."""
         found = {key[0] for key in self.documents if level in (None, key[2])}
         return [method for method in METHODS if method in found]
 
     def categories(self, level: float | None = None) -> list[str]:
-        """Those with a cell, at `level` if given: in the paper's order, then by name."""
+        """Categories with a cell, at `level` if given: those of the paper in its order, then others by name."""
         found = {key[1] for key in self.documents if level in (None, key[2])}
         official = list(load_published()["categories"])
         return sorted(found, key=lambda name: (official.index(name) if name in official else len(official), name))
@@ -175,12 +179,12 @@ class Results:
         return sorted(key[3] for key in self.documents if key[:3] == (method, category, level))
 
     def complete(self, level: float) -> list[str]:
-        """Categories in which every method of the level has a cell: what means over categories are taken over."""
+        """Categories in which every method of the level has a cell. Means over categories are over these."""
         methods = self.methods(level)
         return [c for c in self.categories(level) if all(self.seeds(method, c, level) for method in methods)]
 
     def missing(self) -> list[str]:
-        """Cells that other methods have."""
+        """Names of the cells that a method lacks and another method of the same level has."""
         return [
             f"{category} at {level:g}, seed {seed}: {METHODS[method].title}"
             for level in self.levels
@@ -190,28 +194,28 @@ class Results:
             if (method, category, level, seed) not in self.documents
         ]
 
-    # What follows from it; None where a cell or its metric is missing
+    # What follows from them: None if a cell or its metric is missing
 
     def vector(
         self, method: str, category: str, level: float, metric: str, seeds: Sequence[int] | None = None
     ) -> np.ndarray | None:
-        """Mean over seeds, by default all there are."""
+        """Vector (1 + draws,) of the mean over `seeds`, by default all that there are."""
         seeds = self.seeds(method, category, level) if seeds is None else seeds
         return _mean([self.vectors.get((method, category, level, seed, metric)) for seed in seeds])
 
     def field(self, method: str, category: str, level: float, name: str) -> float | None:
-        """Mean over seeds of another field of the results, such as `per_image_auroc_mean`."""
+        """Mean over seeds of a field of the results that has no draws, such as `per_image_auroc_mean`."""
         keys = [(method, category, level, seed) for seed in self.seeds(method, category, level)]
         values = [self.documents[key]["results"][-1].get(name) for key in keys]
         return None if not values or None in values else float(np.mean(values))
 
     def mean(self, method: str, level: float, metric: str) -> np.ndarray | None:
-        """Mean over categories, the `complete` ones, of means over seeds."""
+        """Vector of the mean over the `complete` categories of means over seeds."""
         return _mean([self.vector(method, category, level, metric) for category in self.complete(level)])
 
     def curve(self, method: str, metric: str, categories: Sequence[str]) -> list[tuple[float, float]]:
-        """(level, value) of a method, mean over categories of means over the seeds that it has at all of its levels: another seed
-        is another test set. Where its levels have no seed in common there is no curve."""
+        """Pairs (level, value) of a method. A value is the mean over categories of means over the seeds that the method has at
+        all of its levels, since another seed is another test set. If its levels have no seed in common there is no curve."""
         levels = [level for level in self.levels if all(self.seeds(method, c, level) for c in categories)]
         seeds = {c: self.common_seeds([method], c, levels) for c in categories} if levels else {}
         if not all(seeds.values()):
@@ -229,12 +233,12 @@ class Results:
     def difference(
         self, first: str, second: str, category: str, level: float, metric: str, seed: int | None = None
     ) -> Estimate | None:
-        """One method minus another: of one seed, or of the mean over the seeds that both have."""
+        """One method minus another, for one seed, or for the mean over the seeds that both have."""
         seeds = [seed] if seed is not None else self.common_seeds((first, second), category, [level])
         return self._minus(*(self.vector(name, category, level, metric, seeds) for name in (first, second)))
 
     def mean_difference(self, first: str, second: str, level: float, metric: str) -> Estimate | None:
-        """One method minus another, of the mean over categories of means over common seeds."""
+        """One method minus another, for the mean over the `complete` categories of means over common seeds."""
         per_category = [
             [
                 self.vector(name, category, level, metric, self.common_seeds((first, second), category, [level]))
@@ -245,8 +249,8 @@ class Results:
         return self._minus(*map(_mean, per_category))
 
     def drop_range(self) -> tuple[float, list[str], list[str]] | None:
-        """Highest level that drops are taken to, the methods and the categories that they are taken over: those with cells at 0
-        and there. Level: the highest that all categories measured at 0 share."""
+        """What drops are measured on: the highest level that all `complete` categories of level 0 have, the methods with cells at
+        0 and at that level, and these categories. None if there is no such level."""
         if 0.0 not in self.levels:
             return None
         shared = [
@@ -260,8 +264,8 @@ class Results:
         return shared[-1], methods, self.complete(0.0)
 
     def drop(self, method: str, metric: str, against: str | None = None) -> Estimate | None:
-        """What a method loses from contamination 0 to the level of `drop_range`, mean over categories; minus the loss of
-        `against`, if given."""
+        """What a method loses from contamination 0 to the level of `drop_range`, mean over its categories; if `against` is given,
+        minus the loss of that method."""
         found = self.drop_range()
         assert found is not None
         level, _, categories = found

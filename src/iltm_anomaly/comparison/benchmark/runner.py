@@ -51,7 +51,7 @@ class Measured:
     about: dict[str, Any] = field(default_factory=dict)
 
 
-def run_plan(plan: Plan, arguments: BenchmarkArguments) -> tuple[dict[str, str], list[str]]:
+def run_plan(plan: Plan) -> tuple[dict[str, str], list[str]]:
     """Measures every cell that is not finished. Several processes may share a plan: each leaves the groups alone that another one
     works on.
 
@@ -67,32 +67,34 @@ def run_plan(plan: Plan, arguments: BenchmarkArguments) -> tuple[dict[str, str],
         if group.error is not None:
             failures |= {group.cell(method): group.error for method in group.methods}
             continue
-        runs = arguments.output / "runs"
+        runs = plan.arguments.output / "runs"
         runs.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(runs / f"{group.name}.lock", blocking=False):
                 cells = {m: f"{n} of {total}" for n, m in zip(numbers, group.methods, strict=True)}
-                failures |= _run_group(plan, arguments, group, cells)
+                failures |= _run_group(plan, group, cells)
         except Timeout:
             logger.warning("%s: another process works on it; left to that", group.name)
             left.append(group.name)
     return failures, left
 
 
-def _run_group(plan: Plan, arguments: BenchmarkArguments, group: Group, numbers: dict[str, str]) -> dict[str, str]:
-    folder = arguments.output / "cells"
+def _run_group(plan: Plan, group: Group, numbers: dict[str, str]) -> dict[str, str]:
+    folder = plan.arguments.output / "cells"
     failures: dict[str, str] = {}
     work: GroupRun | None = None
     for method, number in numbers.items():
-        name, settings = group.cell(method), plan.settings(arguments, group, method)
+        name, settings = group.cell(method), plan.settings(group, method)
         if is_finished(folder, name, settings):
             logger.info("cell %s, %s: finished before", number, name)
             continue
         logger.info("cell %s, %s", number, name)
-        work = work or GroupRun(plan, arguments, group)
+        work = work or GroupRun(plan, group)
         try:
             measured = work.measure(method)
-            save_cell(folder, name, document(arguments, group, settings, measured, work.device), measured.statistics)
+            save_cell(
+                folder, name, document(plan.arguments, group, settings, measured, work.device), measured.statistics
+            )
         except Exception as error:  # of one cell of many: whatever it is, the others are still worth having
             failures[name] = f"{type(error).__name__}: {error}"
             logger.exception("cell %s failed", name)
@@ -126,18 +128,17 @@ class GroupRun:
     """The methods of one group: one ILTM run, and the others on its images.
 
     Args:
-        plan: the recipe of the ILTM run.
-        arguments: what the user chose.
+        plan: the recipe of the ILTM run, and what the user chose.
         group: category, level and seed, with their images.
     """
 
-    def __init__(self, plan: Plan, arguments: BenchmarkArguments, group: Group):
+    def __init__(self, plan: Plan, group: Group):
         assert group.dataset is not None
-        self.plan, self.recipe, self.arguments = plan, plan.recipe, arguments
+        self.plan, self.recipe, self.arguments = plan, plan.recipe, plan.arguments
         self.group, self.dataset = group, group.dataset
         # the same split of other files, and an edited recipe of the same name, are other runs
-        self.folder = arguments.output / "runs" / f"{group.name}_{self.recipe.name}_{plan.run_digest(group)[:12]}"
-        self.device = "cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu"
+        self.folder = self.arguments.output / "runs" / f"{group.name}_{self.recipe.name}_{plan.run_digest(group)[:12]}"
+        self.device = "cuda" if torch.cuda.is_available() and not self.arguments.cpu else "cpu"
         self.failure: Exception | None = None  # of the ILTM run
         self.round_zero: Measured | None = None  # known once ILTM, of which it is a round, was scored
 
@@ -238,7 +239,7 @@ class GroupRun:
             method: the baseline.
             folder: of its run. A run that has begun keeps the time that it was given.
         """
-        if not self.plan.is_trained(self.arguments, self.group, method):
+        if not self.plan.is_trained(self.group, method):
             return None, "nothing is trained"
         if self.arguments.baseline_seconds is not None:
             return self.arguments.baseline_seconds, "--baseline-seconds"
@@ -252,8 +253,8 @@ class GroupRun:
 
     def _measure_baseline(self, method: str) -> Measured:
         preset, config = self.plan.baseline_preset, self.arguments.baseline_config.get(method)
-        given = self.plan.given_seconds(self.arguments, self.group, method)
-        described = digest_of(self.plan.baseline(self.arguments, self.group, method))
+        given = self.plan.given_seconds(self.group, method)
+        described = digest_of(self.plan.baseline(self.group, method))
         name = f"{method}_{described[:8]}" + (f"_{given:g}s" if given is not None else "")
         budget, source = self.budget(method, self.folder / name)
         pipeline = train_baseline(

@@ -1,14 +1,14 @@
 """Paired bootstrap over test images.
 
 How often a draw takes an image is Poisson distributed with mean 1 (Chamandy et al., "Estimating uncertainty for massive data
-streams", Google, 2012), and depends on draw, category and image alone, not on method, contamination or seed: two methods see
-the same draws, whenever and wherever they were scored, and so do two seeds, whose test sets overlap. A paired difference is the
-difference draw by draw, a mean over seeds the mean draw by draw. So each cell stores its metrics of every draw, and no map is
-needed to compare cells.
+streams", Google, 2012). It depends on draw, category and image alone, not on method, contamination or seed. So two methods have
+the same draws, wherever they were scored, and so have two seeds, whose test sets overlap: a paired difference is the difference
+draw by draw, a mean over seeds the mean draw by draw. Each cell stores its metrics of every draw, and no map is needed to compare
+cells.
 
-A draw is not sorted anew. The pixels of a cell are sorted into bins once, by quantiles of their scores; a draw adds up the
-histograms of its images. A bin is treated as the exact metrics treat a tie, so that the result is exact for maps with at
-most `BINS` different values, and else close to it (a test says how close).
+The pixels of a cell are sorted into bins once, by quantiles of their scores, and a draw adds up the histograms of its images. A
+bin is treated as the exact metrics treat a tie. The result is exact for maps with at most `BINS` different values, and close to
+exact for others (a test says how close).
 """
 
 import hashlib
@@ -24,19 +24,19 @@ from iltm_anomaly.seeds import sample_seed, uniforms
 
 BINS = 2048
 DRAWS = 500
-LEVEL = 0.95
+LEVEL = 0.95  # of intervals
 _POISSON = np.cumsum([1 / math.e / math.factorial(k) for k in range(12)])  # P(count <= k), mean 1
-_SAMPLED_PIXELS = 2_000_000  # of all pixels, to place the edges of the bins
+_SAMPLED_PIXELS = 2_000_000  # the edges of the bins are quantiles of about so many pixels
 
 
 @dataclass(frozen=True)
 class ImageStatistics:
-    """What the metrics of any draw of images follow from.
+    """All that the metrics of any draw of the images need.
 
     Args:
-        normal, anomalous: (N, K) pixels per bin, bins by rising score.
-        weights: (N, K) float, the anomalous ones weighted with one over the size of their region.
-        regions: (N,) defect regions of each image.
+        normal, anomalous: (N, K) numbers of pixels in each of K bins, by rising score.
+        weights: (N, K) float, the same for anomalous pixels, each counted as one over the size of its defect region.
+        regions: (N,) number of defect regions of each image.
         scores: (N,) image scores.
         labels: (N,) bool, True for defective images.
     """
@@ -49,7 +49,7 @@ class ImageStatistics:
     labels: np.ndarray
 
     def arrays(self) -> dict[str, Any]:
-        """By name, as `numpy.savez` takes them and the constructor takes them back."""
+        """The arrays by name, for `numpy.savez`; the constructor takes them back."""
         return dict(vars(self))
 
 
@@ -59,10 +59,10 @@ def image_statistics(
     """Histograms of every image.
 
     Args:
-        maps: (H, W) scores per image, of any sizes.
+        maps: (H, W) scores of each image's pixels, of any sizes.
         masks: (H, W) bool per image, all False for a good one.
         scores: (N,) image scores.
-        bins: most bins.
+        bins: the largest number of bins.
     """
     edges = _edges(maps, bins)
     count = len(edges) + 1
@@ -82,7 +82,7 @@ def image_statistics(
 
 
 def _edges(maps: Sequence[np.ndarray], bins: int) -> np.ndarray:
-    """Rising lower edges of all bins but the first, which has none."""
+    """Lower edges of all bins but the first, which has none, in rising order."""
     step = max(1, sum(values.size for values in maps) // _SAMPLED_PIXELS)
     pixels = np.sort(np.concatenate([values.reshape(-1)[::step] for values in maps]))
     distinct = pixels[np.flatnonzero(np.diff(pixels, prepend=np.nan) != 0)]  # NaN != 0: the first one counts
@@ -95,10 +95,10 @@ def draw_images(labels: np.ndarray, rows: Sequence[int], category: str, draws: i
     """How often each test image is in each draw, (draws, N) int32.
 
     Args:
-        labels: (N,) bool, True for defective images. A draw that has none of a kind, as happens to sets of a few images,
-            takes each of them once.
-        rows: (N,) rows of the images in the category's own test split: who they are.
-        category: its name.
+        labels: (N,) bool, True for defective images. A draw without a good or without a defective image, as there may be of a
+            small test set, takes each image of that kind once.
+        rows: (N,) row of each image in the category's own test split, which identifies it.
+        category: name of the category.
     """
     key = int.from_bytes(hashlib.sha256(category.encode()).digest()[:8])
     uniform = np.stack([uniforms(sample_seed(key, row), draws) for row in rows], axis=1)
@@ -110,20 +110,20 @@ def draw_images(labels: np.ndarray, rows: Sequence[int], category: str, draws: i
 
 
 def metrics_of_draws(statistics: ImageStatistics, counts: np.ndarray, limit: float = 0.3) -> dict[str, np.ndarray]:
-    """Pooled pixel AUROC and AUPRO, and image AUROC, of every draw: `headings.METRICS`, (draws,) each. A metric that needs good
-    or defective images that the test set has not is left out.
+    """Pooled pixel AUROC and AUPRO, and image AUROC, of every draw: (draws,) each, by the names of `headings.METRICS`. A metric
+    is left out if the test set lacks the good or the defective images that it needs.
 
     Args:
         statistics: of the N test images.
         counts: (draws, N) of `draw_images`.
-        limit: of the false positive rate of AUPRO.
+        limit: the false positive rate up to which AUPRO is integrated.
     """
     times = counts.astype(np.float64)
     normal = times @ statistics.normal
     anomalous = times @ statistics.anomalous
     found = {}
     if statistics.labels.any() and statistics.normal.any():
-        below = np.cumsum(normal, axis=1) - normal / 2  # a bin is a tie: half of it lies below
+        below = np.cumsum(normal, axis=1) - normal / 2  # of a tie, half counts as below
         found["pixel_auroc"] = (anomalous * below).sum(1) / (normal.sum(1) * anomalous.sum(1))
         pro = np.cumsum((times @ statistics.weights)[:, ::-1], axis=1) / (times @ statistics.regions)[:, None]
         fpr = np.cumsum(normal[:, ::-1], axis=1) / normal.sum(1, keepdims=True)
@@ -146,16 +146,16 @@ def _area(x: np.ndarray, y: np.ndarray, limit: float) -> np.ndarray:
 
 
 def interval(differences: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """Percentile interval of the draws."""
+    """The percentile interval of the draws (D,)."""
     low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 def pack(draws: np.ndarray) -> str:
-    """Values in [0, 1] as whole hundred-thousandths in one line of text: short in JSON, and readable."""
+    """Values in [0, 1] as one line of text, in hundred-thousandths, which is short in JSON."""
     return " ".join(str(round(value * 1e5)) for value in draws.tolist())
 
 
 def unpack(text: str) -> np.ndarray:
-    """Inverse of `pack`, to five digits."""
+    """The values in a text of `pack`, exact to five digits."""
     return np.array([int(word) for word in text.split()]) / 1e5

@@ -1,6 +1,6 @@
-"""The paper's Table 2 with our figures beside its own, as Markdown and LaTeX."""
+"""The paper's Table 2 with our figures beside the printed ones, as Markdown and LaTeX."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,7 +24,15 @@ OTHER_SEEDS = "‡ of other seeds than the row says."
 
 @dataclass(frozen=True)
 class Entry:
-    """One cell of the table: ours and what the paper printed."""
+    """One cell of the table, in per cent.
+
+    Args:
+        pooled: our figure over all test pixels, or images.
+        per_image: our mean and standard deviation over defective images, each measured alone.
+        printed: the paper's mean and standard deviation.
+        best: whether `pooled` is the best of its row.
+        other_seeds: whether it is of other seeds than the row says.
+    """
 
     pooled: float | None = None
     per_image: tuple[float, float] | None = None
@@ -35,7 +43,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class LevelTable:
-    """The table at one contamination: rows (category, metric, one entry a method)."""
+    """The table at one contamination; a row is (category, metric, an entry per method)."""
 
     level: float
     methods: list[str]
@@ -78,13 +86,13 @@ def _entry(results: Results, method: str, category: str, level: float, metric: s
 
 
 def _seeds_of_row(results: Results, category: str, level: float) -> list[int]:
-    """ILTM's, or those of the first method if ILTM has no cell."""
+    """The seeds of ILTM, or of the first method if ILTM has no cell."""
     found = (results.seeds(method, category, level) for method in (REFERENCE, *results.methods(level)))
     return next(seeds for seeds in found if seeds)
 
 
 def has_other_seeds(results: Results, method: str, categories: list[str], level: float) -> bool:
-    """Whether in one of `categories` a method's cells are of other seeds than ILTM's."""
+    """Whether, in one of `categories`, a method's cells are of other seeds than ILTM's."""
     return any(results.seeds(method, c, level) != _seeds_of_row(results, c, level) for c in categories)
 
 
@@ -100,17 +108,17 @@ def _mean_entry(results: Results, method: str, categories: list[str], level: flo
 
 
 def _mean_printed(method: str, categories: list[str], metric: str) -> float | None:
-    """Mean of what the paper printed for the same categories; None if a figure is absent or impossible."""
+    """Mean of the printed figures of these categories; None if one is absent or impossible."""
     values = [comparable(METHODS[method].paper, category, metric) for category in categories]
     found = [value for value in values if value is not None]
     return float(np.mean(found)) if len(found) == len(values) else None
 
 
 def _mark_best(entries: list[Entry]) -> list[Entry]:
-    shown = [round(entry.pooled, 1) for entry in entries if entry.pooled is not None]
+    shown = [None if entry.pooled is None else round(entry.pooled, 1) for entry in entries]
+    best = max((value for value in shown if value is not None), default=None)
     return [
-        Entry(**vars(entry) | {"best": entry.pooled is not None and round(entry.pooled, 1) == max(shown)})
-        for entry in entries
+        replace(entry, best=value is not None and value == best) for entry, value in zip(entries, shown, strict=True)
     ]
 
 
@@ -118,7 +126,7 @@ def _mark_best(entries: list[Entry]) -> list[Entry]:
 
 
 def markdown_level(table: LevelTable) -> str:
-    """The table at one level; a category's name stands in its first row only, as in the paper."""
+    """The table at one level. The name of a category stands in its first row alone, as in the paper."""
     header = ["category", "metric"]
     for method, printed in zip(table.methods, table.in_paper, strict=True):
         header += [METHODS[method].title, "*paper*"] if printed else [METHODS[method].title]
@@ -126,11 +134,8 @@ def markdown_level(table: LevelTable) -> str:
     for label, metric, entries in table.rows:
         cells = ["" if label == above else label, TITLES[metric]]
         for entry, printed in zip(entries, table.in_paper, strict=True):
-            cells += (
-                [_ours(entry, "**{}**", "‡"), _theirs(entry, "*{}*", "†")]
-                if printed
-                else [_ours(entry, "**{}**", "‡")]
-            )
+            cells.append(_ours(entry, "**{}**", "‡"))
+            cells += [_theirs(entry, "*{}*", "†")] if printed else []
         lines.append(cells)
         above = label
     return markdown_table(header, lines)
@@ -141,9 +146,9 @@ def _ours(entry: Entry, bold: str, mark: str, plus_minus: str = "±") -> str:
         return "-"
     text = f"{entry.pooled:.1f}"
     text = (bold.format(text) if entry.best else text) + (mark if entry.other_seeds else "")
-    return text + (
-        "" if entry.per_image is None else f" ({entry.per_image[0]:.1f} {plus_minus} {entry.per_image[1]:.1f})"
-    )
+    if entry.per_image is None:
+        return text
+    return text + f" ({entry.per_image[0]:.1f} {plus_minus} {entry.per_image[1]:.1f})"
 
 
 def _theirs(entry: Entry, italic: str, mark: str, plus_minus: str = "±") -> str:
@@ -157,7 +162,7 @@ def _theirs(entry: Entry, italic: str, mark: str, plus_minus: str = "±") -> str
 
 
 def markdown_table(header: list[str], lines: list[list[str]]) -> str:
-    """Any table."""
+    """A table of any content."""
     rule = ["---"] * len(header)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *lines])
 
@@ -166,7 +171,7 @@ def markdown_table(header: list[str], lines: list[list[str]]) -> str:
 
 
 def latex(results: Results) -> str:
-    """One table a level, for `\\input` into a document that loads booktabs and graphicx."""
+    """A table per level, for `\\input` into a document that loads booktabs and graphicx."""
     source = load_published()["source"]
     parts = ["% needs \\usepackage{booktabs,graphicx}"]
     for level in results.levels:

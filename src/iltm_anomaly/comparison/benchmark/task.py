@@ -1,4 +1,4 @@
-"""`iltm-anomaly benchmark`: plan, cells, report."""
+"""`iltm-anomaly benchmark`: makes the plan, measures its cells and writes the report."""
 
 from pathlib import Path
 
@@ -12,24 +12,24 @@ from iltm_anomaly.comparison.benchmark.runner import run_plan
 
 
 class CellsFailedError(RuntimeError):
-    """Some cells, or some checks of a dry run, failed; the others are there."""
+    """Some cells, or some checks of a dry run, have failed; the others have not."""
 
 
 def benchmark(arguments: BenchmarkArguments) -> list[Path]:
-    """Measures what is not finished, then writes the report over all cells in the folder; returns its files.
+    """Measures the cells that are not finished, then writes the report on all cells in the folder; returns its files.
 
     Raises:
-        ValueError: for arguments that mean nothing.
-        CellsFailedError: if cells failed; names them and says why. The report is written all the same.
+        ValueError: for arguments that cannot be used, or cells that do not belong together.
+        CellsFailedError: if cells failed. It names them and says why; the report is written all the same.
     """
-    failures, left = run_plan(make_plan(arguments), arguments)
+    failures, left = run_plan(make_plan(arguments))
     try:
-        with FileLock(arguments.output / "runs" / "report.lock"):  # of processes that share a plan
+        with FileLock(arguments.output / "runs" / "report.lock"):  # other processes may share the plan
             written = write_report(arguments.output)
     except NoCellsError:
         if not failures and not left:
             raise
-        written = []  # every cell failed, and the failures say more, or other processes work on all of them
+        written = []  # every cell has failed, which is told below, or is left to another process
     except ValueError as error:
         if failures:
             error.add_note(_listed(failures, "cells", "the same command tries these again"))
@@ -39,13 +39,13 @@ def benchmark(arguments: BenchmarkArguments) -> list[Path]:
 
 
 def check(arguments: BenchmarkArguments) -> None:
-    """The dry run.
+    """The dry run, see `dry_run.dry_run`.
 
     Raises:
-        ValueError: for arguments that mean nothing.
-        CellsFailedError: if something would fail; names it and says why.
+        ValueError: for arguments that cannot be used.
+        CellsFailedError: if something would fail. It names it and says why.
     """
-    _raise_for(dry_run(make_plan(arguments), arguments), "checks", "nothing was trained")
+    _raise_for(dry_run(make_plan(arguments)), "checks", "nothing was trained")
 
 
 def _raise_for(failures: dict[str, str], what: str, remark: str) -> None:
