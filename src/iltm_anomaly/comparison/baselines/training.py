@@ -93,10 +93,24 @@ def train_baseline(
     if (output / "model").exists():
         logger.info("the run in %s is complete: nothing is left to do", output)
         return BaselinePipeline.from_pretrained(output / "model", device=device)
-    torch.manual_seed(sample_seed(seed, STREAM_WEIGHTS))
+    return _train(model_class, recipe, run, images, processor, output, device, show_progress)
+
+
+def _train(
+    model_class: type[BaselineModel],
+    recipe: BaselineRecipe,
+    run: dict[str, Any],
+    images: Any,
+    processor: ILTMImageProcessor,
+    output: Path,
+    device: str,
+    show_progress: bool,
+) -> BaselinePipeline:
+    """Trains, calibrates and saves; `run` is what identifies the run."""
+    torch.manual_seed(sample_seed(run["seed"], STREAM_WEIGHTS))
     model = model_class(model_class.configure(processor, len(images), recipe.config))
     model.load_pretrained_parts()
-    report = run | {"title": BASELINES[name].title}
+    report = run | {"title": BASELINES[run["method"]].title}
     report |= _descend(model, images, recipe, run, output, device, show_progress)
     pipeline = _calibrated(model, processor, images, report, show_progress)
     fill_folder(output / "model", pipeline.save_pretrained)
