@@ -45,12 +45,8 @@ class PixelCache:
             raise CacheDamagedError(f"{path} is damaged: {error}") from error
         self.source: str | None = about["source"]
         self._item_shape, self._dtype = tuple(about["shape"]), np.dtype(about["dtype"])
-        self._parts = [
-            np.frombuffer(batch.column("pixels").buffers()[1], self._dtype).reshape(-1, *self._item_shape)[
-                : len(batch)
-            ]
-            for batch in batches
-        ]
+        pixels = [np.frombuffer(batch.column("pixels").buffers()[1], self._dtype) for batch in batches]
+        self._parts = [p.reshape(-1, *self._item_shape)[: len(b)] for p, b in zip(pixels, batches, strict=True)]
         self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
         self.digests: list[str] = [digest for batch in batches for digest in batch.column("sha256").to_pylist()]
 

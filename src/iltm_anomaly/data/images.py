@@ -56,30 +56,19 @@ def open_image(path: str | os.PathLike, content: bytes | None = None) -> Image.I
             if frames > 1 and image.format != "MPO":  # cameras put a preview beside the picture in MPO files
                 logger.warning("%s has %d frames or pages; only the first is used", path, frames)
             image.load()
-            return upright(image)
+            return ImageOps.exif_transpose(image)
     except UnidentifiedImageError:
         raise ImageReadError(f"cannot read image {path}: not in an image format that Pillow knows") from None
     except Exception as error:  # damaged files make Pillow raise nearly anything (struct, zlib, index errors)
         raise ImageReadError(f"cannot read image {path}: {error or type(error).__name__}") from error
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """Turns an image as its EXIF orientation says; returns a copy."""
-    return ImageOps.exif_transpose(image)
-
-
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts an image of any mode to 8-bit RGB.
+    """Converts an image of any mode to mode "RGB", in 8 bits.
 
     Grey is repeated over the channels. Transparent pixels (alpha channel, palette entry or single colour) are laid on
     white (`BACKGROUND`). 16-bit grey is scaled from 0..65535, never from its own range. Float images ("F") must lie
     in [0, 1]. Pillow itself keeps only the upper 8 bits of 16-bit colour, and converts CMYK.
-
-    Args:
-        image: PIL image.
-
-    Returns:
-        PIL image in mode "RGB", same size.
 
     Raises:
         ValueError: values outside the range of the mode, or a mode that Pillow does not convert to RGB.
@@ -99,13 +88,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_image(path: str | os.PathLike, content: bytes | None = None) -> Image.Image:
-    """Reads an image file as 8-bit RGB: `open_image`, then `to_rgb`.
-
-    Args:
-        path, content: as of `open_image`.
-
-    Returns:
-        PIL image in mode "RGB", EXIF rotation applied.
+    """Reads an image file in mode "RGB": `open_image`, then `to_rgb`, whose docstrings have arguments and conversions.
 
     Raises:
         ImageReadError: the file cannot be read or converted; the message names it and says why.
@@ -117,34 +100,25 @@ def read_image(path: str | os.PathLike, content: bytes | None = None) -> Image.I
         raise ImageReadError(f"cannot read image {Path(path)}: {error}") from error
 
 
-def read_source(source: dict[str, Any] | None, number: int) -> Image.Image:
-    """Reads an image of a data set as 8-bit RGB.
+def readable_images(sources: Iterable[dict[str, Any] | None]) -> Iterator[tuple[int, Image.Image]]:
+    """Yields row number and 8-bit RGB image of the rows of a data set; images that cannot be read are left out, with a warning.
 
     Args:
-        source: {"path", "bytes"}, as `datasets.Image(decode=False)` gives it; with bytes None, the file at path is read.
-        number: of the row, counted from 0, which names an image without a path in messages.
-
-    Returns:
-        PIL image in mode "RGB" whose `filename` is the path, if there is one.
-
-    Raises:
-        ImageReadError: as `read_image`, or no image in this row.
+        sources: {"path", "bytes"} of each row, as `datasets.Image(decode=False)` gives it. Where bytes are None, the file at path
+            is read. The `filename` of an image is its path, or empty, as Pillow sets it on images that it opens.
     """
-    path, content = (None, None) if source is None else (source["path"], source["bytes"])
-    if path is None and content is None:
-        raise ImageReadError(f"row {number} of the data set (counted from 0) holds no image")
-    image = read_image(path or f"in row {number} of the data set (counted from 0)", content)
-    image.filename = path or ""  # type: ignore[attr-defined]  # as Pillow sets it on what it opens
-    return image
-
-
-def readable_images(sources: Iterable[dict[str, Any] | None]) -> Iterator[tuple[int, Image.Image]]:
-    """Yields row number and image (`read_source`) of a data set; images that cannot be read are left out, with a warning."""
     for number, source in enumerate(sources):
+        row = f"row {number} of the data set (counted from 0)"
+        path, content = (None, None) if source is None else (source["path"], source["bytes"])
         try:
-            yield number, read_source(source, number)
+            if path is None and content is None:
+                raise ImageReadError(f"{row} holds no image")
+            image = read_image(path or f"in {row}", content)
         except ImageReadError as error:
             logger.warning("left out: %s", error)
+            continue
+        image.filename = path or ""  # type: ignore[attr-defined]
+        yield number, image
 
 
 def check_unit_range(values: np.ndarray, name: str) -> np.ndarray:

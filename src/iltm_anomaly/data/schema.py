@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, NamedSplit, Value
 from datasets import Image as ImageFeature
-from PIL import Image
+from PIL import Image, ImageOps
 
-from iltm_anomaly.data.images import ImageReadError, open_image, upright
+from iltm_anomaly.data.images import ImageReadError, open_image
 
-LABEL_NAMES = ("good", "defective")
 GOOD = "good"
 """What the column defect holds for an image without a defect."""
 UNLABELLED = -1
@@ -29,7 +28,7 @@ def dataset_features() -> Features:
         {
             "image": ImageFeature(),
             "mask": ImageFeature(mode="L"),
-            "label": ClassLabel(names=list(LABEL_NAMES)),
+            "label": ClassLabel(names=["good", "defective"]),
             "defect": Value("string"),
         }
     )
@@ -81,7 +80,7 @@ def normalise_mask(source: str | Path | bytes) -> tuple[str | dict[str, Any], tu
     """
     if isinstance(source, bytes):
         try:
-            image = upright(Image.open(io.BytesIO(source)))
+            image = ImageOps.exif_transpose(Image.open(io.BytesIO(source)))
         except Exception as error:
             raise ImageReadError(f"cannot read mask from {len(source)} bytes: {error}") from error
     else:

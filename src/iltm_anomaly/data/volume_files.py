@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,7 @@ def is_volume_file(path: str | os.PathLike) -> bool:
 
 def volume_stem(path: str | os.PathLike) -> str:
     """Name of a file without `.nii` or `.nii.gz`."""
-    name = Path(path).name
-    for suffix in sorted(VOLUME_SUFFIXES, key=len, reverse=True):
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return name
+    return re.sub(r"\.nii(\.gz)?\Z", "", Path(path).name, flags=re.IGNORECASE)
 
 
 def find_volumes(folder: str | os.PathLike, recursive: bool = False) -> list[Path]:
@@ -78,6 +75,7 @@ def find_mask_beside(path: Path) -> Path | None:
 
 
 def first_file(folder: Path, stems: Iterable[str]) -> Path | None:
+    """The first NIfTI file in a folder that has one of these names without suffix, tried in their order."""
     for stem in stems:
         for suffix in (*reversed(VOLUME_SUFFIXES), *map(str.upper, reversed(VOLUME_SUFFIXES))):
             path = folder / f"{stem}{suffix}"
@@ -96,9 +94,8 @@ def read_volume(source: str | os.PathLike | nib.spatialimages.SpatialImage, scal
         scaled: False accepts an unusable slope, which does not matter to a mask.
 
     Raises:
-        VolumeReadError: missing, empty, truncated or unknown file; not one three-dimensional image; a single slice;
-            NaN or infinite voxels; voxel size, orientation or scaling that are missing or impossible. Names the file,
-            the reason and what to do.
+        VolumeReadError: missing, empty, truncated or unknown file; not one three-dimensional image; a single slice; NaN or
+            infinite voxels; voxel size, orientation or scaling that are missing or impossible. Says what to do.
     """
     if isinstance(source, nib.spatialimages.SpatialImage):
         file = source.get_filename()

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from iltm_anomaly.data.images import BACKGROUND, check_unit_range, read_image, to_rgb, upright
+from iltm_anomaly.data.images import BACKGROUND, check_unit_range, read_image, to_rgb
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """Weights of red, green and blue in grey: ITU-R 601, as in Pillow's `convert("L")`."""
@@ -54,7 +54,7 @@ def decode_image(image: Any, name: str) -> Image.Image | np.ndarray:
     if 0 in image.size:
         raise ValueError(f"{name} is empty: its size is {image.size}")
     try:
-        return to_rgb(upright(image))
+        return to_rgb(ImageOps.exif_transpose(image))
     except (ValueError, OSError) as error:
         raise ValueError(f"{name}: {error}") from error
 

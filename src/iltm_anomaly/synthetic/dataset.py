@@ -50,8 +50,7 @@ def generate_dataset(
         num_test_good: good test images.
         num_test_defective: defective test images, spread evenly over the types.
         contamination: share of defective images among the training images, in [0, 1), rounded to whole images.
-        seed: of all images. Each image has a seed of its own, which follows from this one and its number: asking for more
-            images does not change the first ones.
+        seed: of all images. Each image has a seed of its own, so that asking for more does not change the first ones.
         recurring: draws defects of a part from `MACHINE_FAULTS`, four faults that look alike each time they come back. By
             default they are `DEFECT_TYPES`, and no two defects are alike.
 

@@ -56,15 +56,9 @@ LYMPHOMA = {
 """Sites of bulky nodes of one disease: centre (mm in a body of average build, origin mid-thigh), least and largest radius (mm).
 Every patient has a lesion at the first one."""
 
-MOST_LESIONS, MOST_RECURRING = 8, 3
-"""Most lesions of a subject who has any: anywhere, and at the sites of `LYMPHOMA`."""
-
-RADII = (14.0, 42.0)
-"""Smallest and largest radius in mm of a ball with the volume of a lesion: from a large node to a bulky mass."""
-
-CONTRASTS = (3.0, 8.0)
-"""Smallest and largest ratio of the uptake of a lesion to the uptake around it."""
-
+MOST_LESIONS, MOST_RECURRING = 8, 3  # of a subject who has any: anywhere, and at the sites of `LYMPHOMA`
+RADII = (14.0, 42.0)  # least and largest, in mm, of a ball of the same volume: from a large node to a bulky mass
+CONTRASTS = (3.0, 8.0)  # least and largest ratio of uptake in a lesion to uptake around it
 FIELD_OF_VIEW = (512.0, 320.0, 1120.0)  # mm to the right, front and head
 FWHM = 6.0  # mm, resolution of a clinical scanner
 NOISE = 0.12  # standard deviation at SUV 1 in a voxel of 8 mm
@@ -136,12 +130,9 @@ def generate_phantom(seed: int, lesions: int = 0, spacing: float = 8.0, recurrin
 
 
 class _Body:
-    """Activity of one subject on its grid, and where lesions may be put.
+    """One subject on its grid: `activity` (D, H, W) float64 SUV before blur and noise, and where lesions may be put.
 
-    Attributes:
-        grid: RAS, `FIELD_OF_VIEW` large.
-        activity: (D, H, W) float64 SUV, before blur and noise.
-        site: (D, H, W) bool of each of `SITES`, True where a lesion may have its centre.
+    `site` holds (D, H, W) bool of each of `SITES`, True where a lesion may have its centre.
     """
 
     def __init__(self, generator: np.random.Generator, spacing: float):
@@ -167,11 +158,9 @@ class _Body:
         return np.asarray(at) * self.scale + (*self.sway, 0.0)
 
     def inside(self, centre, radii, power: float = 2.0) -> np.ndarray:
-        """Share of each voxel that lies inside an ellipsoid.
+        """Share of each voxel inside an ellipsoid, or with a `power` above 2 something more like a box.
 
-        Args:
-            centre, radii: (3,) mm in a body of average build, origin mid-thigh.
-            power: 2 for an ellipsoid; the larger, the more like a box.
+        Centre and radii are millimetres in a body of average build, with the origin mid-thigh.
         """
         distance = sum(
             np.abs((axis - at) / (radius * scale)) ** power
@@ -179,20 +168,14 @@ class _Body:
         ) ** (1 / power)
         return np.clip(0.5 + (1 - distance) * min(radii) / self.spacing, 0, 1)
 
-    def organ(
-        self, name: str, centre, radii, jitter: float = 6.0, size: float = 0.08, power: float = 2.0
-    ) -> np.ndarray:
-        """Paints an organ near its place, in about its size; returns the share of each voxel that lies in it.
+    def organ(self, name: str, centre, radii, jitter: float = 6.0, size: float = 0.08) -> np.ndarray:
+        """Paints an organ near its place, in about its size (`inside`); returns the share of each voxel that lies in it.
 
-        Args:
-            name: key of `uptake`.
-            centre, radii, power: as for `inside`, before they are varied.
-            jitter: standard deviation of the place along each axis in mm.
-            size: standard deviation of the logarithm of each radius.
+        Standard deviations are `jitter`, in mm, along each axis of its place, and `size`, of the logarithm of each radius.
         """
         centre = np.asarray(centre, dtype=float) + self.generator.normal(0, jitter, 3)
         radii = np.asarray(radii, dtype=float) * np.exp(self.generator.normal(0, size, 3))
-        share = self.inside(centre, radii, power)
+        share = self.inside(centre, radii)
         self.activity += share * (self.uptake[name] - self.activity)
         return share
 
@@ -216,9 +199,8 @@ class _Body:
         ]
         pelvis = [self.organ("marrow", (side * 95, -30, 235), (28, 40, 55)) > 0.5 for side in (-1, 1)]
         femora = [self.organ("marrow", (side * 95, 5, 90), (16, 16, 110), 4.0) > 0.5 for side in (-1, 1)]
-        vessels = self.organ("blood", (8, -30, 640), (18, 18, 110), 3.0) + self.organ(
-            "blood", (10, 15, 690), (40, 28, 40)
-        )
+        vessels = self.organ("blood", (8, -30, 640), (18, 18, 110), 3.0)
+        vessels = vessels + self.organ("blood", (10, 15, 690), (40, 28, 40))
         liver = self.organ("liver", (75, 15, 505), (85, 75, 62)) > 0.9
         self.organ("spleen", (-105, -40, 500), (32, 38, 48))
         self.organ("stomach", (-60, 35, 500), (45, 38, 40), 10.0, 0.15)
@@ -252,14 +234,14 @@ class _Body:
 def _add_lesions(
     body: _Body, count: int, generator: np.random.Generator, recurring: bool
 ) -> tuple[tuple[Lesion, ...], np.ndarray]:
-    """Puts lesions into a body: each anywhere in its tissue and away from the others or, if `recurring`, at sites of `LYMPHOMA`.
-
-    Returns:
-        The lesions, and (D, H, W) bool, True for voxels of which at least half lies in one.
-    """
+    """Puts lesions into a body, away from each other or at sites of `LYMPHOMA`; returns them and the mask of a `Phantom`."""
     mask = np.zeros(body.grid.shape, dtype=bool)
     added: list[Lesion] = []
-    for site in _recurring_sites(count, generator) if recurring else [None] * count:
+    sites: list[str | None] = [None] * count
+    if recurring:
+        first, *others = LYMPHOMA
+        sites = [first, *generator.permutation(others).tolist()][:count]
+    for site in sites:
         if site is None:
             site, voxel = _free_voxel(body, mask, generator)
             centre = (body.grid.matrix @ [*(voxel + generator.uniform(-0.5, 0.5, 3)), 1.0])[:3]
@@ -278,11 +260,6 @@ def _add_lesions(
         x, y, z = (float(value) for value in centre)
         added.append(Lesion(site, (x, y, z), radius, suv, suv / around))
     return tuple(added), mask
-
-
-def _recurring_sites(count: int, generator: np.random.Generator) -> list[str]:
-    first, *others = LYMPHOMA
-    return [first, *generator.permutation(others).tolist()][:count]
 
 
 def _free_voxel(body: _Body, mask: np.ndarray, generator: np.random.Generator) -> tuple[str, np.ndarray]:
@@ -321,8 +298,8 @@ def write_phantoms(
 ) -> Path:
     """Writes a data set whose training volumes are contaminated, in the layout that `load_volumes` reads.
 
-    A volume with lesions has 1 to `MOST_LESIONS` of them, or 1 to `MOST_RECURRING` that recur. The file `lesions.json` holds the
-    fields of `Lesion` of each. Nothing in training reads that file, nor in which folder a training volume lies.
+    A volume with lesions has 1 to `MOST_LESIONS` of them, or 1 to `MOST_RECURRING` that recur. `lesions.json` holds the fields of
+    each `Lesion`. Training reads neither that file nor the name of the folder that a volume lies in.
 
     Args:
         folder: made if need be; must be empty.
@@ -330,8 +307,7 @@ def write_phantoms(
         num_test_good, num_test_lesion: test volumes without and with lesions.
         contamination: share of training volumes with lesions, in [0, 1), rounded to whole ones.
         spacing: size of a voxel in mm.
-        seed: of all volumes. Each volume has a seed of its own, which follows from this one and its number: asking for more
-            volumes does not change the first ones.
+        seed: of all volumes. Each volume has a seed of its own, so that asking for more does not change the first ones.
         recurring: as of `generate_phantom`.
 
     Raises:
@@ -360,9 +336,7 @@ def write_phantoms(
             path = write_volume(phantom.volume.values, root / part / f"{number:03d}.nii.gz", phantom.volume)
             record[str(path.relative_to(root))] = [asdict(lesion) for lesion in phantom.lesions]
             if with_lesions:
-                write_volume(
-                    phantom.mask, root / "ground_truth" / "lesion" / f"{number:03d}_mask.nii.gz", phantom.volume
-                )
+                write_volume(phantom.mask, root / f"ground_truth/lesion/{number:03d}_mask.nii.gz", phantom.volume)
     (root / "lesions.json").write_text(json.dumps(record, indent=2) + "\n")
     return root
 
