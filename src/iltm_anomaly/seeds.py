@@ -1,7 +1,7 @@
-"""Random numbers that are the same on every machine and with every version of numpy.
+"""Seeds and random numbers that are the same on every machine and with every version of numpy.
 
-numpy guarantees the stream of a bit generator (PCG64) for good, but not what its `Generator` methods make of it. So
-shuffles and uniform numbers are made here, of raw 64-bit integers.
+numpy promises that the raw 64-bit integers of a bit generator (PCG64) never change, but not what the methods of `Generator` make
+of them. So whatever must stay as it is, such as the split of a data set, is drawn from the raw integers.
 """
 
 from collections.abc import Sequence
@@ -12,27 +12,27 @@ _MASK = (1 << 64) - 1
 
 
 def raw_integers(seed: int | Sequence[int], count: int) -> np.ndarray:
-    """(count,) uint64 raw outputs of PCG64 for a seed (a non-negative integer or several)."""
+    """(count,) uint64 raw integers of PCG64 for a seed, which is one or several non-negative integers."""
     return np.random.PCG64(seed).random_raw(count)
 
 
 def uniforms(seed: int | Sequence[int], count: int) -> np.ndarray:
-    """(count,) float64 uniform in [0, 1): the upper 53 bits of `raw_integers`."""
+    """(count,) float64 uniform in [0, 1), from the upper 53 bits of `raw_integers`."""
     return (raw_integers(seed, count) >> np.uint64(11)) * 2.0**-53
 
 
 def sample_seed(base_seed: int, *counters: int) -> int:
-    """Seed of one sample, as a stable hash of a base seed and counters (epoch, copy, row, ...).
+    """Seed of one sample: a hash of a base seed and counters (epoch, copy, row, ...).
 
-    Each number is mixed in by one step of splitmix64 (Steele, Lea and Flood 2014), so seeds that differ in any
-    counter, or in the order of the counters, are unrelated. The same on every machine, in every process and batch.
+    Each number is mixed in by one step of splitmix64 (Steele, Lea and Flood 2014). So seeds that differ in any counter, or in
+    the order of the counters, are unrelated.
 
     Args:
         base_seed: any integer, of which the lower 64 bits count.
         counters: integers, for instance (epoch, row).
 
     Returns:
-        Integer in [0, 2**63), as `torch.Generator.manual_seed` and numpy take it.
+        Integer in [0, 2**63), which both `torch.Generator.manual_seed` and numpy accept.
     """
     state = 0
     for number in (len(counters), base_seed, *counters):

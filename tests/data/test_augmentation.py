@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from iltm_anomaly.data.augmentation import AugmentationConfig, _elastic_field, augment, sample_seed
-from iltm_anomaly.seeds import raw_integers, uniforms
+from iltm_anomaly.data.augmentation import AugmentationConfig, _elastic_field, augment
+from iltm_anomaly.seeds import raw_integers, sample_seed, uniforms
 
 
 def batch(count: int = 6, size: tuple[int, ...] = (24, 32), channels: int = 3) -> torch.Tensor:

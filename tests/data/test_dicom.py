@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from iltm_anomaly.data.dicom import is_dicom_file
-from iltm_anomaly.data.images import VolumeReadError
 from iltm_anomaly.data.volume_files import read_volume, write_volume
+from iltm_anomaly.data.volume_grid import VolumeReadError
 from iltm_anomaly.evaluation.detect import list_inputs
 
 sitk = pytest.importorskip("SimpleITK", reason="needs the extra dicom")

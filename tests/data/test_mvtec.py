@@ -7,7 +7,8 @@ from PIL import Image
 from trees import make_category, save_image, save_mask
 
 from iltm_anomaly.data.folder import load_folder, load_images
-from iltm_anomaly.data.mvtec import is_category, list_categories, load_mvtec
+from iltm_anomaly.data.layout import is_category, list_categories
+from iltm_anomaly.data.mvtec import load_mvtec
 from iltm_anomaly.data.schema import UNLABELLED
 
 

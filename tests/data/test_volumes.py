@@ -5,9 +5,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from iltm_anomaly.data.images import VolumeReadError
 from iltm_anomaly.data.volume_files import find_volumes, read_mask, read_volume, volume_stem, write_volume
-from iltm_anomaly.data.volume_grid import Volume, VolumeGrid, resize, thinned
+from iltm_anomaly.data.volume_grid import Volume, VolumeGrid, VolumeReadError, thinned
 from iltm_anomaly.data.volumes import load_volumes
 from iltm_anomaly.evaluation.detect import list_inputs
 
@@ -70,18 +69,6 @@ def test_writing_keeps_affine_and_header(tmp_path):
     assert mask.get_data_dtype() == np.uint8 and set(np.unique(mask.dataobj)) == {0, 1}
     with pytest.raises(ValueError, match=r"values have shape \(5, 6, 8\)"):
         write_volume(np.zeros((5, 6, 8)), tmp_path / "x.nii", volume)
-
-
-def test_resize_averages_and_interpolates():
-    ramp = np.linspace(0, 1, 12, dtype=np.float32)[:, None, None] * np.ones((1, 3, 4), np.float32)
-    smaller = resize(ramp, (4, 3, 4))
-    assert smaller.shape == (4, 3, 4)
-    np.testing.assert_allclose(smaller[:, 0, 0].mean(), 0.5, atol=1e-6)
-    np.testing.assert_allclose(np.diff(smaller[1:3, 0, 0]), 3 / 11, atol=1e-6)  # linear inside
-    noise = np.random.default_rng(0).normal(size=(40, 4, 4)).astype(np.float32)
-    assert resize(noise, (10, 4, 4)).std() < 0.6 * noise.std()  # an average, not a pick
-    assert resize(ramp, ramp.shape) is ramp
-    np.testing.assert_allclose(resize(np.full((3, 3, 3), 7, np.float32), (5, 2, 9)), 7, rtol=1e-6)
 
 
 BAD = {

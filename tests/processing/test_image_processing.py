@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from iltm_anomaly.data.images import _warn_of_few_bits
-from iltm_anomaly.processing.image_processing import ILTMImageProcessor, ImageReadError, read_image
+from iltm_anomaly.data.images import ImageReadError, _warn_of_few_bits, read_image
+from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import torch
 
 from iltm_anomaly import ILTMImageProcessor
 from iltm_anomaly.data.volume_files import read_volume
-from iltm_anomaly.data.volume_grid import Volume, VolumeGrid, cropped_to_foreground
+from iltm_anomaly.data.volume_grid import Volume, VolumeGrid
+from iltm_anomaly.processing.volumes import cropped_to_foreground, resize
 
 AFFINE = np.array([[-4.0, 0, 0, 60], [0, 0, 3.0, -40], [0, -5.0, 0, 50], [0, 0, 0, 1]])  # left, inferior, anterior
 
@@ -274,3 +275,15 @@ def test_the_grid_of_a_plain_array_is_ras():
     values = np.arange(60).reshape(3, 4, 5)
     assert grid.ras_shape == (3, 4, 5) and grid.ras_spacing == (1, 1, 1)
     np.testing.assert_array_equal(grid.from_ras(grid.to_ras(values)), values)
+
+
+def test_resize_averages_and_interpolates():
+    ramp = np.linspace(0, 1, 12, dtype=np.float32)[:, None, None] * np.ones((1, 3, 4), np.float32)
+    smaller = resize(ramp, (4, 3, 4))
+    assert smaller.shape == (4, 3, 4)
+    np.testing.assert_allclose(smaller[:, 0, 0].mean(), 0.5, atol=1e-6)
+    np.testing.assert_allclose(np.diff(smaller[1:3, 0, 0]), 3 / 11, atol=1e-6)  # linear inside
+    noise = np.random.default_rng(0).normal(size=(40, 4, 4)).astype(np.float32)
+    assert resize(noise, (10, 4, 4)).std() < 0.6 * noise.std()  # an average, not a pick
+    assert resize(ramp, ramp.shape) is ramp
+    np.testing.assert_allclose(resize(np.full((3, 3, 3), 7, np.float32), (5, 2, 9)), 7, rtol=1e-6)

@@ -1,8 +1,8 @@
 """Augmentations of the paper (appendix A; magnitudes of its first author's public code), for images and volumes.
 
-Likelihoods are computed on the training data itself; augmentation is what keeps the models from learning it by heart.
-Elastic deformation, which the appendix adds for PET, is a cubic B-spline on control points (Rueckert et al., IEEE TMI 18(8),
-1999), added to the affine map, so that both cost one interpolation.
+Likelihoods are computed on the training data itself, and augmentation keeps the models from learning it by heart. Elastic
+deformation, which the appendix adds for PET, is a cubic B-spline on control points (Rueckert et al., IEEE TMI 18(8), 1999). It is
+added to the affine map, so that both together cost one interpolation.
 """
 
 from collections.abc import Sequence
@@ -13,16 +13,14 @@ import torch
 
 from iltm_anomaly.seeds import sample_seed, uniforms
 
-__all__ = ["AugmentationConfig", "augment", "sample_seed"]
-
 PADDING_MODES = ("zeros", "border", "reflection")
 
-# Uniform numbers per sample, at fixed places: changing one setting leaves the other draws as they were.
+# Places of the uniform numbers of each sample. They are fixed, so that changing one setting leaves the other draws alone.
 _AFFINE, _ROTATION, _TRANSLATION, _SCALE, _CONTRAST, _INTENSITY, _NOISE, _ELASTIC = 0, 1, 4, 7, 10, 12, 14, 15
 _DRAWS = 16
 
-# A cubic B-spline deformation does not fold while no control point moves further than this share of their distance
-# (Choi and Lee, Graphical Models 62(6), 2000), by the number of dimensions.
+# By the number of dimensions: a cubic B-spline deformation does not fold while no control point moves further than this share
+# of the distance between control points (Choi and Lee, Graphical Models 62(6), 2000).
 _FOLDING_LIMIT = {2: 0.48, 3: 0.40}
 
 
@@ -33,20 +31,20 @@ class AugmentationConfig:
     Args:
         affine_probability: share of samples that are rotated, shifted and scaled (the three together).
         rotation: largest angle in radians, about each axis for volumes.
-        translation: largest shift along each axis in pixels of an image of `reference_size` pixels. It shrinks and
-            grows with the image, so that it is the same shift on the part: 4 at 256 is 2 at 128.
+        translation: largest shift along each axis, in pixels of an image with `reference_size` pixels. It grows with the
+            image, so that the depicted part moves equally far at every size: 4 at 256 is 2 at 128.
         reference_size: the image size that `translation` is given for.
         scale: largest relative change of size, drawn for each axis.
-        padding_mode: what comes in from outside: "zeros" (the authors' code), "border" (edge pixels) or "reflection". Zeros
-            bring black margins into the codes; border suits parts that fill the image.
+        padding_mode: what fills pixels from outside the image: "zeros" (the authors' code), "border" (edge pixels) or
+            "reflection". Zeros bring black margins into the codes; border suits parts that fill the image.
         elastic_probability: share of samples that are bent.
-        elastic_spacing: distance of the control points, in the pixels of `translation` along the longest side.
-        elastic_magnitude: standard deviation of each control point's shift along each axis, in the same pixels; shifts are
+        elastic_spacing: distance between control points; the unit is that of `translation`, along the longest side.
+        elastic_magnitude: standard deviation of the shift of a control point along each axis, in the same unit; shifts are
             cut off where space would fold.
         contrast_probability: share of samples whose values x become x ** gamma.
-        contrast: gamma is uniform in 1 -+ this.
+        contrast: gamma is uniform from 1 - contrast to 1 + contrast.
         intensity_probability: share of samples that become brighter.
-        intensity: largest offset, uniform from 0.
+        intensity: largest offset; offsets are uniform from 0.
         noise_probability: share of samples that get Gaussian noise.
         noise_std: standard deviation of that noise.
     """
@@ -90,13 +88,13 @@ class AugmentationConfig:
 def augment(pixel_values: torch.Tensor, config: AugmentationConfig, seeds: Sequence[int]) -> torch.Tensor:
     """Augments a batch: affine, elastic, contrast, intensity, noise, each with its probability, then clamp to [0, 1].
 
-    What happens to a sample follows from its own seed alone, so results do not depend on which samples share a batch,
-    nor on the number of processes. Noise is drawn on the CPU, so they do not depend on the device either.
+    What happens to a sample follows from its own seed alone. So results do not depend on which samples share a batch, nor on
+    the number of processes; nor on the device, since noise is drawn on the CPU.
 
     Args:
         pixel_values: (B, C, H, W) or (B, C, D, H, W) float in [0, 1]; not changed.
-        config: what to do.
-        seeds: B integers, for instance `sample_seed(seed, epoch, row)`.
+        config: magnitudes and probabilities.
+        seeds: B integers, for instance `seeds.sample_seed(seed, epoch, row)`.
 
     Returns:
         Tensor of the same shape, type and device, in [0, 1].
@@ -120,7 +118,8 @@ def augment(pixel_values: torch.Tensor, config: AugmentationConfig, seeds: Seque
     if len(chosen):
         matrices = torch.from_numpy(_affine_matrices(draws[chosen], values.shape[2:], config))
         values[chosen] = _warp(values[chosen], matrices.to(values.device), config.padding_mode)
-    for row in np.flatnonzero(elastic).tolist():  # one by one: a field of displacements is larger than its volume
+    # One by one, because a field of displacements is larger than its volume.
+    for row in np.flatnonzero(elastic).tolist():
         part = slice(row, row + 1)
         matrices = torch.from_numpy(_affine_matrices(draws[part], values.shape[2:], config, identity=not affine[row]))
         field = _elastic_field(values.shape[2:], config, sample_seed(int(seeds[row]), 2), values.device)
@@ -131,7 +130,7 @@ def augment(pixel_values: torch.Tensor, config: AugmentationConfig, seeds: Seque
 
 
 def _change_intensities(values: torch.Tensor, draws: np.ndarray, config: AugmentationConfig, seed: int) -> None:
-    # One sample, in place: in the cache and without masks, faster than the batch at once.
+    # One sample, in place. It stays in the CPU cache and needs no masks, which is faster than the whole batch at once.
     if draws[_CONTRAST] < config.contrast_probability:
         gamma = 1 + config.contrast * (2 * draws[_CONTRAST + 1] - 1)
         values.clamp_(0, 1).pow_(float(gamma))
@@ -146,7 +145,7 @@ def _change_intensities(values: torch.Tensor, draws: np.ndarray, config: Augment
 def _affine_matrices(
     draws: np.ndarray, spatial: Sequence[int], config: AugmentationConfig, identity: bool = False
 ) -> np.ndarray:
-    """(B, n, n + 1) float32 maps from output to input coordinates: x first and in [-1, 1], as for `grid_sample`."""
+    """(B, n, n + 1) float32 maps from output to input coordinates, which are x first and in [-1, 1] as for `grid_sample`."""
     dims = len(spatial)
     if identity:
         return np.tile(np.eye(dims, dims + 1, dtype=np.float32), (len(draws), 1, 1))
@@ -158,7 +157,8 @@ def _affine_matrices(
     scales = 1 + config.scale * (2 * draws[:, _SCALE : _SCALE + dims] - 1)
     shifts = config.translation / config.reference_size * (2 * draws[:, _TRANSLATION : _TRANSLATION + dims] - 1)
     linear = rotations * scales[:, None, :]  # in pixels
-    linear = linear * (sizes[None, :] / sizes[:, None])  # [-1, 1] spans another length along each axis
+    # to coordinates: [-1, 1] spans another length along each axis
+    linear = linear * (sizes[None, :] / sizes[:, None])
     return np.concatenate([linear, 2 * shifts[:, :, None]], axis=2).astype(np.float32)
 
 
@@ -175,24 +175,21 @@ def _elastic_field(
 ) -> torch.Tensor:
     """(1, *spatial, n) displacements for `grid_sample`, x first: a cubic B-spline through random control points."""
     dims, longest = len(spatial), max(spatial)
-    pixel = longest / config.reference_size  # one pixel of the reference image
+    pixel = longest / config.reference_size  # length of a pixel of the reference image
     spacing = max(1.0, config.elastic_spacing * pixel)
     bases = [_spline_basis(side, spacing) for side in spatial]
     generator = torch.Generator().manual_seed(seed)
     field = torch.randn(dims, *(basis.shape[1] for basis in bases), generator=generator)  # pixels, x first
     limit = _FOLDING_LIMIT[dims] * spacing
     field = (field * (config.elastic_magnitude * pixel)).clamp_(-limit, limit).to(device)
-    for axis, basis in enumerate(bases):
-        field = torch.tensordot(
-            field, basis.to(device), dims=([1], [1])
-        )  # the axis moves to the end: after all, in order
-        assert field.shape[-1] == spatial[axis]
+    for basis in bases:  # each axis moves to the end, so that after the last one they are in order again
+        field = torch.tensordot(field, basis.to(device), dims=([1], [1]))
     scale = torch.tensor([2 / side for side in spatial[::-1]], device=device)  # [-1, 1] spans each side
     return (field.movedim(0, -1) * scale).unsqueeze(0)
 
 
 def _spline_basis(side: int, spacing: float) -> torch.Tensor:
-    """(side, points) float32 weights of control points, `spacing` pixels apart and reaching beyond both ends; rows sum to 1."""
+    """(side, points) float32 weights of control points `spacing` pixels apart, some of them beyond both ends; rows sum to 1."""
     points = np.arange(-1, int(np.ceil((side - 1) / spacing)) + 2)
     distance = np.abs(np.arange(side)[:, None] / spacing - points)
     near = 2 / 3 - distance**2 + distance**3 / 2

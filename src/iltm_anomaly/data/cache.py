@@ -1,4 +1,4 @@
-"""Decoded, resized images in one memory-mapped Arrow file: decoded once, shared by all processes, never all in memory."""
+"""Decoded, resized images in one Arrow file: decoded once, mapped into memory by all processes, never read as a whole."""
 
 import contextlib
 import hashlib
@@ -13,11 +13,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-BATCH_BYTES = 16 << 20  # of a record batch while it is written
+BATCH_BYTES = 16 << 20
+"""Bytes that are collected before they are written as one record batch."""
 
 
 class CacheDamagedError(RuntimeError):
-    """A cache file is cut off or its content does not fit its checksums."""
+    """A cache file is cut off, or its content does not fit its checksums."""
 
 
 class CacheWriteError(RuntimeError):
@@ -27,8 +28,8 @@ class CacheWriteError(RuntimeError):
 class PixelCache:
     """Rows of one shape and type, read like the first axis of a tensor.
 
-    `cache[3]`, `cache[2:9]` and `cache[tensor_of_indices]` are copies, as tensors of the stored type. Columns of the file:
-    `sha256` of the pixels, and `pixels`; its metadata hold shape, type and `source`.
+    `cache[3]`, `cache[2:9]` and `cache[tensor_of_indices]` are copies, as tensors of the stored type. The file has the columns
+    `pixels` and `sha256`, their digest; its metadata hold shape, type and `source`.
 
     Raises:
         CacheDamagedError: if the file is no complete cache.
@@ -44,12 +45,8 @@ class PixelCache:
             raise CacheDamagedError(f"{path} is damaged: {error}") from error
         self.source: str | None = about["source"]
         self._item_shape, self._dtype = tuple(about["shape"]), np.dtype(about["dtype"])
-        self._parts = [
-            np.frombuffer(batch.column("pixels").buffers()[1], self._dtype).reshape(-1, *self._item_shape)[
-                : len(batch)
-            ]
-            for batch in batches
-        ]
+        pixels = [np.frombuffer(batch.column("pixels").buffers()[1], self._dtype) for batch in batches]
+        self._parts = [p.reshape(-1, *self._item_shape)[: len(b)] for p, b in zip(pixels, batches, strict=True)]
         self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
         self.digests: list[str] = [digest for batch in batches for digest in batch.column("sha256").to_pylist()]
 
@@ -58,12 +55,12 @@ class PixelCache:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(N, C, *spatial), as of a tensor."""
+        """(N, C, *spatial), like the shape of a tensor."""
         return (len(self), *self._item_shape)
 
     @property
     def digest(self) -> str:
-        """SHA-256 over those of all images."""
+        """SHA-256 over the digests of all images, as text."""
         return hashlib.sha256("".join(self.digests).encode()).hexdigest()
 
     def _row(self, index: int) -> np.ndarray:
@@ -83,10 +80,10 @@ class PixelCache:
         return torch.from_numpy(found)
 
     def verify(self) -> None:
-        """Reads everything once.
+        """Reads every image once and compares it with its checksum.
 
         Raises:
-            CacheDamagedError: if an image does not fit its checksum.
+            CacheDamagedError: if an image does not fit.
         """
         for number, expected in enumerate(self.digests):
             if _digest(self._row(number)) != expected:
@@ -96,18 +93,18 @@ class PixelCache:
 def build_cache(
     path: Path, images: Iterable[Any], prepare: Callable[[Any], np.ndarray], source: str | None = None
 ) -> PixelCache:
-    """Prepares images one by one into a new cache, under another name until it is complete.
+    """Prepares images one by one and writes them to a new cache. Until it is complete, the file has another name.
 
     Args:
-        path: the file.
+        path: of the file.
         images: anything that `prepare` takes; may be a stream.
         prepare: image -> array, all of one shape and type.
-        source: says what the images are; compared by whoever wants to use the cache again.
+        source: text that identifies the images; callers compare it before they use the cache again.
 
     Raises:
         ValueError: if there is no image, or one has another shape.
-        CacheWriteError: if the disk is full or the folder cannot be written; nothing is left behind. What reading an image
-            raises is passed on as it is.
+        CacheWriteError: if the disk is full or the folder cannot be written; nothing is left behind. Errors of reading an
+            image are passed on as they are.
     """
     partial = path.with_name(path.name + ".partial")
     writer = None
@@ -115,10 +112,10 @@ def build_cache(
         for image in images:
             array = np.ascontiguousarray(prepare(image))
             with _writing(path):
-                if writer is None:  # not before there is something to write: images may turn out not to exist
+                if writer is None:  # only now there is something to write: a stream may turn out to be empty
                     path.parent.mkdir(parents=True, exist_ok=True)
                     writer = _Writer(partial, array, source)
-                writer.add(image_name(image), array)
+                writer.add(_image_name(image), array)
         if writer is None:
             raise ValueError("no training image: the data set or stream is empty, or none of its images can be read")
         with _writing(path):
@@ -126,7 +123,7 @@ def build_cache(
             os.replace(partial, path)
     finally:
         if writer is not None:
-            with contextlib.suppress(OSError):  # a full disk, which has been raised already
+            with contextlib.suppress(OSError):  # if the disk is full, an error has been raised already
                 writer.file.close()
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
@@ -142,7 +139,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 class _Writer:
-    """Appends rows of the shape and type of the first to a new file; nothing of it is safe before `finish`."""
+    """Appends rows to a new file, all of the shape and type of the first; nothing is safe on disk before `finish`."""
 
     def __init__(self, path: Path, first: np.ndarray, source: str | None):
         self.file = open(path, "wb")  # noqa: SIM115 - closed by `build_cache`, whatever happens
@@ -176,17 +173,17 @@ class _Writer:
         os.fsync(self.file.fileno())
 
 
-def image_name(image: Any) -> str:
-    """A name to find an image by: its path, or the path it was opened from; empty if it has none."""
+def _image_name(image: Any) -> str:
+    """Path of an image, or the path that it was opened from; empty if it has none."""
     return str(image) if isinstance(image, str | os.PathLike) else str(getattr(image, "filename", "") or "")
 
 
 def difference(cache: PixelCache, images: Iterable[Any], prepare: Callable[[Any], np.ndarray]) -> str | None:
-    """How images differ from those in a cache, in words; None if they are the same in the same order."""
+    """Says in words how images, each prepared by `prepare`, differ from a cache; None if they are the same in the same order."""
     count, changed = 0, []
     for count, image in enumerate(images, 1):
         if count > len(cache) or _digest(np.ascontiguousarray(prepare(image))) != cache.digests[count - 1]:
-            changed.append((count - 1, image_name(image)))
+            changed.append((count - 1, _image_name(image)))
     if count == len(cache) and not changed:
         return None
     words = f"{len(cache)} images then, {count} now"

@@ -1,46 +1,42 @@
-"""DICOM series to arrays; reading them needs the extra `dicom`."""
-
-from __future__ import annotations
+"""DICOM series: a folder of slices to one volume. Needs SimpleITK, the extra `dicom`."""
 
 import logging
 import os
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 
-from iltm_anomaly.data.images import VolumeReadError, data_files
+from iltm_anomaly.data.images import data_files
+from iltm_anomaly.data.volume_grid import ROUNDING, Volume, VolumeReadError
 
 logger = logging.getLogger(__name__)
 
-ROUNDING = 1e-3  # of numbers in headers, in their own units
-
-MAX_SHIFT = 0.1  # mm, of slices across their normal
-
-SLICE_TAGS = {"0028|0030": ("pixel spacing", 2), "0020|0032": ("position", 3), "0020|0037": ("orientation", 6)}
+MAX_SHIFT = 0.1
+"""Millimetres by which a slice may lie beside the others, across their normal."""
+POSITION, ORIENTATION = "0020|0032", "0020|0037"
+SLICE_TAGS = {"0028|0030": ("pixel spacing", 2), POSITION: ("position", 3), ORIENTATION: ("orientation", 6)}
+"""Tags that say where a slice is: their names in messages, and how many numbers they hold."""
 
 
 def is_dicom_file(path: str | os.PathLike) -> bool:
-    """Whether a file says that it is DICOM; its name need not."""
+    """Whether the content of a file begins as DICOM does; such files often have no suffix."""
     with open(path, "rb") as file:
         return file.read(132)[128:] == b"DICM"
 
 
 def find_dicom_folders(folder: str | os.PathLike) -> list[Path]:
-    """Folders, this one or any below, that hold DICOM files, sorted by path."""
-
-    def is_slice(path: Path) -> bool:
-        return path.name != "DICOMDIR" and is_dicom_file(path)  # that one is the index of a disc
-
-    return sorted({path.parent for path in data_files(Path(folder), True, is_slice)})
+    """Folders that hold DICOM files, this one or any below, sorted by path. DICOMDIR, the index of a disc, is no slice."""
+    slices = data_files(Path(folder), True, lambda path: path.name != "DICOMDIR" and is_dicom_file(path))
+    return sorted({path.parent for path in slices})
 
 
-def read_dicom_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """One DICOM series, with its rescale slope and intercept applied: (D, H, W) float32 and its affine (4, 4), voxel indices to
-    millimetres (right, anterior, superior).
+def read_dicom_series(folder: Path) -> Volume:
+    """Reads the one DICOM series in a folder, with the rescale slope and intercept of each slice applied.
 
     Raises:
-        VolumeReadError: without SimpleITK, or if the folder does not hold exactly one series whose slices make a volume.
+        VolumeReadError: SimpleITK is not installed, no series or several, or slices that make no upright stack of numbers.
     """
     try:
         import SimpleITK
@@ -49,14 +45,15 @@ def read_dicom_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
             f"cannot read {folder}: reading DICOM series needs SimpleITK; pip install 'iltm-anomaly[dicom]'"
         ) from None
     warns = SimpleITK.ProcessObject.GetGlobalWarningDisplay()
-    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)  # what matters of it is an error of `_check_slices`
+    # ITK would print its warnings; those that matter are errors of `_check_slices`.
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
     try:
-        return _from_dicom_files(folder, SimpleITK)
+        return _read_slices(folder, SimpleITK)
     finally:
         SimpleITK.ProcessObject.SetGlobalWarningDisplay(warns)
 
 
-def _from_dicom_files(folder: Path, SimpleITK: Any) -> tuple[np.ndarray, np.ndarray]:
+def _read_slices(folder: Path, SimpleITK: Any) -> Volume:
     series = SimpleITK.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
         found = "no DICOM series" if not series else f"{len(series)} DICOM series"
@@ -65,7 +62,7 @@ def _from_dicom_files(folder: Path, SimpleITK: Any) -> tuple[np.ndarray, np.ndar
     reader.MetaDataDictionaryArrayUpdateOn()
     files = SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
     reader.SetFileNames(files)
-    # PET has a slope for every slice; by itself the reader would take the type that the first one's values fit into
+    # In PET every slice has a slope of its own. Left to itself, the reader takes a type that fits the first slice alone.
     reader.SetOutputPixelType(SimpleITK.sitkFloat32)
     try:
         image = reader.Execute()
@@ -77,57 +74,64 @@ def _from_dicom_files(folder: Path, SimpleITK: Any) -> tuple[np.ndarray, np.ndar
     affine[:3, 3] = image.GetOrigin()
     affine[:2] *= -1  # DICOM counts to the left and to the back
     values = SimpleITK.GetArrayFromImage(image).transpose()  # (z, y, x) -> (x, y, z)
-    return values.astype(np.float32), affine
+    return Volume.from_image(nib.Nifti1Image(values.astype(np.float32), affine), str(folder), folder)
 
 
 def _check_slices(reader: Any, count: int, folder: Path) -> None:
-    """What ITK reads without complaint: slices without a place, missing or twice, a slope of 0, counts that are no SUV."""
+    """Looks for what ITK reads without complaint: colour, slopes of 0, and slices that make no stack. Warns of Bq/ml."""
 
     def numbers(number: int, tag: str) -> list[float]:
         text = reader.GetMetaData(number, tag) if reader.HasMetaDataKey(number, tag) else ""
         return [float(value) for value in text.split("\\")] if text.strip() else []
 
     name = f"cannot read the DICOM series in {folder}:"
-    if numbers(0, "0028|0002") not in ([], [1.0]):
-        raise VolumeReadError(
-            f"{name} it is in colour, with {numbers(0, '0028|0002')[0]:g} samples a voxel; give a grey one"
-        )
+    samples = numbers(0, "0028|0002")
+    if samples not in ([], [1.0]):
+        raise VolumeReadError(f"{name} it is in colour, with {samples[0]:g} samples a voxel; give a grey one")
+    # A single file holds all frames, and their places within itself.
+    tags = SLICE_TAGS if count > 1 else {}
     for number in range(count):
         if numbers(number, "0028|1053") == [0.0]:
             raise VolumeReadError(
                 f"{name} slice {number} has a rescale slope (0028,1053) of 0, so what its voxels mean is unknown; set it to 1 if "
                 "they are right as stored"
             )
-        # the frames of a single file are placed within it
-        for tag, (what, length) in SLICE_TAGS.items() if count > 1 else ():
+        for tag, (what, length) in tags.items():
             found = numbers(number, tag)
             if len(found) != length or (what == "pixel spacing" and not min(found) > 0):
                 raise VolumeReadError(
                     f"{name} slice {number} has no usable {what} ({tag.replace('|', ',')}), but {found}; export the series again"
                 )
     if count > 1:
-        tables = {tag: np.array([numbers(number, tag) for number in range(count)]) for tag in SLICE_TAGS}
-        places = tables.pop("0020|0032")
-        for tag, given in tables.items():
-            other = np.flatnonzero(np.abs(given - given[0]).max(1) > ROUNDING)
-            if other.size:
-                raise VolumeReadError(
-                    f"{name} slice {other[0]} has another {SLICE_TAGS[tag][0]} ({tag.replace('|', ',')}) than slice 0, "
-                    f"{given[other[0]].tolist()} and {given[0].tolist()}, so they are no stack; export them apart"
-                )
-        turn = tables["0020|0037"][0]
-        normal = np.cross(turn[:3], turn[3:])
-        aside = places - places[0] - np.outer((places - places[0]) @ normal, normal)
-        if (shift := float(np.linalg.norm(aside, axis=1).max())) > MAX_SHIFT:
-            raise VolumeReadError(
-                f"{name} its slices do not lie straight above each other but are shifted sideways by up to {shift:.3g} mm, as "
-                "with a tilted gantry; resample the series to an upright one"
-            )
-        steps = np.diff(np.sort(places @ normal))
-        if not steps.min() > 0.5 * np.median(steps) or steps.max() > 1.5 * np.median(steps):
-            raise VolumeReadError(
-                f"{name} its {count} slices lie {steps.min():g} to {steps.max():g} mm apart, so some are missing or damaged, or "
-                "it has several frames; give one slice for every place"
-            )
+        _check_stack({tag: np.array([numbers(n, tag) for n in range(count)]) for tag in tags}, name)
     if reader.HasMetaDataKey(0, "0054|1001") and reader.GetMetaData(0, "0054|1001").strip() == "BQML":
         logger.warning("%s: its values are Bq/ml, not SUV; a recipe with a range of SUV does not suit them", folder)
+
+
+def _check_stack(tables: dict[str, np.ndarray], name: str) -> None:
+    """Refuses slices unless they are alike and lie straight above each other, equally far apart.
+
+    `tables` holds (slices, numbers) of each of `SLICE_TAGS`; `name` is the beginning of the message.
+    """
+    places = tables.pop(POSITION)
+    for tag, given in tables.items():
+        other = np.flatnonzero(np.abs(given - given[0]).max(1) > ROUNDING)
+        if other.size:
+            raise VolumeReadError(
+                f"{name} slice {other[0]} has another {SLICE_TAGS[tag][0]} ({tag.replace('|', ',')}) than slice 0, "
+                f"{given[other[0]].tolist()} and {given[0].tolist()}, so they are no stack; export them apart"
+            )
+    turn = tables[ORIENTATION][0]
+    normal = np.cross(turn[:3], turn[3:])
+    aside = places - places[0] - np.outer((places - places[0]) @ normal, normal)
+    if (shift := float(np.linalg.norm(aside, axis=1).max())) > MAX_SHIFT:
+        raise VolumeReadError(
+            f"{name} its slices do not lie straight above each other but are shifted sideways by up to {shift:.3g} mm, as "
+            "with a tilted gantry; resample the series to an upright one"
+        )
+    steps = np.diff(np.sort(places @ normal))
+    if not steps.min() > 0.5 * np.median(steps) or steps.max() > 1.5 * np.median(steps):
+        raise VolumeReadError(
+            f"{name} its {len(places)} slices lie {steps.min():g} to {steps.max():g} mm apart, so some are missing or damaged, "
+            "or it has several frames; give one slice for every place"
+        )

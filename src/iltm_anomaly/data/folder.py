@@ -1,25 +1,15 @@
-"""Plain folders of images of which nothing is known."""
-
-from __future__ import annotations
+"""Plain folders of unlabelled images, and `load_images`, which loads whatever a user points at."""
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from datasets import Dataset, DatasetDict
 
 from iltm_anomaly.data.hub import is_dataset_folder
 from iltm_anomaly.data.images import IMAGE_SUFFIXES, find_images
-from iltm_anomaly.data.mvtec import (
-    is_category,
-    list_categories,
-    load_mvtec,
-    read_rows,
-    refuse_half_a_category,
-    refuse_hidden_categories,
-)
+from iltm_anomaly.data.layout import is_category, list_categories, refuse_half_a_category, refuse_hidden_categories
+from iltm_anomaly.data.mvtec import load_mvtec, read_rows
 from iltm_anomaly.data.schema import build_dataset
-
-if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
 
 
 def load_folder(path: str | os.PathLike, recursive: bool = True) -> Dataset:
@@ -66,8 +56,6 @@ def load_images(root_or_hub_id: str | os.PathLike, category: str | None = None, 
     Raises:
         As `load_mvtec` and `load_folder`.
     """
-    from datasets import DatasetDict
-
     root = Path(root_or_hub_id).expanduser()
     if not root.is_dir():
         return load_mvtec(root_or_hub_id, category, **kwargs)

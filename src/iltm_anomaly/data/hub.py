@@ -1,24 +1,25 @@
 """Data sets that `datasets` reads (from the Hub, parquet or metadata folders, `save_to_disk`) in our columns."""
 
-from __future__ import annotations
-
 import logging
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import datasets
+from datasets import ClassLabel, Dataset, DatasetDict, Image
+from huggingface_hub.errors import HfHubHTTPError
 
 from iltm_anomaly.data.images import ImageReadError, readable_images
-from iltm_anomaly.data.schema import GOOD, dataset_features, label_of, normalise_mask, unknown_category
-
-if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+from iltm_anomaly.data.layout import unknown_category
+from iltm_anomaly.data.schema import GOOD, dataset_features, label_of, normalise_mask
 
 logger = logging.getLogger(__name__)
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-# What other data sets call an image without a defect.
-_GOOD_NAMES = frozenset({"good", "normal", "ok", "0"})
+"""An id of a data set on the Hub: "org/name"."""
+GOOD_NAMES = frozenset({"good", "normal", "ok", "0"})
+"""What other data sets call an image without a defect, in lower case."""
 
 
 def is_dataset_folder(folder: Path) -> bool:
@@ -32,12 +33,12 @@ def is_dataset_folder(folder: Path) -> bool:
 
 
 def _is_saved(folder: Path) -> bool:
-    """Whether `save_to_disk` of several splits, or of one, wrote a folder."""
+    # `save_to_disk` writes the first file for several splits, the second for one
     return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
 def _names_files(table: Path) -> bool:
-    """Whether a metadata file has the column that tells `datasets` of which file a row speaks: any other is somebody's notes."""
+    # Without this column, `datasets` cannot know which file a row is about: such a table is somebody's notes.
     with open(table, encoding="utf-8", errors="replace") as file:
         return "file_name" in file.readline()
 
@@ -58,8 +59,6 @@ def load_hub_dataset(name: str, category: str | None, require_masks: bool, **loa
         FileNotFoundError: neither a folder here nor a data set on the Hub (or the Hub cannot be reached).
         ValueError: no such category, no column image, no split train, or defective test images without mask.
     """
-    from datasets import DatasetDict
-
     loaded = _load(name, category, load_kwargs)
     if "train" not in loaded:
         raise ValueError(f"data set {name} has no split train; it has: {', '.join(map(str, loaded))}")
@@ -71,13 +70,11 @@ def load_hub_dataset(name: str, category: str | None, require_masks: bool, **loa
 
 
 def _load(name: str, category: str | None, load_kwargs: dict[str, Any]) -> DatasetDict:
-    import datasets
-    from huggingface_hub.errors import HfHubHTTPError
-
+    """Every split as it is stored, or the rows of one category. Without a split train, the caller refuses it."""
     if _is_saved(Path(name)):
         configs, loaded = [], datasets.load_from_disk(name)
-        if isinstance(loaded, datasets.Dataset):
-            loaded = datasets.DatasetDict({"train": loaded})
+        if isinstance(loaded, Dataset):
+            loaded = DatasetDict({"train": loaded})
     else:
         try:
             access = {key: load_kwargs[key] for key in ("revision", "token") if key in load_kwargs}
@@ -88,29 +85,22 @@ def _load(name: str, category: str | None, load_kwargs: dict[str, Any]) -> Datas
                 f"{name} is neither a folder here (looked in {Path.cwd()}) nor a data set that could be loaded "
                 f"from the Hub: {type(error).__name__}: {error}"
             ) from error
-        except (datasets.exceptions.DatasetsError, ValueError) as error:  # of pyarrow too
+        except (datasets.exceptions.DatasetsError, ValueError) as error:  # errors of pyarrow are ValueErrors
             raise ValueError(f"`datasets` cannot read {name}: {error.__cause__ or error}") from error
-    if category is None or category in configs:
+    if category is None or category in configs or "train" not in loaded:
         return loaded
-    if "train" not in loaded:
-        return loaded  # which the caller refuses
-    if "category" in loaded["train"].column_names:
-        names = sorted({value for split in loaded.values() for value in _names(split, "category")})
-        if category not in names:
-            raise ValueError(unknown_category(category, names, name))
-        return datasets.DatasetDict(
-            {
-                key: split.select([row for row, value in enumerate(_names(split, "category")) if value == category])
-                for key, split in loaded.items()
-            }
-        )
-    raise ValueError(unknown_category(category, configs or ["(none)"], name))
+    if "category" not in loaded["train"].column_names:
+        raise ValueError(unknown_category(category, configs or ["(none)"], name))
+    categories = {key: _names(split, "category") for key, split in loaded.items()}
+    known = sorted({value for values in categories.values() for value in values})
+    if category not in known:
+        raise ValueError(unknown_category(category, known, name))
+    rows = {key: [row for row, value in enumerate(v) if value == category] for key, v in categories.items()}
+    return DatasetDict({key: split.select(rows[key]) for key, split in loaded.items()})
 
 
 def _names(split: Dataset, column: str) -> list[Any]:
-    # Class labels by their names; other values as they are.
-    from datasets import ClassLabel
-
+    """Values of a column, class labels by their names (None where they are missing or negative)."""
     feature, values = split.features[column], split[column][:]
     if isinstance(feature, ClassLabel):
         return [None if value is None or value < 0 else feature.int2str(value) for value in values]
@@ -118,6 +108,7 @@ def _names(split: Dataset, column: str) -> list[Any]:
 
 
 def _defects(split: Dataset) -> list[str | None]:
+    """Defect type of each row, None where nobody knows."""
     column = next((name for name in ("defect", "defect_type", "label") if name in split.column_names), None)
     if column is None:
         return [None] * len(split)
@@ -125,7 +116,7 @@ def _defects(split: Dataset) -> list[str | None]:
 
 
 def _defect_name(value: Any, column: str) -> str | None:
-    if isinstance(value, float) and (math.isnan(value) or value.is_integer()):  # of a table with a gap
+    if isinstance(value, float) and (math.isnan(value) or value.is_integer()):  # a table with gaps stores integers so
         value = None if math.isnan(value) else int(value)
     if value is None or (isinstance(value, int) and value < 0):
         return None
@@ -133,55 +124,71 @@ def _defect_name(value: Any, column: str) -> str | None:
         return "defective" if value else GOOD
     if not isinstance(value, str):
         raise ValueError(f"column {column} holds {value!r}; it must hold names, or 0 for good and 1 for defective")
-    return GOOD if value.lower() in _GOOD_NAMES else value
+    return GOOD if value.lower() in GOOD_NAMES else value
 
 
 def _standardise(split: Dataset, name: str, is_test: bool, require_masks: bool) -> Dataset:
-    from datasets import Image
-
+    """Brings a split to our columns; rows that cannot be read are reported as warnings and left out."""
     if "image" not in split.column_names:
         raise ValueError(f"{name} has no column image; it has: {', '.join(split.column_names)}")
     features = dataset_features()
     sources = split.select_columns(["image"]).cast_column("image", Image(decode=False))["image"]
     sizes = {row: (image.height, image.width) for row, image in readable_images(sources)}
-    readable = list(sizes)
-    split = split if len(readable) == len(split) else split.select(readable)
+    split = split if len(sizes) == len(split) else split.select(list(sizes))
     defects = _defects(split)
-    masks: list[Any] = [None] * len(split)
-    unreadable = set()
-    if "mask" in split.column_names:
-        for row, source in enumerate(split.cast_column("mask", Image(decode=False))["mask"]):
-            if source is not None and defects[row] != GOOD:
-                try:
-                    stored, size, marks = normalise_mask(source["bytes"] or source["path"])
-                    if size != (expected := sizes[readable[row]]):
-                        raise ValueError(
-                            f"the mask in row {readable[row]} of the {name} is {size[1]} x {size[0]} pixels, its image "
-                            f"{expected[1]} x {expected[0]}; resize one of them"
-                        )
-                except ValueError as error:  # ImageReadError too
-                    if is_test and not isinstance(error, ImageReadError):
-                        raise
-                    what = "left out" if is_test else "mask left out, training needs none"
-                    logger.warning("%s: row %d of the %s: %s", what, readable[row], name, error)
-                    if is_test:
-                        unreadable.add(row)
-                    continue
-                if not marks:
-                    logger.warning("the mask in row %d of the %s marks no pixel; left out", readable[row], name)
-                    continue
-                masks[row] = features["mask"].encode_example(stored)
-    if unreadable:
-        kept = [row for row in range(len(split)) if row not in unreadable]
-        split, readable = split.select(kept), [readable[row] for row in kept]
-        defects, masks = [defects[row] for row in kept], [masks[row] for row in kept]
-    missing = [row for row, mask in enumerate(masks) if mask is None and label_of(defects[row]) == 1]
+    masks = _read_masks(split, defects, sizes, name, is_test)
+    if len(masks) < len(split):
+        split = split.select(list(masks))
+    rows = list(sizes)
+    missing = [rows[p] for p, mask in masks.items() if mask is None and label_of(defects[p]) == 1]
     if is_test and require_masks and missing:
         raise ValueError(
-            f"{len(missing)} defective image(s) of the {name} have no mask, the first in row {readable[missing[0]]} "
+            f"{len(missing)} defective image(s) of the {name} have no mask, the first in row {missing[0]} "
             "(require_masks=False loads them with mask None)"
         )
+    defects = [defects[position] for position in masks]
     images = split.select_columns(["image"]).cast_column("image", features["image"])
-    images = images.add_column("mask", masks, feature=features["mask"])
+    images = images.add_column("mask", list(masks.values()), feature=features["mask"])
     images = images.add_column("label", [label_of(defect) for defect in defects], feature=features["label"])
     return images.add_column("defect", defects, feature=features["defect"])
+
+
+def _read_masks(
+    split: Dataset, defects: list[str | None], sizes: dict[int, tuple[int, int]], name: str, is_test: bool
+) -> dict[int, Any]:
+    """What to store as mask of each row, or None, by position in `split`; rows to leave out of a test split are missing.
+
+    `sizes` holds the number of each row in the whole data set, and (height, width) of its image.
+
+    Raises:
+        ValueError: in a test split, a mask of another size than its image.
+    """
+    masks: dict[int, Any] = dict.fromkeys(range(len(split)))
+    if "mask" not in split.column_names:
+        return masks
+    sources = split.cast_column("mask", Image(decode=False))["mask"]
+    feature = dataset_features()["mask"]
+    for position, (row, size) in enumerate(sizes.items()):
+        source = sources[position]
+        if source is None or defects[position] == GOOD:
+            continue
+        try:
+            stored, mask_size, marks = normalise_mask(source["bytes"] or source["path"])
+            if mask_size != size:
+                raise ValueError(
+                    f"the mask in row {row} of the {name} is {mask_size[1]} x {mask_size[0]} pixels, its image "
+                    f"{size[1]} x {size[0]}; resize one of them"
+                )
+        except ValueError as error:  # ImageReadError too
+            if is_test and not isinstance(error, ImageReadError):
+                raise
+            what = "left out" if is_test else "mask left out, training needs none"
+            logger.warning("%s: row %d of the %s: %s", what, row, name, error)
+            if is_test:
+                del masks[position]
+            continue
+        if marks:
+            masks[position] = feature.encode_example(stored)
+        else:
+            logger.warning("the mask in row %d of the %s marks no pixel; left out", row, name)
+    return masks

@@ -1,4 +1,4 @@
-"""Image files to RGB: one place that decides what every colour mode means.
+"""Image files: found in folders, read, and converted to 8-bit RGB whatever their colour mode.
 
 Nothing here stretches an image by its own minimum and maximum: a bright defect would then darken the rest of its
 image, and two images would no longer be comparable.
@@ -21,18 +21,14 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".g
 """Suffixes (lower case) of the files that a folder is searched for."""
 
 BACKGROUND = (255, 255, 255)
-"""What shows through transparent pixels: white, as in a viewer or a browser."""
+"""The colour behind transparent pixels: white, as in a viewer or a browser."""
 
 FLOAT_TOLERANCE = 1e-3
-"""How far a float image may overshoot [0, 1] (interpolation does that); what overshoots is clamped."""
+"""How far values of a float image may lie outside [0, 1], as interpolation makes them; they are clamped."""
 
 
 class ImageReadError(ValueError):
     """An image file that cannot be used; the message names the file and the reason."""
-
-
-class VolumeReadError(ImageReadError):
-    """A volume that cannot be used; the message names the file and the reason."""
 
 
 def open_image(path: str | os.PathLike, content: bytes | None = None) -> Image.Image:
@@ -40,7 +36,7 @@ def open_image(path: str | os.PathLike, content: bytes | None = None) -> Image.I
 
     Args:
         path: image file in any format that Pillow reads. Of a file with several frames or pages the first is taken.
-        content: the file's bytes, where they have been read already; `path` then is its name in messages.
+        content: bytes of the file, if they have been read already; `path` is then its name in messages.
 
     Raises:
         ImageReadError: missing, empty, truncated or unknown file.
@@ -60,35 +56,22 @@ def open_image(path: str | os.PathLike, content: bytes | None = None) -> Image.I
             if frames > 1 and image.format != "MPO":  # cameras put a preview beside the picture in MPO files
                 logger.warning("%s has %d frames or pages; only the first is used", path, frames)
             image.load()
-            return upright(image)
+            return ImageOps.exif_transpose(image)
     except UnidentifiedImageError:
         raise ImageReadError(f"cannot read image {path}: not in an image format that Pillow knows") from None
-    except (
-        Exception
-    ) as error:  # damaged files make Pillow's decoders raise nearly anything (struct, zlib, index errors)
+    except Exception as error:  # damaged files make Pillow raise nearly anything (struct, zlib, index errors)
         raise ImageReadError(f"cannot read image {path}: {error or type(error).__name__}") from error
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """Copy of an image turned as its EXIF orientation says; unchanged where it has none."""
-    return ImageOps.exif_transpose(image)
-
-
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts an image of any mode to 8-bit RGB.
+    """Converts an image of any mode to mode "RGB", in 8 bits.
 
     Grey is repeated over the channels. Transparent pixels (alpha channel, palette entry or single colour) are laid on
     white (`BACKGROUND`). 16-bit grey is scaled from 0..65535, never from its own range. Float images ("F") must lie
-    in [0, 1]. Of 16-bit colour Pillow itself keeps the upper 8 bits. CMYK goes through Pillow's conversion.
-
-    Args:
-        image: PIL image.
-
-    Returns:
-        PIL image in mode "RGB", same size.
+    in [0, 1]. Pillow itself keeps only the upper 8 bits of 16-bit colour, and converts CMYK.
 
     Raises:
-        ValueError: values outside the range that the mode stands for, or a mode without a conversion to RGB.
+        ValueError: values outside the range of the mode, or a mode that Pillow does not convert to RGB.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
@@ -105,13 +88,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_image(path: str | os.PathLike, content: bytes | None = None) -> Image.Image:
-    """Reads an image file as 8-bit RGB: `open_image`, then `to_rgb`.
-
-    Args:
-        path, content: as of `open_image`.
-
-    Returns:
-        PIL image in mode "RGB", EXIF rotation applied.
+    """Reads an image file in mode "RGB": `open_image`, then `to_rgb`, whose docstrings have arguments and conversions.
 
     Raises:
         ImageReadError: the file cannot be read or converted; the message names it and says why.
@@ -123,38 +100,29 @@ def read_image(path: str | os.PathLike, content: bytes | None = None) -> Image.I
         raise ImageReadError(f"cannot read image {Path(path)}: {error}") from error
 
 
-def read_source(source: dict[str, Any] | None, number: int) -> Image.Image:
-    """Reads an image of a data set as 8-bit RGB.
+def readable_images(sources: Iterable[dict[str, Any] | None]) -> Iterator[tuple[int, Image.Image]]:
+    """Yields row number and 8-bit RGB image of the rows of a data set; images that cannot be read are left out, with a warning.
 
     Args:
-        source: {"path", "bytes"}, as `datasets.Image(decode=False)` gives it: bytes, or None for those of the file.
-        number: of its row, counted from 0, to name one without a path.
-
-    Returns:
-        PIL image in mode "RGB" whose `filename` is the path, if there is one.
-
-    Raises:
-        ImageReadError: as `read_image`, or no image in this row.
+        sources: {"path", "bytes"} of each row, as `datasets.Image(decode=False)` gives it. Where bytes are None, the file at path
+            is read. The `filename` of an image is its path, or empty, as Pillow sets it on images that it opens.
     """
-    path, content = (None, None) if source is None else (source["path"], source["bytes"])
-    if path is None and content is None:
-        raise ImageReadError(f"row {number} of the data set (counted from 0) holds no image")
-    image = read_image(path or f"in row {number} of the data set (counted from 0)", content)
-    image.filename = path or ""  # type: ignore[attr-defined]  # as Pillow sets it on what it opens
-    return image
-
-
-def readable_images(sources: Iterable[dict[str, Any] | None]) -> Iterator[tuple[int, Image.Image]]:
-    """Rows and images of a data set (`read_source`) one by one; one that cannot be read is named in a warning and left out."""
     for number, source in enumerate(sources):
+        row = f"row {number} of the data set (counted from 0)"
+        path, content = (None, None) if source is None else (source["path"], source["bytes"])
         try:
-            yield number, read_source(source, number)
+            if path is None and content is None:
+                raise ImageReadError(f"{row} holds no image")
+            image = read_image(path or f"in {row}", content)
         except ImageReadError as error:
             logger.warning("left out: %s", error)
+            continue
+        image.filename = path or ""  # type: ignore[attr-defined]
+        yield number, image
 
 
 def check_unit_range(values: np.ndarray, name: str) -> np.ndarray:
-    """Returns float values as float32 clamped to [0, 1].
+    """Returns values as float32, clamped to [0, 1]; `name` is what an error message calls them.
 
     Raises:
         ValueError: NaN or infinite values, or values outside [0, 1] by more than `FLOAT_TOLERANCE`.
@@ -173,7 +141,7 @@ def check_unit_range(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def files_below(root: Path) -> Iterator[Path]:
-    """All files below a folder, those behind links to folders too; a folder that several links lead to is walked once."""
+    """Yields all files below a folder. Links to folders are followed; a folder with several links to it is walked once."""
     walked = set()
     for folder, folders, files in os.walk(root, followlinks=True):
         status = os.stat(folder)
@@ -186,7 +154,7 @@ def files_below(root: Path) -> Iterator[Path]:
 
 
 def check_name(path: Path) -> None:
-    """Raises ImageReadError for a name that is not UTF-8, which no table of a data set can hold."""
+    """Raises ImageReadError for a name that is not UTF-8, since no table of a data set can hold it."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -194,8 +162,11 @@ def check_name(path: Path) -> None:
 
 
 def data_files(root: Path, recursive: bool, wanted: Callable[[Path], bool]) -> list[Path]:
-    """Files of a folder that are `wanted`, sorted by path. Left out are hidden files and folders, what macOS puts into archives,
-    and training runs below the folder: their pictures are not data."""
+    """Files of a folder for which `wanted` returns True, sorted by path.
+
+    Left out are hidden files and folders, `__MACOSX` (which macOS puts into archives), and training runs below the folder, whose
+    pictures are not data.
+    """
     paths = list(files_below(root)) if recursive else [path for path in root.glob("*") if path.is_file()]
     caches = (path for path in paths if path.name == "images.arrow" and path.parent != root)
     runs = {path.parent for path in caches if path.with_name("run.json").is_file()}
@@ -210,17 +181,12 @@ def data_files(root: Path, recursive: bool, wanted: Callable[[Path], bool]) -> l
 
 
 def find_images(folder: str | os.PathLike, recursive: bool = False) -> list[Path]:
-    """Image files of a folder, by suffix, as `data_files` lists them.
-
-    Args:
-        folder: folder to search.
-        recursive: also search its subfolders.
-    """
+    """Image files of a folder and, if `recursive`, of its subfolders: by suffix, as `data_files` lists them."""
     return data_files(Path(folder), recursive, lambda path: path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _from_sixteen_bit(values: np.ndarray) -> Image.Image:
-    # Modes "I;16" and "I" (how Pillow opens 16-bit PGM and some TIFF files).
+    # Pillow opens 16-bit files in mode "I;16" or, like PGM and some TIFF, in "I".
     if values.size and (values.min() < 0 or values.max() > 65535):
         raise ValueError(
             f"integer image must lie in 0..65535, got values from {values.min()} to {values.max()}; "

@@ -1,27 +1,22 @@
 """The columns that every data set of the package has, and ground-truth masks brought to one form."""
 
-from __future__ import annotations
-
-import difflib
 import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from datasets import ClassLabel, Dataset, Features, NamedSplit, Value
+from datasets import Image as ImageFeature
+from PIL import Image, ImageOps
 
-from iltm_anomaly.data.images import ImageReadError, open_image, upright
+from iltm_anomaly.data.images import ImageReadError, open_image
 
-if TYPE_CHECKING:
-    from datasets import Dataset, Features
-
-LABEL_NAMES = ("good", "defective")
 GOOD = "good"
-"""Name of the defect type that is none."""
+"""What the column defect holds for an image without a defect."""
 UNLABELLED = -1
-"""Label of an image of which nobody knows whether it is good: -1, as `datasets.ClassLabel` has it."""
+"""Label of an image of which nobody knows whether it is good; -1 is what `datasets.ClassLabel` means by "unknown"."""
 
 
 def dataset_features() -> Features:
@@ -29,14 +24,11 @@ def dataset_features() -> Features:
 
     `defect` is "good" for good images and None where nobody knows.
     """
-    from datasets import ClassLabel, Features, Value
-    from datasets import Image as ImageFeature
-
     return Features(
         {
             "image": ImageFeature(),
             "mask": ImageFeature(mode="L"),
-            "label": ClassLabel(names=list(LABEL_NAMES)),
+            "label": ClassLabel(names=["good", "defective"]),
             "defect": Value("string"),
         }
     )
@@ -50,12 +42,10 @@ def label_of(defect: str | None) -> int:
 def build_dataset(rows: Sequence[dict[str, Any]], split: str) -> Dataset:
     """Makes a `datasets.Dataset` of rows with keys image, mask and defect, in the given order.
 
-    Images and masks may be paths (kept as paths, the files are read on access), PIL images, or `{"bytes", "path"}`.
-    The fingerprint covers size and time of change of every file, so that what `map` has cached for a folder is not
-    used again once the folder's content has changed.
+    Images and masks may be paths (the data set then holds the paths, and reads the files on access), PIL images, or
+    `{"bytes", "path"}`. The fingerprint covers size and time of change of every file, so that what `map` has cached for a
+    folder is not used again once the folder's content has changed.
     """
-    from datasets import Dataset, NamedSplit
-
     features = dataset_features()
     columns = {
         "image": [features["image"].encode_example(_as_source(row["image"])) for row in rows],
@@ -75,14 +65,14 @@ def build_dataset(rows: Sequence[dict[str, Any]], split: str) -> Dataset:
 def normalise_mask(source: str | Path | bytes) -> tuple[str | dict[str, Any], tuple[int, int], bool]:
     """Brings a mask of any mode to one channel of 0 and 255.
 
-    Integers up to 127 are classes, and every one but 0 is defect. Else whatever exceeds half of the mask's own maximum is, so
-    0/255 and 16-bit masks all work, and a mask with soft edges is cut in the middle.
+    A mask of integers up to 127 holds classes: every pixel but 0 is defect. In any other mask, pixels above half of its own
+    maximum are defect. So masks of 0 and 255 and of 16 bits both work, and soft edges are cut in the middle.
 
     Args:
         source: path of a mask, or the bytes of its file.
 
     Returns:
-        What to store (the path itself where the file is fine as it is, else PNG bytes), (height, width), and whether
+        What to store (the path itself if the file has this form already, else PNG bytes), (height, width), and whether
         any pixel is defect.
 
     Raises:
@@ -90,7 +80,7 @@ def normalise_mask(source: str | Path | bytes) -> tuple[str | dict[str, Any], tu
     """
     if isinstance(source, bytes):
         try:
-            image = upright(Image.open(io.BytesIO(source)))
+            image = ImageOps.exif_transpose(Image.open(io.BytesIO(source)))
         except Exception as error:
             raise ImageReadError(f"cannot read mask from {len(source)} bytes: {error}") from error
     else:
@@ -120,17 +110,10 @@ def _as_source(value: Any) -> Any:
 
 
 def _state(source: dict[str, Any] | None) -> Any:
+    """What changes when an image does: of a file its size and time of change, else the digest of its bytes."""
     if source is None:
         return None
     if source["bytes"] is not None:
         return hashlib.sha256(source["bytes"]).hexdigest()
     status = Path(source["path"]).stat()
     return source["path"], status.st_size, status.st_mtime_ns
-
-
-def unknown_category(category: str, names: Sequence[str], where: str) -> str:
-    """Error message for a category that does not exist: names those that do, the most similar first."""
-    by_lower_case = {name.lower(): name for name in names}
-    similar = difflib.get_close_matches(category.lower(), by_lower_case, n=1)
-    hint = f" Did you mean {by_lower_case[similar[0]]!r}?" if similar else ""
-    return f"no category {category!r} in {where}; it has: {', '.join(names)}.{hint}"

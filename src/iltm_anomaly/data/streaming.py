@@ -1,29 +1,29 @@
-"""Images of a data set that is never stored: read one by one through `datasets`."""
-
-from __future__ import annotations
+"""Images of a data set that is not stored here: they come one by one through `datasets`."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import fsspec
+from huggingface_hub.errors import HfHubHTTPError
 
 
 def stream_images(name: str, category: str | None = None, limit: int | None = None) -> Iterator[dict[str, Any] | None]:
-    """The image files of the training split of a data set, in its order, not decoded: {"path", "bytes"} or None of each.
+    """Yields the image files of the training split of a data set, in its order, not decoded.
 
     Args:
         name: Hub id, or a local folder that `datasets.load_dataset` reads (images, parquet, WebDataset, ...).
         category: configuration of the data set.
-        limit: take only the first ones.
+        limit: how many to yield at most.
+
+    Returns:
+        Iterator over {"path", "bytes"} of each row, or None for a row without an image.
 
     Raises:
         FileNotFoundError: neither a folder here nor a data set on the Hub (or the Hub cannot be reached).
         ValueError: no split train, or no column image.
     """
-    import datasets
-    from huggingface_hub.errors import HfHubHTTPError
-
     try:
         split = datasets.load_dataset(name, category, split="train", streaming=True)
     except (FileNotFoundError, ConnectionError, HfHubHTTPError) as error:
@@ -38,7 +38,7 @@ def stream_images(name: str, category: str | None = None, limit: int | None = No
 
 
 def _with_content(source: dict[str, Any] | None) -> dict[str, Any] | None:
-    # of folders of images on the Hub a row has only the address: hf://..., or zip://...::hf://...
+    """Reads the file where a row holds its address alone (hf://..., zip://...::hf://...), as in folders of images on the Hub."""
     if source is None or source["bytes"] is not None or "://" not in (source["path"] or ""):
         return source
     with fsspec.open(source["path"], "rb") as file:

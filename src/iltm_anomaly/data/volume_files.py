@@ -1,21 +1,19 @@
-"""Volumes and their ground truth as files: NIfTI read and written, DICOM series read, names told apart."""
-
-from __future__ import annotations
+"""Files of volumes: found in folders with their ground truth, read (NIfTI, and DICOM by `dicom`), and written (NIfTI)."""
 
 import logging
 import math
 import os
+import re
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 
-from iltm_anomaly.data.dicom import ROUNDING, is_dicom_file, read_dicom_series
-from iltm_anomaly.data.images import VolumeReadError, check_name, data_files
-from iltm_anomaly.data.volume_grid import Volume, VolumeGrid
+from iltm_anomaly.data.dicom import is_dicom_file, read_dicom_series
+from iltm_anomaly.data.images import check_name, data_files
+from iltm_anomaly.data.volume_grid import ROUNDING, Volume, VolumeGrid, VolumeReadError
 
 logger = logging.getLogger(__name__)
 
@@ -25,143 +23,157 @@ VOLUME_SUFFIXES = (".nii", ".nii.gz")
 MASK_NAMES = ("mask", "lesion", "lesions", "seg", "label")
 """Last part of the name of a file that is the ground truth of another one: `P1_lesion.nii` of `P1.nii` or `P1_suv.nii`."""
 
-LENGTHS = {1: "metres", 3: "micrometres"}
-"""Units in the header (`xyzt_units`) other than millimetres, or unknown ones, which are taken for them."""
+REFUSED_UNITS = {1: "metres", 3: "micrometres"}
+"""Codes of units of length in a header (`xyzt_units`). Any other is read as millimetres: 2 says so, and 0 says nothing."""
+
+
+def is_volume_file(path: str | os.PathLike) -> bool:
+    """Whether a name ends like that of a NIfTI file."""
+    return Path(path).name.lower().endswith(VOLUME_SUFFIXES)
+
+
+def volume_stem(path: str | os.PathLike) -> str:
+    """Name of a file without `.nii` or `.nii.gz`."""
+    return re.sub(r"\.nii(\.gz)?\Z", "", Path(path).name, flags=re.IGNORECASE)
+
+
+def find_volumes(folder: str | os.PathLike, recursive: bool = False) -> list[Path]:
+    """NIfTI files of a folder, as `data_files` lists them, without those that are named like ground truth.
+
+    A warning names each file that is left out although no volume has the rest of its name, such as `no_lesion.nii`.
+    """
+    found = data_files(Path(folder), recursive, is_volume_file)
+    volumes = [path for path in found if not is_mask_name(path)]
+    stems, parents = [volume_stem(path) for path in volumes], {path.parent for path in volumes}
+    for path in filter(is_mask_name, found):
+        subject = volume_stem(path).rpartition("_")[0]
+        is_known = any(stem.startswith(subject) for stem in stems) if subject else path.parent in parents
+        if not is_known:
+            logger.warning("left out: %s is named like ground truth; rename it if it is a volume", path)
+    return volumes
+
+
+def is_mask_name(path: str | os.PathLike) -> bool:
+    """Whether a name is one of `MASK_NAMES`, or ends in one as `P1_lesion` does."""
+    return volume_stem(path).lower().rpartition("_")[2] in MASK_NAMES
+
+
+def find_mask_beside(path: Path) -> Path | None:
+    """Ground truth in the folder of a volume, or None.
+
+    Of `P1_suv` it is `P1_suv_mask` or `P1_mask`. A bare `mask` counts if the volume is the only one in its folder. Any of
+    `MASK_NAMES` may stand for `mask`.
+    """
+    stem = volume_stem(path)
+    stems = [stem, stem.rpartition("_")[0]]
+    found = first_file(path.parent, [f"{s}_{name}" for s in stems if s for name in MASK_NAMES])
+    bare = first_file(path.parent, MASK_NAMES) if found is None else None
+    if bare is None:
+        return found
+    volumes = [file for file in data_files(path.parent, False, is_volume_file) if not is_mask_name(file)]
+    return bare if len(volumes) == 1 else None
+
+
+def first_file(folder: Path, stems: Iterable[str]) -> Path | None:
+    """The first NIfTI file in a folder that has one of these names without suffix, tried in their order."""
+    for stem in stems:
+        for suffix in (*reversed(VOLUME_SUFFIXES), *map(str.upper, reversed(VOLUME_SUFFIXES))):
+            path = folder / f"{stem}{suffix}"
+            if path.is_file():
+                return path
+    return None
 
 
 def read_volume(source: str | os.PathLike | nib.spatialimages.SpatialImage, scaled: bool = True) -> Volume:
-    """Reads a NIfTI file, a folder with one DICOM series (needs the extra `dicom`), or takes a loaded nibabel image.
+    """Reads a NIfTI file or a folder with one DICOM series (needs the extra `dicom`), or takes a nibabel image.
 
-    Values are the stored ones times the file's own slope plus its intercept.
+    Values are those stored, times the slope of the file, plus its intercept.
 
     Args:
         source: file, folder or image.
-        scaled: False does not ask for a usable slope, as it does not matter to a mask.
+        scaled: False accepts an unusable slope, which does not matter to a mask.
 
     Raises:
-        VolumeReadError: missing, empty, truncated or unknown file; not one three-dimensional image; a single slice;
-            NaN or infinite voxels; voxel size, orientation or scaling that are missing or impossible. Names the file,
-            the reason and what to do.
+        VolumeReadError: missing, empty, truncated or unknown file; not one three-dimensional image; a single slice; NaN or
+            infinite voxels; voxel size, orientation or scaling that are missing or impossible. Says what to do.
     """
     if isinstance(source, nib.spatialimages.SpatialImage):
         file = source.get_filename()
         if file is None or not _is_image_of(source, Path(file)):
-            return _from_image(source, str(file or "the nibabel image"))
-        _check_header(Path(file), file)
-        return replace(_from_image(source, file), path=Path(file))
+            return Volume.from_image(source, str(file or "the nibabel image"))
+        _check_header(Path(file))
+        return Volume.from_image(source, file, Path(file))
     path = Path(source)
     if path.is_dir():
-        values, affine = read_dicom_series(path)
-        return replace(_from_image(nib.Nifti1Image(values, affine), str(path)), path=path)
-    name = f"{path}"
+        return read_dicom_series(path)
     check_name(path)
     if not path.exists():
-        raise VolumeReadError(f"cannot read volume {name}: no such file")
+        raise VolumeReadError(f"cannot read volume {path}: no such file")
     if path.stat().st_size == 0:
-        raise VolumeReadError(f"cannot read volume {name}: the file is empty (0 bytes)")
+        raise VolumeReadError(f"cannot read volume {path}: the file is empty (0 bytes)")
     if not is_volume_file(path):
         hint = "; of a DICOM series give the folder" if is_dicom_file(path) else ""
-        raise VolumeReadError(f"cannot read volume {name}: not a NIfTI file ({' or '.join(VOLUME_SUFFIXES)}){hint}")
+        raise VolumeReadError(f"cannot read volume {path}: not a NIfTI file ({' or '.join(VOLUME_SUFFIXES)}){hint}")
     try:
-        _check_header(path, name, scaled)
-        image: Any = nib.load(path)
-        volume = _from_image(image, name)
+        _check_header(path, scaled)
+        return Volume.from_image(nib.load(path), f"{path}", path)
     except VolumeReadError:
         raise
     except Exception as error:  # damaged files make nibabel raise nearly anything
         raise VolumeReadError(
-            f"cannot read volume {name}: the file is truncated or damaged ({error or type(error).__name__})"
+            f"cannot read volume {path}: the file is truncated or damaged ({error or type(error).__name__})"
         ) from error
-    return Volume(volume.values, volume.grid, path)
 
 
 def _is_image_of(image: Any, path: Path) -> bool:
-    """Whether a file is still the one that an image was loaded from."""
+    """Whether a file still holds the image that was loaded from it."""
     if not (is_volume_file(path) and path.is_file()):
         return False
     try:
         found: Any = nib.load(path)
-    except Exception:  # damaged since: the image may be whole
+    except Exception:  # the file was damaged since; what is in memory may be whole
         return False
     return found.shape == image.shape and image.affine is not None and np.allclose(found.affine, image.affine)
 
 
-def _check_header(path: Path, name: str, scaled: bool = True) -> None:
-    """Looks at the header as it is stored: nibabel repairs voxel sizes and scaling on loading, and hides what was wrong."""
+def _check_header(path: Path, scaled: bool = True) -> None:
+    """Looks at the header as it is stored: nibabel repairs voxel sizes and scaling while loading, and so hides errors."""
     with nib.openers.ImageOpener(str(path), "rb") as file:
         start = file.read(nib.Nifti2Header.sizeof_hdr)
     kind = nib.Nifti2Header if start[4:6] == b"n+" else nib.Nifti1Header
     start = start[: kind.sizeof_hdr]
     if (start[4:6] != b"n+" and start[344:346] not in (b"n+", b"ni")) or len(start) < kind.sizeof_hdr:
         raise VolumeReadError(
-            f"cannot read volume {name}: the file is truncated or no NIfTI file: it has no such header"
+            f"cannot read volume {path}: the file is truncated or no NIfTI file: it has no such header"
         )
     header = kind(start, check=False)
     spacing = [float(size) for size in header["pixdim"][1:4]]
     if not all(math.isfinite(size) and size > 0 for size in spacing):
         raise VolumeReadError(
-            f"cannot read volume {name}: its voxels measure {' x '.join(f'{size:g}' for size in spacing)} mm; "
+            f"cannot read volume {path}: its voxels measure {' x '.join(f'{size:g}' for size in spacing)} mm; "
             "every side must be positive: correct pixdim in the header"
         )
     if int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0:
         raise VolumeReadError(
-            f"cannot read volume {name}: it has no affine (sform_code and qform_code are 0), so left and right, up and down "
+            f"cannot read volume {path}: it has no affine (sform_code and qform_code are 0), so left and right, up and down "
             "are unknown; save it again with the affine of its scan"
         )
-    unit = LENGTHS.get(int(header["xyzt_units"]) & 7)
+    unit = REFUSED_UNITS.get(int(header["xyzt_units"]) & 7)
     if unit is not None:
         raise VolumeReadError(
-            f"cannot read volume {name}: its header gives lengths in {unit}; save it again in millimetres (xyzt_units, "
+            f"cannot read volume {path}: its header gives lengths in {unit}; save it again in millimetres (xyzt_units, "
             "pixdim and affine)"
         )
-    if scaled and (float(header["scl_slope"]) == 0 or math.isinf(float(header["scl_slope"]))):
+    slope = float(header["scl_slope"])
+    if scaled and (slope == 0 or math.isinf(slope)):
         raise VolumeReadError(
-            f"cannot read volume {name}: its rescale slope (scl_slope) is {float(header['scl_slope']):g}, so what its voxels "
-            "mean is unknown; set it to 1 if they are right as stored"
+            f"cannot read volume {path}: its rescale slope (scl_slope) is {slope:g}, so what its voxels mean is unknown; "
+            "set it to 1 if they are right as stored"
         )
-
-
-def _from_image(image: Any, name: str) -> Volume:
-    shape = tuple(image.shape)
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) != 3:
-        kind = f"{len(shape)}-D, of shape {shape}"
-        remedy = "choose one frame or channel of it" if len(shape) > 3 else "give a stack of slices"
-        raise VolumeReadError(f"cannot read volume {name}: it is {kind}, not one 3-D volume; {remedy}")
-    if min(shape) < 2:
-        raise VolumeReadError(
-            f"cannot read volume {name}: it is a single slice, {' x '.join(map(str, shape))} voxels; "
-            "give the whole stack, or treat it as an image"
-        )
-    if image.affine is None:
-        raise VolumeReadError(
-            f"cannot read volume {name}: it has no affine; save it again with the affine of its scan"
-        )
-    affine = np.asarray(image.affine, dtype=float)
-    sides = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.isfinite(affine).all() or not abs(np.linalg.det(affine[:3, :3])) > 1e-6 * sides.prod():
-        raise VolumeReadError(
-            f"cannot read volume {name}: its affine is singular or not finite, so voxels have no size: {affine[:3].tolist()}"
-        )
-    data = np.asanyarray(image.dataobj)
-    if data.dtype.kind not in "iufb":
-        raise VolumeReadError(f"cannot read volume {name}: its voxels are of type {data.dtype}, not numbers")
-    values = np.ascontiguousarray(data.reshape(shape), dtype=np.float32)
-    return Volume(_finite(values, f"cannot read volume {name}: it"), VolumeGrid.of(shape, affine))
-
-
-def _finite(values: np.ndarray, what: str) -> np.ndarray:
-    if not np.isfinite(values).all():
-        count = int((~np.isfinite(values)).sum())
-        raise VolumeReadError(
-            f"{what} holds {count} NaN or infinite voxels; replace them, for instance by 0 outside the body"
-        )
-    return values
 
 
 def read_mask(path: str | os.PathLike | None, grid: VolumeGrid) -> np.ndarray:
-    """Ground truth (D, H, W) bool on `grid`, everything above 0; all False where `path` is None.
+    """Reads ground truth: (D, H, W) bool on `grid`, True where the file is above 0; all False where `path` is None.
 
     Raises:
         VolumeReadError: as `read_volume`.
@@ -180,8 +192,9 @@ def read_mask(path: str | os.PathLike | None, grid: VolumeGrid) -> np.ndarray:
 
 
 def write_volume(values: np.ndarray, path: str | os.PathLike, like: Volume) -> Path:
-    """Writes an array (D, H, W) that lies on the grid of another volume, with that one's affine and, where it came from a
-    NIfTI file, its header (units, codes, description).
+    """Writes an array (D, H, W) that lies on the grid of another volume, as NIfTI; bool is stored as uint8.
+
+    The affine is that of the other volume, and so is the header (units, codes, description) where that came from a NIfTI file.
 
     Raises:
         ValueError: an array of another shape.
@@ -193,7 +206,7 @@ def write_volume(values: np.ndarray, path: str | os.PathLike, like: Volume) -> P
     if like.path is not None and like.path.is_file():
         header = nib.load(like.path).header.copy()
         header.set_data_dtype(stored.dtype)
-        header["cal_max"] = header["cal_min"] = 0  # the display range of the input, not of this
+        header["cal_max"] = header["cal_min"] = 0  # the display range of the input, not of this array
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     image_type = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
@@ -202,60 +215,3 @@ def write_volume(values: np.ndarray, path: str | os.PathLike, like: Volume) -> P
         image.header.set_xyzt_units("mm")
     nib.save(image, target)
     return target
-
-
-def is_volume_file(path: str | os.PathLike) -> bool:
-    """Whether a name ends like one of a NIfTI file."""
-    return Path(path).name.lower().endswith(VOLUME_SUFFIXES)
-
-
-def volume_stem(path: str | os.PathLike) -> str:
-    """Name of a file without `.nii` or `.nii.gz`."""
-    name = Path(path).name
-    for suffix in sorted(VOLUME_SUFFIXES, key=len, reverse=True):
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return name
-
-
-def is_mask_name(path: str | os.PathLike) -> bool:
-    """Whether a name is, or ends like, one of ground truth: `mask`, or `P1_lesion`."""
-    return volume_stem(path).lower().rpartition("_")[2] in MASK_NAMES
-
-
-def find_volumes(folder: str | os.PathLike, recursive: bool = False) -> list[Path]:
-    """NIfTI files of a folder, as `data_files` lists them. Those named like ground truth are left out; where no volume has the
-    rest of that name, as with `no_lesion`, a warning names them."""
-    found = data_files(Path(folder), recursive, is_volume_file)
-    volumes = [path for path in found if not is_mask_name(path)]
-    stems, parents = [volume_stem(path) for path in volumes], {path.parent for path in volumes}
-    for path in filter(is_mask_name, found):
-        subject = volume_stem(path).rpartition("_")[0]
-        is_known = any(stem.startswith(subject) for stem in stems) if subject else path.parent in parents
-        if not is_known:
-            logger.warning("left out: %s is named like ground truth; rename it if it is a volume", path)
-    return volumes
-
-
-def find_mask_beside(path: Path) -> Path | None:
-    """Ground truth in the same folder: `P1_suv_mask`, or `P1_mask`, of `P1_suv`; `mask` of the only volume there; any of
-    `MASK_NAMES`."""
-    stem = volume_stem(path)
-    stems = [stem, stem.rpartition("_")[0]]
-    named = [f"{s}_{name}" for s in stems if s for name in MASK_NAMES]
-    found = first_file(path.parent, named)
-    bare = first_file(path.parent, MASK_NAMES) if found is None else None
-    if bare is None:
-        return found
-    volumes = [file for file in data_files(path.parent, False, is_volume_file) if not is_mask_name(file)]
-    return bare if len(volumes) == 1 else None
-
-
-def first_file(folder: Path, stems: Iterable[str]) -> Path | None:
-    """The first NIfTI file in a folder that has one of the names without suffix; None if none is there."""
-    for stem in stems:
-        for suffix in (*reversed(VOLUME_SUFFIXES), *map(str.upper, reversed(VOLUME_SUFFIXES))):
-            path = folder / f"{stem}{suffix}"
-            if path.is_file():
-                return path
-    return None

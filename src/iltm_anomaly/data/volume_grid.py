@@ -1,20 +1,29 @@
-"""Arrays of voxels with their place in space, and what is done with them.
+"""A volume in memory: its voxels, and where in the patient they lie.
 
-Arrays keep the order of axes of their file. Where they are turned (`to_ras`), the first axis runs to the patient's right,
-the second to the front, the third to the head, as in nibabel and MONAI; D, H, W elsewhere in the package mean these three.
+Arrays keep the order of axes of their file. `VolumeGrid.to_ras` turns them, so that the first axis runs to the patient's right,
+the second to the front and the third to the head, as in nibabel and MONAI. In `pixel_values`, D, H and W are these three axes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
-from scipy import ndimage
+
+from iltm_anomaly.data.images import ImageReadError
+
+ROUNDING = 1e-3
+"""Numbers of two headers that differ by no more than this (mm, or parts of a unit vector) are the same, but for rounding."""
+
+
+class VolumeReadError(ImageReadError):
+    """A volume that cannot be used; the message names the file and the reason."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +33,8 @@ class VolumeGrid:
     Args:
         shape: voxels along each axis of the array.
         affine: 4 rows of 4 numbers, voxel indices to millimetres (right, anterior, superior).
-        box: first voxel and the one after the last along each RAS axis, of the part that is looked at; None for all of it.
-        window: the volume's values that became 0 and 1; None unless its own percentiles decided about them.
+        box: (start, stop) in voxels along each RAS axis, of the part that is looked at; None for the whole volume.
+        window: the two values of the volume that became 0 and 1; None unless percentiles of its own voxels set them.
     """
 
     shape: tuple[int, int, int]
@@ -35,7 +44,7 @@ class VolumeGrid:
 
     @classmethod
     def of(cls, shape: Sequence[int], affine: np.ndarray | None = None) -> VolumeGrid:
-        """From a shape and a (4, 4) array; without one voxels are 1 mm and axes are RAS already."""
+        """From a shape and a (4, 4) array. Without an array, voxels are 1 mm and the axes are RAS already."""
         rows = np.eye(4) if affine is None else np.asarray(affine, dtype=float)
         first, second, third = (int(side) for side in shape)
         return cls((first, second, third), tuple(tuple(float(value) for value in row) for row in rows))
@@ -47,7 +56,12 @@ class VolumeGrid:
 
     @cached_property
     def _orientation(self) -> np.ndarray:
-        return io_orientation(self.matrix)  # (3, 2): axis of the patient and direction, for each axis of the array
+        # (3, 2): for each axis of the array, the axis of the patient that it runs along, and the direction (1 or -1)
+        return io_orientation(self.matrix)
+
+    @property
+    def _ras_axes(self) -> list[int]:
+        return [int(axis) for axis in np.argsort(self._orientation[:, 0])]
 
     @property
     def ras_shape(self) -> tuple[int, int, int]:
@@ -62,7 +76,7 @@ class VolumeGrid:
 
     @property
     def ras_box(self) -> tuple[slice, ...]:
-        """`box`, or the whole volume, to index an array in RAS order with."""
+        """`box`, or the whole volume, as an index into an array in RAS order."""
         return tuple(slice(*ends) for ends in self.box or [(0, side) for side in self.ras_shape])
 
     @property
@@ -70,12 +84,8 @@ class VolumeGrid:
         """(3,) millimetres of the box to the right, front and head."""
         return np.array([part.stop - part.start for part in self.ras_box]) * self.ras_spacing
 
-    @property
-    def _ras_axes(self) -> list[int]:
-        return [int(axis) for axis in np.argsort(self._orientation[:, 0])]
-
     def to_ras(self, values: np.ndarray) -> np.ndarray:
-        """An array on this grid (shape) -> (ras_shape), turned and flipped but not resampled."""
+        """Turns and flips an array on this grid, from `shape` to `ras_shape`. Nothing is resampled."""
         return apply_orientation(values, self._orientation)
 
     def from_ras(self, values: np.ndarray) -> np.ndarray:
@@ -85,59 +95,70 @@ class VolumeGrid:
 
 @dataclass(frozen=True)
 class Volume:
-    """
+    """Voxels with their place.
+
     Args:
         values: (D, H, W) float32, axes as in the file.
         grid: where they are.
-        path: of the file, if it came from one.
+        path: of the file or DICOM folder that they came from; None for an array or an image in memory.
     """
 
     values: np.ndarray
     grid: VolumeGrid
     path: Path | None = None
 
+    @classmethod
+    def from_image(cls, image: Any, name: str, path: Path | None = None) -> Volume:
+        """Takes voxels and affine of a nibabel image; trailing axes of length 1 are dropped.
 
-def cropped_to_foreground(volume: Volume, threshold: float) -> VolumeGrid:
-    """The volume's grid with the box around its subject: the connected regions (26 neighbours) above `threshold`, without those
-    of less than a hundredth of the largest; all of the volume if nothing is above."""
-    grid = volume.grid
-    labels, count = ndimage.label(grid.to_ras(volume.values) > threshold, structure=np.ones((3, 3, 3)))
-    if not count:
-        return grid
-    sizes = np.bincount(labels.ravel())[1:]
-    regions = [
-        region for region, size in zip(ndimage.find_objects(labels), sizes, strict=True) if size >= sizes.max() / 100
-    ]
-    ends = [(min(p.start for p in parts), max(p.stop for p in parts)) for parts in zip(*regions, strict=True)]
-    return replace(grid, box=tuple(ends))
+        Args:
+            image: nibabel image.
+            name: what error messages call it.
+            path: as of the class.
 
-
-def resize_axis(values: np.ndarray, axis: int, length: int) -> np.ndarray:
-    """Resamples one axis over the same extent: linear, with a triangle as wide as the coarser of both steps, so that making it
-    smaller averages. Float32."""
-    before = values.shape[axis]
-    if before == length:
-        return values
-    ratio = before / length
-    centres = (np.arange(length) + 0.5) * ratio - 0.5
-    weights = 1 - np.abs(np.arange(before) - np.clip(centres, 0, before - 1)[:, None]) / max(ratio, 1.0)
-    weights = np.maximum(weights, 0.0)
-    weights = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
-    return np.ascontiguousarray(np.moveaxis(np.tensordot(weights, values, axes=(1, axis)), 0, axis))
-
-
-def resize(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Resamples an array to another shape over the same extent, axis by axis (`resize_axis`)."""
-    for axis, length in enumerate(shape):
-        values = resize_axis(values, axis, length)
-    return values
+        Raises:
+            VolumeReadError: not three-dimensional, a single slice, no usable affine, or voxels that are no finite numbers.
+        """
+        shape = tuple(image.shape)
+        while len(shape) > 3 and shape[-1] == 1:
+            shape = shape[:-1]
+        if len(shape) != 3:
+            kind = f"{len(shape)}-D, of shape {shape}"
+            remedy = "choose one frame or channel of it" if len(shape) > 3 else "give a stack of slices"
+            raise VolumeReadError(f"cannot read volume {name}: it is {kind}, not one 3-D volume; {remedy}")
+        if min(shape) < 2:
+            raise VolumeReadError(
+                f"cannot read volume {name}: it is a single slice, {' x '.join(map(str, shape))} voxels; "
+                "give the whole stack, or treat it as an image"
+            )
+        if image.affine is None:
+            raise VolumeReadError(
+                f"cannot read volume {name}: it has no affine; save it again with the affine of its scan"
+            )
+        affine = np.asarray(image.affine, dtype=float)
+        sides = np.linalg.norm(affine[:3, :3], axis=0)
+        if not np.isfinite(affine).all() or not abs(np.linalg.det(affine[:3, :3])) > 1e-6 * sides.prod():
+            raise VolumeReadError(
+                f"cannot read volume {name}: its affine is singular or not finite, so voxels have no size: "
+                f"{affine[:3].tolist()}"
+            )
+        data = np.asanyarray(image.dataobj)
+        if data.dtype.kind not in "iufb":
+            raise VolumeReadError(f"cannot read volume {name}: its voxels are of type {data.dtype}, not numbers")
+        values = np.ascontiguousarray(data.reshape(shape), dtype=np.float32)
+        if count := int((~np.isfinite(values)).sum()):
+            raise VolumeReadError(
+                f"cannot read volume {name}: it holds {count} NaN or infinite voxels; replace them, for instance by 0 "
+                "outside the body"
+            )
+        return cls(values, VolumeGrid.of(shape, affine), path)
 
 
 def thinned(values: np.ndarray, count: int) -> np.ndarray:
     """About `count` values of an array, spread evenly over it.
 
-    They lie a fixed step apart in memory. It has no factor in common with any side of the array, as it would then never meet most
-    places along that axis.
+    They lie a fixed step apart in memory. The step has no factor in common with any side of the array: with one it would never
+    meet most places along that axis.
     """
     step = max(1, values.size // count)
     while any(math.gcd(step, side) > 1 for side in values.shape):

@@ -1,6 +1,4 @@
-"""Data sets of volumes."""
-
-from __future__ import annotations
+"""Data sets of volumes, from folders or patterns of NIfTI files."""
 
 import glob
 import logging
@@ -10,8 +8,13 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict, Features, NamedSplit, Value
 
 from iltm_anomaly.data.dicom import find_dicom_folders
-from iltm_anomaly.data.images import VolumeReadError
-from iltm_anomaly.data.mvtec import refuse_half_a_category, refuse_hidden_categories
+from iltm_anomaly.data.layout import (
+    Entry,
+    is_category,
+    list_category,
+    refuse_half_a_category,
+    refuse_hidden_categories,
+)
 from iltm_anomaly.data.schema import GOOD, label_of
 from iltm_anomaly.data.volume_files import (
     MASK_NAMES,
@@ -25,10 +28,9 @@ from iltm_anomaly.data.volume_files import (
     read_volume,
     volume_stem,
 )
+from iltm_anomaly.data.volume_grid import VolumeGrid, VolumeReadError
 
 logger = logging.getLogger(__name__)
-
-Entry = tuple[Path, str | None, Path | None]  # volume, defect and ground truth
 
 
 def load_volumes(root: str | os.PathLike, category: str | None = None) -> DatasetDict:
@@ -38,9 +40,8 @@ def load_volumes(root: str | os.PathLike, category: str | None = None) -> Datase
         <root>/test/good/NAME.nii.gz        <root>/test/<defect>/NAME.nii.gz
         <root>/ground_truth/<defect>/NAME_mask.nii.gz
 
-    In a plain folder, and beside the files of a pattern, `NAME_mask` or `NAME_lesion` is ground truth of `NAME`, and of
-    `NAME_suv` and the like, and a bare `mask` of the only volume in its folder. Every file is read once; one that cannot be used
-    is reported as a warning and left out.
+    In a plain folder, and beside the files of a pattern, ground truth is found by its name (`find_mask_beside`). Every file is
+    read once; one that cannot be used is reported as a warning and left out.
 
     Args:
         root: folder or pattern (in quotes on the command line).
@@ -61,8 +62,7 @@ def load_volumes(root: str | os.PathLike, category: str | None = None) -> Datase
         files = [Path(path) for path in sorted(glob.glob(text, recursive=True)) if is_volume_file(path)]
         if not files:
             raise FileNotFoundError(f"no NIfTI file matches {text}")
-        matched: list[Entry] = [(path, None, find_mask_beside(path)) for path in files if not is_mask_name(path)]
-        return DatasetDict({"train": _build(matched, "train", text)})
+        return DatasetDict({"train": _build_unlabelled([path for path in files if not is_mask_name(path)], text)})
     folder = Path(text) / category if category else Path(text)
     if folder.is_file():
         raise ValueError(
@@ -73,64 +73,45 @@ def load_volumes(root: str | os.PathLike, category: str | None = None) -> Datase
             f"no such folder: {folder} (looked in {Path.cwd()}); volumes are read from folders, not from the Hub"
         )
     refuse_half_a_category(folder)
-    if (folder / "train").is_dir():
-        entries_of = {split: _list_split(folder, split) for split in ("train", "test") if (folder / split).is_dir()}
-        tested = {mask for _, _, mask in entries_of.get("test", [])}
-        # Ground truth is numbered as in test; what a test volume has is never a training volume's.
-        entries_of["train"] = [
-            (p, defect, None if mask in tested else mask) for p, defect, mask in entries_of["train"]
-        ]
-        return DatasetDict({split: _build(found, split, str(folder / split)) for split, found in entries_of.items()})
+    if is_category(folder):
+        return _load_category(folder)
     volumes = find_volumes(folder, recursive=True)
     refuse_hidden_categories(folder, volumes)
-    entries: list[Entry] = [(path, None, find_mask_beside(path)) for path in volumes]
-    if not entries:
+    if not volumes:
         dicom = "; DICOM must be converted to NIfTI for training" if find_dicom_folders(folder) else ""
         raise ValueError(f"no volume in {folder}: no file ends in {' or '.join(VOLUME_SUFFIXES)}{dicom}")
-    return DatasetDict({"train": _build(entries, "train", str(folder))})
+    return DatasetDict({"train": _build_unlabelled(volumes, str(folder))})
 
 
-def _list_split(folder: Path, split: str) -> list[Entry]:
-    base = folder / split
-    entries: list[Entry] = []
-    subfolders = sorted(path for path in base.iterdir() if path.is_dir() and not path.name.startswith("."))
-    for subfolder in sorted(
-        subfolders, key=lambda path: (path.name != GOOD if split == "train" else False, path.name)
-    ):
-        truth = folder / "ground_truth" / subfolder.name
-        for path in find_volumes(subfolder):
-            stem = volume_stem(path)
-            mask = None if subfolder.name == GOOD else first_file(truth, [*(f"{stem}_{n}" for n in MASK_NAMES), stem])
-            if mask is None and subfolder.name != GOOD and split == "test":
-                raise ValueError(f"{path} has no ground truth: expected {truth / f'{stem}_mask.nii.gz'}")
-            entries.append((path, subfolder.name, mask))
-    loose = find_volumes(base)
-    if split == "train":
-        entries += [(path, None, None) for path in loose]
-    elif loose:
-        logger.warning("%d volume(s) directly in %s are in no folder of their kind; left out", len(loose), base)
-    return entries
+def _load_category(folder: Path) -> DatasetDict:
+    def find_mask(path: Path, defect: str) -> Path | None:
+        stem = volume_stem(path)
+        return first_file(folder / "ground_truth" / defect, [*(f"{stem}_{name}" for name in MASK_NAMES), stem])
+
+    entries = list_category(folder, "volume", find_volumes, find_mask)
+    for path, defect, mask in entries.get("test", []):
+        if defect not in (None, GOOD) and mask is None:
+            expected = folder / "ground_truth" / defect / f"{volume_stem(path)}_mask.nii.gz"
+            raise ValueError(f"{path} has no ground truth: expected {expected}")
+    return DatasetDict({split: _build(found, split, str(folder / split)) for split, found in entries.items()})
+
+
+def _build_unlabelled(volumes: list[Path], where: str) -> Dataset:
+    return _build([(path, None, find_mask_beside(path)) for path in volumes], "train", where)
 
 
 def _build(entries: list[Entry], split: str, where: str) -> Dataset:
+    """Reads every file once and makes a data set of those that can be used; `where` names the folder in messages."""
     rows: list[Entry] = []
     problem: str | None = None
     for path, defect, mask in entries:
         try:
-            volume = read_volume(path)
-            try:
-                marked = read_mask(mask, volume.grid)
-            except ValueError as error:
-                if split == "test":
-                    raise
-                logger.warning("ground truth left out, training needs none: %s", error)
-                mask = None
-            else:
-                if split == "test" and mask is not None and not marked.any():
-                    logger.warning(
-                        "left out: %s marks no voxel although its volume is of defect type %r", mask, defect
-                    )
-                    continue
+            grid = read_volume(path).grid
+            if split == "train":
+                mask = _usable_mask(mask, grid)
+            elif mask is not None and not read_mask(mask, grid).any():
+                logger.warning("left out: %s marks no voxel although its volume is of defect type %r", mask, defect)
+                continue
         except VolumeReadError as error:
             problem = str(error)
             logger.warning("left out: %s", error)
@@ -148,3 +129,13 @@ def _build(entries: list[Entry], split: str, where: str) -> Dataset:
         "defect": [defect for _, defect, _ in rows],
     }
     return Dataset.from_dict(columns, features=features, split=NamedSplit(split))
+
+
+def _usable_mask(mask: Path | None, grid: VolumeGrid) -> Path | None:
+    """Ground truth of a training volume, or None, with a warning, where it cannot be used: training needs none."""
+    try:
+        read_mask(mask, grid)
+    except ValueError as error:
+        logger.warning("ground truth left out, training needs none: %s", error)
+        return None
+    return mask

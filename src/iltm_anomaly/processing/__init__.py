@@ -1,1 +1,1 @@
-"""Images and volumes to `pixel_values`, and maps back."""
+"""Images and volumes to `pixel_values`, and maps back to their own sizes: `image_processing.ILTMImageProcessor`."""

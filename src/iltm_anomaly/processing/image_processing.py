@@ -1,4 +1,4 @@
-"""Images and volumes of any kind to `pixel_values`, and maps back to the size of the input."""
+"""`ILTMImageProcessor`: images and volumes of any kind to `pixel_values`, and maps back to the size of the input."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -10,17 +10,24 @@ from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import ImagesKwargs
 
-from iltm_anomaly.data.images import ImageReadError, check_unit_range, read_image
-from iltm_anomaly.data.volume_grid import VolumeGrid, cropped_to_foreground, resize, thinned
-from iltm_anomaly.processing.checks import VOLUME_AXES, check_pair, check_size, check_spacing
-from iltm_anomaly.processing.images import as_source, flatten_images, resized
-from iltm_anomaly.processing.volumes import as_grid, as_volume, flatten_volumes
-from iltm_anomaly.processing.volumes import window as percentile_window
+from iltm_anomaly.data.volume_grid import VolumeGrid, thinned
+from iltm_anomaly.processing.images import decode_image, flatten_images, resize_image, restore_image, restore_map
+from iltm_anomaly.processing.volumes import (
+    as_volume,
+    cropped_to_foreground,
+    flatten_volumes,
+    from_model_grid,
+    percentile_window,
+    place_in_grid,
+    restore_values,
+    scale_values,
+    to_model_grid,
+)
 
-__all__ = ["ILTMImageProcessor", "ImageReadError", "read_image"]
+VOLUME_AXES = ("depth", "height", "width")
 
-
-MAX_WINDOW_VOXELS = 20_000  # of one volume, for quantiles over a data set
+SAMPLED_VOXELS = 20_000
+"""Voxels of each volume from which percentiles over a data set are taken."""
 
 # Keys that transformers itself writes into the file or passes on while loading.
 _SERVICE_KEYS = frozenset({"image_processor_type", "feature_extractor_type", "processor_class", "auto_map"})
@@ -39,34 +46,33 @@ class ILTMImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class ILTMImageProcessor(BaseImageProcessor):
-    """Turns images or volumes into `pixel_values` for `VQVAEModel`, and maps back to their own sizes.
+    """Turns images or volumes into `pixel_values` for the models, and maps back to their own sizes.
 
-    Every image is resized to `size` without keeping its aspect ratio (as the results on MVTec AD are reported),
-    scaled to [0, 1] by the full range of its type and, where `size` is no multiple of `size_divisor`, padded at the
-    bottom and right with its edge pixels; `restore_map` crops that padding again.
+    Every image is resized to `size` without keeping its aspect ratio (as the results on MVTec AD are reported), and scaled to
+    [0, 1] by the full range of its type. Where `size` is no multiple of `size_divisor`, it is padded at the bottom and right with
+    its edge pixels; `restore_map` crops that padding again.
 
-    A `size` with a depth makes it a processor of volumes. A volume is turned to RAS (its first axis to the right, the second to
-    the front, the third to the head), resampled to `spacing` and centred in a grid of `size` voxels, surrounded by zeros; along
-    an axis where it is too long for that it is resampled more coarsely, until it fits. Without `spacing` it is stretched
-    to `size`. `restore_map` goes all the way back to the file's own grid. With `foreground` only the box around the subject is
-    looked at: scanners record much air; outside the box a map has what `restore_map` is told to put there.
+    A `size` with a depth makes a processor of volumes. A volume is turned to RAS (its axes run to the right, front and head),
+    resampled to `spacing`, and centred in a grid of `size` voxels, surrounded by zeros. Along an axis that is too long for the
+    grid, it is resampled more coarsely. Without `spacing` it is stretched to `size`. With `foreground`, only the box around the
+    subject is looked at, because scanners record much air. `restore_map` goes back to the grid of the file.
 
     Args:
         size: `{"height": H, "width": W}`, or one number for a square; `{"depth": D, "height": H, "width": W}` for volumes.
             Default 256, that of the `paper` preset.
         resample: Pillow filter, as `PIL.Image.Resampling` or its number. Default Lanczos.
-        rescale_factor: what 8-bit values are multiplied by; 16-bit values are scaled by their own full range.
+        rescale_factor: what 8-bit values are multiplied by; 16-bit values are divided by 65535.
         num_channels: 3 for colour (grey is repeated; the default for images), 1 for grey (colour becomes ITU-R 601 luma; volumes
             have one).
-        size_divisor: the model's downsampling: 8 for three levels.
-        spacing: working size of a voxel in mm, one number or one per RAS axis; for volumes.
-        intensity_range: (low, high), the values that become 0 and 1, what lies beyond is clipped: (0, 15) for SUV. Without it
-            voxels must lie in [0, 1]. It is the same for all volumes: a hot lesion must not darken the rest of its own.
-        intensity_percentiles: (low, high), such as (0.5, 99.5), percentiles of a volume's own voxels that take the place of
-            `intensity_range`: for MRI, whose units differ from scan to scan. Of all its voxels, with `foreground` too.
-        intensity_power: exponent applied after that; 0.5 evens out the noise of counts, which grows with their root.
-        foreground: value, in units of the file, above which a voxel belongs to the subject; see `cropped_to_foreground`. None
-            looks at everything.
+        size_divisor: downsampling of the model: 8 for three levels.
+        spacing: for volumes, distance of voxels in mm, one number or one per RAS axis.
+        intensity_range: for volumes, (low, high), the values that become 0 and 1, such as (0, 15) for SUV. It is the same for all
+            volumes, so that a hot lesion does not darken the rest of its own. Without it, voxels must lie in [0, 1].
+        intensity_percentiles: in place of `intensity_range`, (low, high) percentiles of the voxels of each volume by itself, such
+            as (0.5, 99.5): for MRI, whose units differ from scan to scan. All voxels count, with `foreground` too.
+        intensity_power: for volumes, exponent applied after that. Noise of counts grows with their root, and 0.5 evens it out.
+        foreground: for volumes, value in units of the file above which a voxel belongs to the subject; `cropped_to_foreground`
+            says how its box is found. None looks at everything.
 
     Example:
         >>> processor = ILTMImageProcessor(size={"height": 128, "width": 128})
@@ -98,7 +104,7 @@ class ILTMImageProcessor(BaseImageProcessor):
                 "num_channels, size_divisor, spacing, intensity_range, intensity_percentiles, intensity_power, foreground"
             )
         super().__init__(**kwargs)
-        self.size = check_size(256 if size is None else size)
+        self.size = _check_size(256 if size is None else size)
         try:
             self.resample = int(Image.Resampling(resample))
         except ValueError:
@@ -106,30 +112,32 @@ class ILTMImageProcessor(BaseImageProcessor):
         self.rescale_factor = float(rescale_factor)
         self.num_channels = num_channels or (1 if self.is_volumetric else 3)
         self.size_divisor = size_divisor
-        self.spacing = check_spacing(spacing)
-        self.intensity_range = check_pair("intensity_range", intensity_range)
-        self.intensity_percentiles = check_pair("intensity_percentiles", intensity_percentiles, 0, 100)
+        self.spacing = _check_spacing(spacing)
+        self.intensity_range = _check_pair("intensity_range", intensity_range)
+        self.intensity_percentiles = _check_pair("intensity_percentiles", intensity_percentiles, 0, 100)
         self.intensity_power = float(intensity_power)
         self.foreground = None if foreground is None else float(foreground)
+        self._check_settings()
+
+    def _check_settings(self) -> None:
         if self.foreground is not None and not np.isfinite(self.foreground):
-            raise ValueError(f"foreground must be a finite number, got {foreground}")
-        if not 0 < self.rescale_factor < np.inf:
-            raise ValueError(f"rescale_factor must be positive, got {rescale_factor}")
+            raise ValueError(f"foreground must be a finite number, got {self.foreground}")
+        for name in ("rescale_factor", "intensity_power"):
+            if not 0 < getattr(self, name) < np.inf:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name):g}")
         if self.num_channels not in (1, 3):
-            raise ValueError(f"num_channels must be 1 (grey) or 3 (colour), got {num_channels}")
+            raise ValueError(f"num_channels must be 1 (grey) or 3 (colour), got {self.num_channels}")
         if self.is_volumetric and self.num_channels != 1:
-            raise ValueError(f"volumes have one channel, got num_channels {num_channels}")
-        if self.intensity_range is not None and self.intensity_percentiles is not None:
+            raise ValueError(f"volumes have one channel, got num_channels {self.num_channels}")
+        if self.intensity_range and self.intensity_percentiles:
             raise ValueError(
                 "give only one of intensity_range and intensity_percentiles: either says what becomes 0 and 1"
             )
-        if not 0 < self.intensity_power < np.inf:
-            raise ValueError(f"intensity_power must be positive, got {intensity_power}")
         windows = self.intensity_range or self.intensity_percentiles or self.intensity_power != 1
         if not self.is_volumetric and (self.spacing or windows or self.foreground is not None):
             raise ValueError("spacing, intensity_... and foreground are for volumes: give size a depth")
-        if not isinstance(size_divisor, int) or size_divisor < 1:
-            raise ValueError(f"size_divisor must be at least 1 and a whole number, got {size_divisor!r}")
+        if not isinstance(self.size_divisor, int) or self.size_divisor < 1:
+            raise ValueError(f"size_divisor must be at least 1 and a whole number, got {self.size_divisor!r}")
 
     @classmethod
     def for_volumes(
@@ -144,16 +152,16 @@ class ILTMImageProcessor(BaseImageProcessor):
         size_divisor: int = 8,
         intensity_percentiles: Sequence[float] | None = None,
     ) -> "ILTMImageProcessor":
-        """A processor for training volumes; what is not given follows from them.
+        """Makes a processor for training volumes; settings that are not given follow from the volumes.
 
         Args:
-            volumes: as for `preprocess`; each is read once, if anything is to be found out.
+            volumes: as for `preprocess`; each is read once, unless all settings are given.
             size: voxels along the RAS axes; by default the smallest grid that holds every volume at `spacing`.
             spacing: by default the median over volumes.
             intensity_range: by default from the 0.1 to the 99.9 percentile of the voxels of all volumes together.
             intensity_percentiles, intensity_power, foreground, size_divisor: as in the class.
-            stretch: every volume, or its box, fills the grid, so that people of any height and girth lie alike; the grid is as
-                large as the median one at `spacing`, which the processor then has none of.
+            stretch: every volume, or its box, fills the grid, so that people of any height and girth lie alike. The default
+                `size` is then that of the median volume at `spacing`, and the processor has no spacing.
 
         Raises:
             ValueError: as `preprocess`, or if there is no volume.
@@ -164,13 +172,12 @@ class ILTMImageProcessor(BaseImageProcessor):
             for number, item in enumerate(flatten_volumes(volumes)):
                 volume = as_volume(item, f"volume {number} (counted from 0)")
                 grids.append(volume.grid if foreground is None else cropped_to_foreground(volume, foreground))
-                samples.append(thinned(volume.values, MAX_WINDOW_VOXELS))
+                samples.append(thinned(volume.values, SAMPLED_VOXELS))
             if not grids:
                 raise ValueError("no volumes given: the list is empty")
         if spacing is None:
             spacing = [float(value) for value in np.median([grid.ras_spacing for grid in grids], axis=0)]
-        steps = check_spacing(spacing)
-        assert steps is not None
+        steps = _check_spacing(spacing)
         if size is None:
             extents = (np.median if stretch else np.max)([grid.ras_extent for grid in grids], axis=0)
             voxels = np.ceil(extents / steps - 1e-3)
@@ -242,26 +249,48 @@ class ILTMImageProcessor(BaseImageProcessor):
         flat = self.as_list(images)
         if not flat:
             raise ValueError("no images given: the list is empty")
-        arrays: list[np.ndarray] = []
-        sizes: list[Any] = []
-        kind, prepare = ("volume", self._prepare_volume) if self.is_volumetric else ("image", self._prepare)
-        for index, image in enumerate(flat):
-            name = kind if len(flat) == 1 else f"{kind} {index} (of {len(flat)}, counted from 0)"
-            array, original_size = prepare(image, name)
-            arrays.append(array)
-            sizes.append(original_size)
-        pixel_values = np.stack(arrays)
-        return BatchFeature(
-            {
-                "pixel_values": pixel_values if return_tensors == "np" else torch.from_numpy(pixel_values),
-                "original_sizes": sizes,
-            }
-        )
+        kind, prepare = ("volume", self._prepare_volume) if self.is_volumetric else ("image", self._prepare_image)
+        names = [f"{kind} {index} (of {len(flat)}, counted from 0)" for index in range(len(flat))]
+        prepared = [prepare(image, name) for image, name in zip(flat, names if len(flat) > 1 else [kind], strict=True)]
+        pixel_values: Any = np.stack([array for array, _ in prepared])
+        if return_tensors != "np":
+            pixel_values = torch.from_numpy(pixel_values)
+        return BatchFeature({"pixel_values": pixel_values, "original_sizes": [size for _, size in prepared]})
+
+    def _prepare_image(self, image: Any, name: str) -> tuple[np.ndarray, tuple[int, ...]]:
+        """One image of any form -> (C, H, W) float32 in [0, 1] at the padded size, and its own (height, width)."""
+        decoded = decode_image(image, name)
+        own = decoded.size[::-1] if isinstance(decoded, Image.Image) else decoded.shape[:2]
+        height, width = self.spatial_size
+        values = resize_image(decoded, (height, width), self.num_channels, self.resample, self.rescale_factor)
+        padding = [(0, padded - side) for padded, side in zip(self.padded_size, (height, width), strict=True)]
+        values = np.pad(values, [*padding, (0, 0)], mode="edge")
+        return np.ascontiguousarray(values.transpose(2, 0, 1)), own
+
+    def _prepare_volume(self, item: Any, name: str) -> tuple[np.ndarray, VolumeGrid]:
+        """One volume of any form -> (1, D, H, W) float32 in [0, 1] on the padded grid, and its own grid."""
+        volume = as_volume(item, name)
+        grid, values = volume.grid, volume.values
+        if self.foreground is not None:
+            grid = cropped_to_foreground(volume, self.foreground)
+        if self.intensity_percentiles is not None:
+            grid = replace(grid, window=percentile_window(values, self.intensity_percentiles))
+        # before resampling, so that padding and the space between voxels are on the scale that the model sees
+        window = grid.window or self.intensity_range
+        values = scale_values(values, window, self.intensity_power, str(volume.path or name))
+        return self.to_model_grid(values, grid)[None], grid
 
     def to_uint8(self, image) -> np.ndarray:
-        """One image (or volume) as caches of training images hold it: its pixel values times 255, (C, *spatial) uint8."""
+        """One image or volume as a cache of training images holds it: pixel values times 255, (C, *spatial) uint8."""
         pixel_values = self.preprocess(image)["pixel_values"][0]
         return (pixel_values * 255).round().to(torch.uint8).numpy()
+
+    def to_model_grid(self, values: np.ndarray, grid: VolumeGrid) -> np.ndarray:
+        """Brings an array (D, H, W) on a volume's own grid to that of `pixel_values`: (*padded_size) float32, zeros around it."""
+        return to_model_grid(values, grid, self._place(grid), self.padded_size)
+
+    def _place(self, grid: VolumeGrid) -> tuple[slice, ...]:
+        return place_in_grid(grid, self.spatial_size, self.padded_size, self.spacing)
 
     def restore_map(self, anomaly_map, original_size: Sequence[int] | VolumeGrid, outside: float = 0.0) -> np.ndarray:
         """Brings a map of the model's size back to the input's own size.
@@ -269,7 +298,7 @@ class ILTMImageProcessor(BaseImageProcessor):
         Args:
             anomaly_map: (H, W) or (D, H, W) tensor or array as large as `pixel_values`; the padding is cropped first.
             original_size: (height, width) or `VolumeGrid` of the input, from `original_sizes`.
-            outside: value of the voxels of a volume that the model does not see, outside the body or too far from it.
+            outside: value of the voxels of a volume that the model does not see, outside the box of `foreground`.
 
         Returns:
             (height, width) or (D, H, W) float32 array on the input's own grid, linearly interpolated (averaged where the
@@ -282,16 +311,10 @@ class ILTMImageProcessor(BaseImageProcessor):
                 "pass one map at a time"
             )
         if self.is_volumetric:
-            return self._restore_volume(values.numpy(), as_grid(original_size), outside)
-        assert not isinstance(original_size, VolumeGrid)
+            grid = _as_grid(original_size)
+            return from_model_grid(values.numpy(), grid, self._place(grid), outside)
         height, width = self.spatial_size
-        values = values[:height, :width]
-        target = tuple(int(length) for length in original_size)
-        if target != (height, width):
-            values = torch.nn.functional.interpolate(
-                values[None, None], size=target, mode="bilinear", align_corners=False, antialias=True
-            )[0, 0]
-        return values.contiguous().numpy()
+        return restore_map(values[:height, :width], _as_size(original_size))
 
     def restore_image(
         self, pixel_values, original_size: Sequence[int] | VolumeGrid | None = None
@@ -300,8 +323,8 @@ class ILTMImageProcessor(BaseImageProcessor):
 
         Args:
             pixel_values: (C, *spatial) or (1, C, *spatial) tensor or array in [0, 1] (clamped).
-            original_size: (height, width) or `VolumeGrid` to go back to; without it the image keeps the model's size, of an
-                image without the padding.
+            original_size: (height, width) or `VolumeGrid` to go back to. None keeps the size of the model, without padding for
+                an image, with padding for a volume.
 
         Returns:
             PIL image in mode "RGB", or "L" where `num_channels` is 1; for volumes (D, H, W) float32 in the input's own units,
@@ -316,75 +339,58 @@ class ILTMImageProcessor(BaseImageProcessor):
                 f"got {tuple(values.shape)}"
             )
         if self.is_volumetric:
-            window = original_size.window if isinstance(original_size, VolumeGrid) else None
-            low, high = window or self.intensity_range or (0.0, 1.0)
-            voxels = values[0].clamp(0, 1).pow(1 / self.intensity_power).mul(high - low).add(low).numpy()
-            return voxels if original_size is None else self._restore_volume(voxels, as_grid(original_size), low)
-        assert not isinstance(original_size, VolumeGrid)
+            grid = None if original_size is None else _as_grid(original_size)
+            low, high = (grid and grid.window) or self.intensity_range or (0.0, 1.0)
+            voxels = restore_values(values[0], (low, high), self.intensity_power)
+            return voxels if grid is None else from_model_grid(voxels, grid, self._place(grid), low)
         height, width = self.spatial_size
-        pixels = values[:, :height, :width].clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-        image = Image.fromarray(pixels[..., 0] if self.num_channels == 1 else pixels)
-        if original_size is not None and tuple(original_size) != (height, width):
-            image = image.resize((int(original_size[1]), int(original_size[0])), Image.Resampling.BICUBIC)
-        return image
+        size = (height, width) if original_size is None else _as_size(original_size)
+        return restore_image(values[:, :height, :width], size)
 
-    # Volumes
 
-    def _placement(self, grid: VolumeGrid) -> tuple[tuple[int, ...], tuple[slice, ...]]:
-        """Voxels that a volume has at the working spacing, RAS, and where in the padded grid they lie."""
-        if self.spacing is None:
-            shape = self.spatial_size
-        else:
-            wanted = grid.ras_extent / self.spacing
-            shape = tuple(
-                min(side, max(1, round(count))) for side, count in zip(self.spatial_size, wanted.tolist(), strict=True)
-            )
-        starts = [(side - length) // 2 for side, length in zip(self.padded_size, shape, strict=True)]
-        return shape, tuple(slice(start, start + length) for start, length in zip(starts, shape, strict=True))
+def _check_size(size: int | dict[str, int] | Any) -> dict[str, int]:
+    if isinstance(size, int):
+        size = {"height": size, "width": size}
+    try:
+        sides = dict(size)
+        valid = set(sides) in ({"height", "width"}, set(VOLUME_AXES))
+        valid = valid and all(isinstance(side, int) and side >= 1 for side in sides.values())
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise ValueError(
+            f'size must be {{"height": H, "width": W}} in whole pixels or one number, with "depth" for volumes, got {size!r}'
+        )
+    return {axis: sides[axis] for axis in VOLUME_AXES if axis in sides}
 
-    def to_model_grid(self, values: np.ndarray, grid: VolumeGrid) -> np.ndarray:
-        """An array on a volume's own grid (D, H, W), brought to the model's: turned, resampled and padded with zeros. Float32."""
-        shape, place = self._placement(grid)
-        padded = np.zeros(self.padded_size, dtype=np.float32)
-        padded[place] = resize(grid.to_ras(values)[grid.ras_box].astype(np.float32), shape)
-        return padded
 
-    def _prepare_volume(self, item: Any, name: str) -> tuple[np.ndarray, VolumeGrid]:
-        """One volume of any form -> (1, D, H, W) float32 in [0, 1] on the padded grid, and its own grid."""
-        volume = as_volume(item, name)
-        grid, values = volume.grid, volume.values
-        if self.foreground is not None:
-            grid = cropped_to_foreground(volume, self.foreground)
-        percentiles = self.intensity_percentiles
-        grid = replace(grid, window=None if percentiles is None else percentile_window(values, percentiles))
-        if window := grid.window or self.intensity_range:
-            low, high = window
-            values = np.clip((values - np.float32(low)) / np.float32(high - low), 0, 1)
-        else:
-            try:
-                values = check_unit_range(values, str(volume.path or name))
-            except ValueError as error:
-                raise ValueError(
-                    f"{error}, or give the processor an intensity_range or intensity_percentiles"
-                ) from None
-        # before resampling, so that padding and the space between voxels are on the scale that the model sees
-        values = values**self.intensity_power if self.intensity_power != 1 else values
-        return self.to_model_grid(values, grid)[None], grid
+def _check_pair(
+    name: str, pair: Sequence[float] | None, least: float = -np.inf, largest: float = np.inf
+) -> list[float] | None:
+    if pair is None:
+        return None
+    try:
+        low, high = (float(value) for value in pair)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be two numbers, low < high, got {pair!r}") from None
+    if not (least <= low < high <= largest and np.isfinite(high - low)):
+        raise ValueError(f"{name} must be two numbers, {least:g} <= low < high <= {largest:g}, got {pair!r}")
+    return [low, high]
 
-    def _restore_volume(self, values: np.ndarray, grid: VolumeGrid, outside: float = 0.0) -> np.ndarray:
-        _, place = self._placement(grid)
-        whole = np.full(grid.ras_shape, outside, dtype=np.float32)
-        box = grid.ras_box
-        whole[box] = resize(values[place], [part.stop - part.start for part in box])
-        return np.ascontiguousarray(grid.from_ras(whole))
 
-    # Images
+def _check_spacing(spacing: float | Sequence[float] | None) -> list[float] | None:
+    if spacing is None:
+        return None
+    values = np.broadcast_to(np.asarray(spacing, dtype=float), 3) if np.size(spacing) in (1, 3) else np.zeros(1)
+    if not (np.isfinite(values).all() and (values > 0).all()):
+        raise ValueError(f"spacing must be one positive number of mm, or three, got {spacing!r}")
+    return [float(value) for value in values]
 
-    def _prepare(self, image: Any, name: str) -> tuple[np.ndarray, tuple[int, int]]:
-        """One image of any form -> (C, H, W) float32 in [0, 1] at the padded size, and its own (height, width)."""
-        source = as_source(image, name)
-        own = (source.height, source.width) if isinstance(source, Image.Image) else source.shape[:2]
-        values = resized(source, self.spatial_size, self.num_channels, self.resample, self.rescale_factor)
-        padding = [(0, padded - length) for padded, length in zip(self.padded_size, values.shape[:2], strict=True)]
-        values = np.pad(values, [*padding, (0, 0)], mode="edge")
-        return np.ascontiguousarray(values.transpose(2, 0, 1)), own
+
+def _as_grid(size: Sequence[int] | VolumeGrid) -> VolumeGrid:
+    return size if isinstance(size, VolumeGrid) else VolumeGrid.of(size)
+
+
+def _as_size(size: Sequence[int] | VolumeGrid) -> tuple[int, ...]:
+    assert not isinstance(size, VolumeGrid)
+    return tuple(int(length) for length in size)

@@ -1,114 +1,77 @@
-"""Images in every form that is taken, to arrays."""
+"""Images in any form: to arrays of the size that a model takes, and back."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from torch import Tensor
 
-from iltm_anomaly.data.images import BACKGROUND, check_unit_range, read_image, to_rgb, upright
+from iltm_anomaly.data.images import BACKGROUND, check_unit_range, read_image, to_rgb
 
-LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601, as Pillow's convert("L")
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+"""Weights of red, green and blue in grey: ITU-R 601, as in Pillow's `convert("L")`."""
 
-ACCEPTED_FORMS = (
+IMAGE_FORMS = (
     "a path, a PIL image, a numpy array (H, W) or (H, W, C), a torch tensor (H, W) or (C, H, W), a batch (N, H, W, C) or "
     "(N, C, H, W), or a list of these, with C = 1, 3 or 4"
 )
 
 
 def flatten_images(images: Any) -> list[Any]:
-    """One image or any nesting of them as a flat list; raises TypeError for what is no image."""
+    """One image in any of `IMAGE_FORMS`, or any nesting of them, as a flat list.
+
+    Raises:
+        TypeError: something that is no image at all.
+    """
     if isinstance(images, (str, os.PathLike, Image.Image)):
         return [images]
-    if isinstance(images, (np.ndarray, torch.Tensor)):
+    if isinstance(images, (np.ndarray, Tensor)):
         return list(images) if images.ndim == 4 else [images]
     if isinstance(images, dict) or not isinstance(images, Iterable):
-        raise TypeError(f"cannot use a {type(images).__name__} as images; give {ACCEPTED_FORMS}")
+        raise TypeError(f"cannot use a {type(images).__name__} as images; give {IMAGE_FORMS}")
     return [image for item in images for image in flatten_images(item)]
 
 
-def as_source(image: Any, name: str) -> Image.Image | np.ndarray:
-    """One image of any form as an RGB picture, or (H, W, 3) float32 in [0, 1] where 8 bits would lose something.
+def decode_image(image: Any, name: str) -> Image.Image | np.ndarray:
+    """Reads one image in any of `IMAGE_FORMS`; `name` is what error messages call it.
+
+    Returns:
+        PIL image in mode "RGB" for 8-bit images; (H, W, 3) float32 in [0, 1] for 16-bit and float arrays.
 
     Raises:
-        ImageReadError: a file that cannot be read.
-        ValueError: an empty image, or shape, type or values that no image has; `name` is quoted.
+        ValueError: an unreadable file (`ImageReadError`), an empty image, a wrong shape or type, or values out of range.
         TypeError: something that is no image at all.
     """
     if isinstance(image, (str, os.PathLike)):
         return read_image(image)
-    if isinstance(image, Image.Image):
-        if 0 in image.size:
-            raise ValueError(f"{name} is empty: its size is {image.size}")
-        try:
-            return to_rgb(upright(image))
-        except (ValueError, OSError) as error:
-            raise ValueError(f"{name}: {error}") from error
-    if isinstance(image, (np.ndarray, torch.Tensor)):
-        return _read_array(image, name)
-    raise TypeError(f"{name} is a {type(image).__name__}; give {ACCEPTED_FORMS}")
+    if isinstance(image, (np.ndarray, Tensor)):
+        return _decode_array(image, name)
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"{name} is a {type(image).__name__}; give {IMAGE_FORMS}")
+    if 0 in image.size:
+        raise ValueError(f"{name} is empty: its size is {image.size}")
+    try:
+        return to_rgb(ImageOps.exif_transpose(image))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
-def resized(
-    source: Image.Image | np.ndarray, size: Sequence[int], num_channels: int, resample: int, rescale_factor: float
-) -> np.ndarray:
-    """What `as_source` returns, at (height, width) `size`: (H, W, `num_channels`) float32 in [0, 1].
-
-    Args:
-        num_channels: 3, or 1 for ITU-R 601 luma.
-        resample: Pillow filter.
-        rescale_factor: what 8-bit values are multiplied by.
-    """
-    if isinstance(source, Image.Image):
-        return _resized_picture(source, size, num_channels, resample, rescale_factor)
-    return _resized_array(source, size, num_channels, resample)
-
-
-def _resized_picture(
-    image: Image.Image, size: Sequence[int], num_channels: int, resample: int, rescale_factor: float
-) -> np.ndarray:
-    # resized in 8 bits, as a prepared data set is
-    if num_channels == 1:
-        image = image.convert("L")
-    height, width = size
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling(resample))
-    values = np.asarray(image, dtype=np.float32) * np.float32(rescale_factor)
-    return values.reshape(height, width, num_channels)
-
-
-def _resized_array(values: np.ndarray, size: Sequence[int], num_channels: int, resample: int) -> np.ndarray:
-    # channel by channel, because Pillow has no float colour mode
-    if num_channels == 1:
-        values = (values @ LUMA)[..., None]
-    height, width = size
-    if values.shape[:2] == (height, width):
-        return values
-    channels = [
-        Image.fromarray(np.ascontiguousarray(values[..., channel])).resize((width, height), Image.Resampling(resample))
-        for channel in range(values.shape[2])
-    ]
-    # Lanczos overshoots
-    return np.clip(np.stack([np.asarray(channel) for channel in channels], axis=-1), 0.0, 1.0)
-
-
-def _read_array(image: np.ndarray | torch.Tensor, name: str) -> Image.Image | np.ndarray:
-    # 8-bit arrays take the way of files, so that both give the same pixels; the rest -> (H, W, 3) float32 in [0, 1].
-    is_tensor = isinstance(image, torch.Tensor)
-    if isinstance(image, torch.Tensor):
-        image = image.detach().cpu()
-        image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()  # numpy has no bfloat16
+def _decode_array(image: np.ndarray | Tensor, name: str) -> Image.Image | np.ndarray:
+    is_tensor = isinstance(image, Tensor)
+    if isinstance(image, Tensor):
+        image = tensor_to_numpy(image)
     values = image[..., None] if image.ndim == 2 else np.moveaxis(image, 0, -1) if is_tensor else image
     if image.ndim not in (2, 3) or values.shape[-1] not in (1, 3, 4):
         layout = "tensors are (C, H, W)" if is_tensor else "numpy arrays are (H, W, C)"
-        raise ValueError(f"{name} has shape {tuple(image.shape)} ({layout}); give {ACCEPTED_FORMS}")
+        raise ValueError(f"{name} has shape {tuple(image.shape)} ({layout}); give {IMAGE_FORMS}")
     if 0 in values.shape:
         raise ValueError(f"{name} is empty: its shape is {tuple(image.shape)}")
     if values.dtype == np.bool_:
         values = values.astype(np.uint8) * np.uint8(255)
-    if values.dtype == np.uint8:
+    if values.dtype == np.uint8:  # treated like a file, so that both give the same pixels
         values = np.ascontiguousarray(values)
         return to_rgb(Image.fromarray(values[..., 0] if values.shape[-1] == 1 else values))
     if values.dtype.newbyteorder("=") == np.uint16:
@@ -121,3 +84,49 @@ def _read_array(image: np.ndarray | torch.Tensor, name: str) -> Image.Image | np
         alpha = values[..., 3:]
         values = values[..., :3] * alpha + (1 - alpha) * np.asarray(BACKGROUND, np.float32) / 255
     return np.repeat(values, 3, axis=-1) if values.shape[-1] == 1 else values
+
+
+def tensor_to_numpy(tensor: Tensor) -> np.ndarray:
+    """A tensor of any device and type as an array; bfloat16, which numpy does not have, becomes float32."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def resize_image(
+    image: Image.Image | np.ndarray, size: tuple[int, int], num_channels: int, resample: int, rescale_factor: float
+) -> np.ndarray:
+    """Resizes what `decode_image` returns, to (height, width, num_channels) float32 in [0, 1]; `size` is (height, width).
+
+    A PIL image is resized in 8 bits, like a data set that was prepared in advance. An array is resized in float32.
+    """
+    height, width = size
+    if isinstance(image, Image.Image):
+        image = image.convert("L") if num_channels == 1 else image
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling(resample))
+        values = np.asarray(image, dtype=np.float32) * np.float32(rescale_factor)
+        return values.reshape(height, width, num_channels)
+    values = (image @ LUMA)[..., None] if num_channels == 1 else image
+    if values.shape[:2] == size:
+        return values
+    # Pillow has no colour images of floats, so that channels are resized one by one.
+    channels = [Image.fromarray(np.ascontiguousarray(channel)) for channel in np.moveaxis(values, -1, 0)]
+    resized = [np.asarray(channel.resize((width, height), Image.Resampling(resample))) for channel in channels]
+    return np.clip(np.stack(resized, axis=-1), 0.0, 1.0)  # Lanczos overshoots
+
+
+def restore_map(values: Tensor, size: tuple[int, ...]) -> np.ndarray:
+    """Resizes a map (H, W) to (height, width) `size`: linearly interpolated, and averaged where it becomes smaller. Float32."""
+    if tuple(values.shape) != size:
+        values = torch.nn.functional.interpolate(
+            values[None, None], size=size, mode="bilinear", align_corners=False, antialias=True
+        )[0, 0]
+    return values.contiguous().numpy()
+
+
+def restore_image(values: Tensor, size: tuple[int, ...]) -> Image.Image:
+    """(C, H, W) in [0, 1], clamped, as a PIL image of (height, width) `size`: mode "RGB", or "L" for one channel."""
+    pixels = values.clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    image = Image.fromarray(pixels[..., 0] if len(values) == 1 else pixels)
+    height, width = size
+    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)

@@ -1,16 +1,20 @@
-"""Volumes in every form that is taken, and the scale of their grey values."""
+"""Volumes in any form: brought onto the grid of voxels that a model takes, and back onto their own."""
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
+from scipy import ndimage
+from torch import Tensor
 
+from iltm_anomaly.data.images import check_unit_range
 from iltm_anomaly.data.volume_files import read_volume
 from iltm_anomaly.data.volume_grid import Volume, VolumeGrid
+from iltm_anomaly.processing.images import tensor_to_numpy
 
 VOLUME_FORMS = (
     "a path of a NIfTI file or of a folder with one DICOM series, a nibabel image, a numpy array or torch tensor (D, H, W), a "
@@ -19,10 +23,14 @@ VOLUME_FORMS = (
 
 
 def flatten_volumes(volumes: Any) -> list[Any]:
-    """One volume or any nesting of them as a flat list; raises TypeError for what is no volume."""
+    """One volume in any of `VOLUME_FORMS`, or any nesting of them, as a flat list.
+
+    Raises:
+        TypeError: something that is no volume at all.
+    """
     if isinstance(volumes, (str, os.PathLike, Volume)) or hasattr(volumes, "dataobj"):
         return [volumes]
-    if isinstance(volumes, (np.ndarray, torch.Tensor)):
+    if isinstance(volumes, (np.ndarray, Tensor)):
         if volumes.ndim == 5 and volumes.shape[1] == 1:
             volumes = volumes[:, 0]
         return list(volumes) if volumes.ndim == 4 else [volumes]
@@ -32,14 +40,17 @@ def flatten_volumes(volumes: Any) -> list[Any]:
 
 
 def as_volume(item: Any, name: str) -> Volume:
-    """One volume of any form; an array has no place in space of its own."""
+    """Reads one volume in any of `VOLUME_FORMS`. An array is taken to be RAS, with voxels of 1 mm; error messages call it `name`.
+
+    Raises:
+        ValueError: an unusable file (`VolumeReadError`), an array of a wrong shape or type, or with NaN or infinite values.
+    """
     if isinstance(item, Volume):
         return item
-    if not isinstance(item, (np.ndarray, torch.Tensor)):
+    if isinstance(item, Tensor):
+        item = tensor_to_numpy(item)
+    if not isinstance(item, np.ndarray):
         return read_volume(Path(item) if isinstance(item, str) else item)
-    if isinstance(item, torch.Tensor):
-        item = item.detach().cpu()
-        item = (item.float() if item.dtype == torch.bfloat16 else item).numpy()
     if item.ndim != 3 or min(item.shape) < 2:
         raise ValueError(
             f"{name} has shape {tuple(item.shape)}; give {VOLUME_FORMS}, at least 2 voxels along each axis"
@@ -47,18 +58,103 @@ def as_volume(item: Any, name: str) -> Volume:
     if item.dtype.kind not in "iufb":
         raise ValueError(f"{name} has type {item.dtype}; give numbers")
     values = np.ascontiguousarray(item, dtype=np.float32)
-    if not np.isfinite(values).all():
-        count = int((~np.isfinite(values)).sum())
+    if count := int((~np.isfinite(values)).sum()):
         raise ValueError(f"{name} holds {count} NaN or infinite values; replace them before passing it in")
     return Volume(values, VolumeGrid.of(item.shape))
 
 
-def as_grid(size: Sequence[int] | VolumeGrid) -> VolumeGrid:
-    """The grid of a volume, of a bare shape one with voxels of 1 mm in RAS order."""
-    return size if isinstance(size, VolumeGrid) else VolumeGrid.of(size)
-
-
-def window(values: np.ndarray, percentiles: Sequence[float]) -> tuple[float, float]:
-    """The values at two percentiles, which are to become 0 and 1; of flat values, which cannot be stretched, one apart."""
+def percentile_window(values: np.ndarray, percentiles: Sequence[float]) -> tuple[float, float]:
+    """Two percentiles of an array, such as (0.5, 99.5); where all values are the same, the second is 1 above the first."""
     low, high = (float(value) for value in np.percentile(values, percentiles))
     return low, high if high > low else low + 1.0
+
+
+def scale_values(values: np.ndarray, window: Sequence[float] | None, power: float, name: str) -> np.ndarray:
+    """Clips float32 values to a window, whose ends become 0 and 1, and raises them to a power.
+
+    Raises:
+        ValueError: the window is None, and values lie outside [0, 1]; the message calls them `name`.
+    """
+    if window is not None:
+        low, high = window
+        values = np.clip((values - np.float32(low)) / np.float32(high - low), 0, 1)
+    else:
+        try:
+            values = check_unit_range(values, name)
+        except ValueError as error:
+            raise ValueError(f"{error}, or give the processor an intensity_range or intensity_percentiles") from None
+    return values if power == 1 else values**power
+
+
+def restore_values(values: Tensor, window: Sequence[float], power: float) -> np.ndarray:
+    """Inverse of `scale_values`; values are clamped to [0, 1] first."""
+    low, high = window
+    return values.clamp(0, 1).pow(1 / power).mul(high - low).add(low).numpy()
+
+
+def cropped_to_foreground(volume: Volume, threshold: float) -> VolumeGrid:
+    """The grid of a volume with the box around its subject: the connected regions (26 neighbours) of voxels above `threshold`,
+    without those smaller than a hundredth of the largest. If no voxel is above, there is no box."""
+    grid = volume.grid
+    labels, count = ndimage.label(grid.to_ras(volume.values) > threshold, structure=np.ones((3, 3, 3)))
+    if not count:
+        return grid
+    sizes = np.bincount(labels.ravel())[1:]
+    regions = [
+        region for region, size in zip(ndimage.find_objects(labels), sizes, strict=True) if size >= sizes.max() / 100
+    ]
+    ends = [(min(p.start for p in parts), max(p.stop for p in parts)) for parts in zip(*regions, strict=True)]
+    return replace(grid, box=tuple(ends))
+
+
+def resize(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Resamples an array (D, H, W) float32 to another shape over the same extent, axis by axis.
+
+    Interpolation is linear. The kernel is a triangle as wide as the coarser of the two steps, so that a smaller result averages.
+    """
+    for axis, length in enumerate(shape):
+        before = values.shape[axis]
+        if before == length:
+            continue
+        ratio = before / length
+        centres = (np.arange(length) + 0.5) * ratio - 0.5
+        weights = 1 - np.abs(np.arange(before) - np.clip(centres, 0, before - 1)[:, None]) / max(ratio, 1.0)
+        weights = np.maximum(weights, 0.0)
+        weights = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+        values = np.ascontiguousarray(np.moveaxis(np.tensordot(weights, values, axes=(1, axis)), 0, axis))
+    return values
+
+
+def place_in_grid(
+    grid: VolumeGrid, size: tuple[int, ...], padded_size: tuple[int, ...], spacing: Sequence[float] | None
+) -> tuple[slice, ...]:
+    """Where the box of a volume lies in the grid of the model, which has `padded_size` voxels: in its middle.
+
+    Along each RAS axis it has the voxels that it needs at `spacing` (mm), `size` at most; exactly `size` if `spacing` is None.
+    """
+    shape: Sequence[int] = size
+    if spacing is not None:
+        wanted = (grid.ras_extent / spacing).tolist()
+        shape = [min(side, max(1, round(count))) for side, count in zip(size, wanted, strict=True)]
+    starts = [(side - length) // 2 for side, length in zip(padded_size, shape, strict=True)]
+    return tuple(slice(start, start + length) for start, length in zip(starts, shape, strict=True))
+
+
+def to_model_grid(
+    values: np.ndarray, grid: VolumeGrid, place: tuple[slice, ...], padded_size: tuple[int, ...]
+) -> np.ndarray:
+    """Turns an array on a volume's own grid to RAS, resamples its box to `place`, and surrounds it with zeros. Float32."""
+    padded = np.zeros(padded_size, dtype=np.float32)
+    shape = [part.stop - part.start for part in place]
+    padded[place] = resize(grid.to_ras(values)[grid.ras_box].astype(np.float32), shape)
+    return padded
+
+
+def from_model_grid(
+    values: np.ndarray, grid: VolumeGrid, place: tuple[slice, ...], outside: float = 0.0
+) -> np.ndarray:
+    """Inverse of `to_model_grid`: float32 array on the volume's own grid, with the value `outside` around its box."""
+    whole = np.full(grid.ras_shape, outside, dtype=np.float32)
+    box = grid.ras_box
+    whole[box] = resize(values[place], [part.stop - part.start for part in box])
+    return np.ascontiguousarray(grid.from_ras(whole))

@@ -1,1 +1,1 @@
-"""What the demos are made of: generated parts, fabric and PET phantoms, with their defects."""
+"""Generated data with known defects, which the demos train on: `dataset` makes images, `phantoms` makes volumes of PET."""

@@ -1,18 +1,18 @@
-"""A contaminated inspection set with ground truth, generated: what `iltm-anomaly demo` trains on.
+"""A generated data set of contaminated inspection images with ground truth: what `iltm-anomaly demo` trains on.
 
-Two kinds: "part", a machined plate with screws, bushing and label, always in nearly the same place; and "texture", a
-woven fabric. Good images differ in position, light, grain and camera noise; defects in type, size, contrast and place.
+There are two kinds of images: "part" shows a machined plate with screws, bushing and label, always in nearly the same place;
+"texture" shows a woven fabric. Good images differ in position, light, grain and camera noise; defects differ in type, size,
+contrast and place.
 """
-
-from __future__ import annotations
 
 import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from datasets import DatasetDict
 from PIL import Image
 from scipy import ndimage
 
@@ -21,14 +21,13 @@ from iltm_anomaly.seeds import sample_seed
 from iltm_anomaly.synthetic.defects import DEFECT_TYPES, MACHINE_FAULTS, draw_defect
 from iltm_anomaly.synthetic.rendering import Scene, Structure, render_fabric, render_part
 
-if TYPE_CHECKING:
-    from datasets import DatasetDict
-
 KINDS = ("part", "texture")
 NOISE_STD = 0.012
+"""Standard deviation of the camera noise, of an image in [0, 1]."""
 VISIBLE_CHANGE = 0.06
-"""A pixel belongs to a defect where a channel differs by more than this (15 grey levels) from the image without it."""
+"""A pixel belongs to a defect if a channel differs by more than this (15 grey levels) from the image without the defect."""
 _RENDERERS = {"part": render_part, "texture": render_fabric}
+# Numbers of the streams of seeds, so that no image of one stream depends on how many another one has.
 _TRAIN_GOOD, _TRAIN_DEFECTIVE, _TEST_GOOD, _TEST_DEFECTIVE, _ORDER = range(5)
 
 
@@ -51,10 +50,9 @@ def generate_dataset(
         num_test_good: good test images.
         num_test_defective: defective test images, spread evenly over the types.
         contamination: share of defective images among the training images, in [0, 1), rounded to whole images.
-        seed: the same seed gives the same images; each image has its own stream, so more images leave the first ones
-            as they are.
-        recurring: of kind "part", the four faults of a machine that puts it together, which come back in training and test, in
-            place of defects of which no two are alike.
+        seed: of all images. Each image has a seed of its own, so that asking for more does not change the first ones.
+        recurring: draws defects of a part from `MACHINE_FAULTS`, four faults that look alike each time they come back. By
+            default they are `DEFECT_TYPES`, and no two defects are alike.
 
     Returns:
         DatasetDict with the columns of `load_mvtec`. Training images are in random order; their label, defect and mask
@@ -64,9 +62,19 @@ def generate_dataset(
     Raises:
         ValueError: unknown kind, or a number out of range.
     """
-    from datasets import DatasetDict
-
-    _check_numbers(kind, size, num_train, num_test_good, num_test_defective, contamination, recurring)
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    if size < 32:
+        raise ValueError(f"size must be at least 32 pixels, got {size}")
+    if recurring and kind != "part":
+        raise ValueError(f"faults recur of kind 'part' alone, got {kind!r}")
+    if not 0 <= contamination < 1:
+        raise ValueError(f"contamination must be in [0, 1), got {contamination}: training needs good images too")
+    if num_train < 1 or min(num_test_good, num_test_defective) < 0:
+        raise ValueError(
+            f"num_train must be at least 1 and the others not negative, got num_train={num_train}, "
+            f"num_test_good={num_test_good}, num_test_defective={num_test_defective}"
+        )
     defects = tuple(MACHINE_FAULTS) if recurring else DEFECT_TYPES
     hidden = round(contamination * num_train)
     train = [
@@ -83,38 +91,14 @@ def generate_dataset(
     )
 
 
-def _check_numbers(
-    kind: str,
-    size: int,
-    num_train: int,
-    num_test_good: int,
-    num_test_defective: int,
-    contamination: float,
-    recurring: bool,
-) -> None:
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    if size < 32:
-        raise ValueError(f"size must be at least 32 pixels, got {size}")
-    if not 0 <= contamination < 1:
-        raise ValueError(f"contamination must be in [0, 1), got {contamination}: training needs good images too")
-    if num_train < 1 or min(num_test_good, num_test_defective) < 0:
-        raise ValueError(
-            f"num_train must be at least 1 and the others not negative, got num_train={num_train}, "
-            f"num_test_good={num_test_good}, num_test_defective={num_test_defective}"
-        )
-    if recurring and kind != "part":
-        raise ValueError(f"faults recur of kind 'part' alone, got {kind!r}")
-
-
 def render_image(kind: str, size: int, defect: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Renders one image.
 
     Args:
         kind: "part" or "texture".
         size: pixels along each side.
-        defect: "good", one of `DEFECT_TYPES`, or of kind "part" one of `MACHINE_FAULTS`.
-        seed: of everything in it.
+        defect: "good", one of `DEFECT_TYPES`, or for a part one of `MACHINE_FAULTS`.
+        seed: of everything in the image.
 
     Returns:
         (size, size, 3) uint8 image, and (size, size) bool mask of the defect.
@@ -131,7 +115,7 @@ def render_image(kind: str, size: int, defect: str, seed: int) -> tuple[np.ndarr
             damage(scene, surface, solid)
         image = scene.expose(surface)
         mask = _close_gaps(np.abs(image - good).max(axis=-1) > VISIBLE_CHANGE)
-        # A blob that falls into a hole, or hardly shows, is no defect: draw again.
+        # A defect that falls into a hole, or hardly shows, is none: another one is drawn.
         if mask.mean() >= 0.0025:
             return _to_bytes(image), mask
     raise RuntimeError(f"no visible {defect} in 100 attempts for {kind}, size {size}, seed {seed}")
@@ -140,8 +124,8 @@ def render_image(kind: str, size: int, defect: str, seed: int) -> tuple[np.ndarr
 def write_mvtec_tree(dataset: DatasetDict, folder: str | os.PathLike, category: str) -> Path:
     """Writes a data set in the layout of MVTec AD, so that `load_mvtec(folder, category)` gives it back.
 
-    Defective training images go to `train/<defect>`, unlabelled ones to `train` itself. Of each defect type the
-    training images are numbered on from the test images, since masks share one folder. Images are written as PNG.
+    Defective training images go to `train/<defect>`, unlabelled ones to `train` itself. Since training and test share a folder
+    of masks for each defect type, the numbers of training images go on where those of the test images end. Images are PNG files.
 
     Args:
         dataset: DatasetDict with the columns of `load_mvtec`.
@@ -192,14 +176,16 @@ def _rows(
 
 
 def _close_gaps(changed: np.ndarray) -> np.ndarray:
-    # Displaced texture changes in stripes, a dent not along its middle line: an inspector marks one region. Gaps of up
-    # to 4/128 of the image are closed, and specks dropped, so that a defect is not scored as dozens of regions.
+    """Changed pixels (H, W) bool -> mask as an inspector would draw it: few whole regions, not dozens of stripes.
+
+    Displaced texture changes in stripes, and a dent does not change along its middle line. So gaps of up to 4/128 of the image
+    are closed, and specks are dropped.
+    """
     radius = max(1, round(len(changed) / 64))
     y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1]
     padded = np.pad(changed, 2 * radius)  # closing eats away what touches the border
-    closed = ndimage.binary_closing(padded, x**2 + y**2 <= radius**2)[
-        2 * radius : -2 * radius, 2 * radius : -2 * radius
-    ]
+    inside = slice(2 * radius, -2 * radius)
+    closed = ndimage.binary_closing(padded, x**2 + y**2 <= radius**2)[inside, inside]
     regions, count = ndimage.label(closed, np.ones((3, 3)))
     areas = ndimage.sum_labels(closed, regions, np.arange(count + 1))
     return areas[regions] >= max(4, closed.size / 2000)

@@ -1,4 +1,4 @@
-"""Defects of the synthetic inspection images: drawn at random, so that no two are alike."""
+"""Defects of the generated images: most drawn at random, so that no two are alike, and four that recur."""
 
 from collections.abc import Callable
 
@@ -7,20 +7,26 @@ import numpy as np
 from iltm_anomaly.synthetic.rendering import LIGHT, PLATE, Array, Scene, Structure, outline, paint
 
 Damage = Callable[[Scene, Array, Array], None]
-"""Changes a (size, size, 3) surface in place, given the scene and where the surface is solid."""
+"""Changes a (size, size, 3) surface in place, given the scene and (size, size) in [0, 1], 1 where the surface is solid."""
 
 DEFECT_TYPES = ("blob", "dent", "misplaced", "missing", "scratch")
-# What a machine that puts parts together gets wrong, always in the same way.
+"""Defects of which no two are alike."""
+
 MACHINE_FAULTS = {
     "no_label": Structure(absent=frozenset({"label"})),
     "no_screw": Structure(absent=frozenset({"screw0"})),
     "label_askew": Structure(label_shift=(-6.0, 9.0), label_angle=0.12),
     "chipped_corner": Structure(chip=(52.0, 30.0, 11.0, 7)),
 }
+"""Faults of a machine that assembles parts, and makes each of them in the same way every time."""
 
 
 def draw_defect(kind: str, defect: str, rng: np.random.Generator) -> tuple[Structure, Damage | None]:
-    """Draws one defect: what is put together wrongly, or what happens to the surface afterwards."""
+    """Draws one defect.
+
+    Returns:
+        How the part is put together, and what damages its surface afterwards (None: nothing).
+    """
     if kind == "part" and defect in MACHINE_FAULTS:
         return MACHINE_FAULTS[defect], None
     reach = (PLATE[0] - 6, PLATE[1] - 6) if kind == "part" else (54.0, 54.0)
@@ -37,9 +43,8 @@ def draw_defect(kind: str, defect: str, rng: np.random.Generator) -> tuple[Struc
         return Structure(hole=(*place, float(rng.uniform(4, 10)), int(rng.integers(2**31)))), None
     direction = rng.uniform(0, 2 * np.pi)
     pull = rng.uniform(3.5, 7)
-    return Structure(
-        pull=(*place, float(rng.uniform(6, 13)), pull * np.cos(direction), pull * np.sin(direction))
-    ), None
+    radius = float(rng.uniform(6, 13))
+    return Structure(pull=(*place, radius, pull * np.cos(direction), pull * np.sin(direction))), None
 
 
 def _missing_piece(rng: np.random.Generator) -> Structure:

@@ -1,14 +1,14 @@
-"""Whole-body FDG-PET phantoms with known lesions, generated: what `iltm-anomaly demo --volumes` trains on.
+"""Generated whole-body FDG-PET phantoms with known lesions: what `iltm-anomaly demo --volumes` trains on.
 
-A phantom is a body from mid-thigh to the top of the head, made of ellipsoids in millimetres, each with the uptake of its organ;
-then the blur and the noise of a scanner. Subjects differ in height, girth, the place, size and uptake of every organ. Lesions are
-lumpy ellipsoids: anywhere in lung, liver, lymph nodes, bone or soft tissue, no two alike; or those of patients who have one
-disease in common, at the sites that it favours (`LYMPHOMA`).
+A phantom is a body from mid-thigh to the top of the head, made of ellipsoids with the uptake of their organs, seen with the blur
+and the noise of a scanner. Subjects differ in height and girth, and in place, size and uptake of every organ. Lesions are lumpy
+ellipsoids. Either they lie anywhere in lung, liver, lymph nodes, bone or soft tissue, and no two are alike; or all patients have
+one disease, and lesions lie at the sites that it favours (`LYMPHOMA`).
 
 Uptake values are body-weight SUV. Brain: 8.0 +- 2.2 in the cerebellum (Wang et al., Mol. Imaging Biol. 9(2), 2007). Liver: 1.9
-+- 0.4 (Liu et al., Iran. J. Radiol. 16(2), 2019). The other means are round numbers near those of one real scan (patient
-STS_001 of the TCIA collection Soft-tissue-Sarcoma: soft tissue 0.5 to 0.8, heart up to 10, bladder up to 64), not taken from a
-table. Bladder, heart, kidneys and bowel vary most between subjects: diet, hydration and the time of voiding decide about them.
++- 0.4 (Liu et al., Iran. J. Radiol. 16(2), 2019). The other means are taken from no table: they are round numbers near those of
+one real scan (patient STS_001 of the TCIA collection Soft-tissue-Sarcoma: soft tissue 0.5 to 0.8, heart up to 10, bladder up to
+64). Bladder, heart, kidneys and bowel vary most between subjects, with diet, hydration and the time of voiding.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from iltm_anomaly.data.volume_grid import Volume, VolumeGrid
 from iltm_anomaly.seeds import sample_seed
 
 UPTAKE = {
-    # mean SUV, and standard deviation of its logarithm between subjects
     "fat": (0.35, 0.15),
     "muscle": (0.65, 0.15),
     "lung": (0.5, 0.15),
@@ -42,8 +41,11 @@ UPTAKE = {
     "brain": (8.0, 0.25),
     "bladder": (15.0, 0.5),
 }
+"""Of each organ: mean SUV, and standard deviation between subjects of its logarithm."""
+
 SITES = ("lung", "liver", "node", "bone", "soft")
-# Bulky nodes of one disease: mm of a body of average build, origin mid-thigh; radii as `RADII`. Who has it has the first one.
+"""Tissues of lesions that may lie anywhere."""
+
 LYMPHOMA = {
     "mediastinum": ((4, 5, 690), (26.0, 42.0)),
     "neck": ((32, 0, 830), (18.0, 28.0)),
@@ -51,24 +53,29 @@ LYMPHOMA = {
     "retroperitoneum": ((0, -30, 385), (20.0, 36.0)),
     "groin": ((80, 40, 170), (18.0, 32.0)),
 }
-MOST_LESIONS, MOST_RECURRING = 8, 3  # of a lesion-bearing subject, who has one at least
-RADII = (14.0, 42.0)  # mm, of a ball of a lesion's volume: from a large node to a bulky mass
-CONTRASTS = (3.0, 8.0)  # uptake of a lesion over that around it
-FIELD_OF_VIEW = (512.0, 320.0, 1120.0)  # mm: right, front, head
+"""Sites of bulky nodes of one disease: centre (mm in a body of average build, origin mid-thigh), least and largest radius (mm).
+Every patient has a lesion at the first one."""
+
+MOST_LESIONS, MOST_RECURRING = 8, 3  # of a subject who has any: anywhere, and at the sites of `LYMPHOMA`
+RADII = (14.0, 42.0)  # least and largest, in mm, of a ball of the same volume: from a large node to a bulky mass
+CONTRASTS = (3.0, 8.0)  # least and largest ratio of uptake in a lesion to uptake around it
+FIELD_OF_VIEW = (512.0, 320.0, 1120.0)  # mm to the right, front and head
 FWHM = 6.0  # mm, resolution of a clinical scanner
 NOISE = 0.12  # standard deviation at SUV 1 in a voxel of 8 mm
+# Numbers of the streams of seeds, so that no volume of one stream depends on how many another one has.
 _TRAIN_GOOD, _TRAIN_LESION, _TEST_GOOD, _TEST_LESION = range(4)
 
 
 @dataclass(frozen=True)
 class Lesion:
-    """
+    """What is known of a lesion that was put in.
+
     Args:
         site: one of `SITES` or of `LYMPHOMA`.
-        centre: mm, as the affine counts them.
-        radius: mm, of a ball of its volume.
+        centre: millimetres to the right, front and head, in the coordinates of the affine.
+        radius: millimetres, of a ball of the same volume.
         suv: uptake inside, before blur.
-        contrast: `suv` over the uptake around it.
+        contrast: `suv` divided by the uptake around it.
     """
 
     site: str
@@ -80,11 +87,12 @@ class Lesion:
 
 @dataclass(frozen=True)
 class Phantom:
-    """
+    """A generated subject.
+
     Args:
-        volume: SUV, RAS, float32.
-        mask: (D, H, W) bool, voxels that lie at least half in a lesion.
-        lesions: what was put in.
+        volume: (D, H, W) float32 SUV; the axes are RAS.
+        mask: (D, H, W) bool, True for voxels of which at least half lies in a lesion.
+        lesions: those that were put in.
     """
 
     volume: Volume
@@ -99,10 +107,10 @@ def generate_phantom(seed: int, lesions: int = 0, spacing: float = 8.0, recurrin
         seed: of everything in it. The subject is the same with and without lesions, noise included.
         lesions: how many.
         spacing: size of a voxel in mm.
-        recurring: lesions at sites of `LYMPHOMA`, the first one and then any other, in place of lesions anywhere.
+        recurring: puts lesions at sites of `LYMPHOMA`, first at the first one and then at any others, and not anywhere.
 
     Raises:
-        ValueError: a number of lesions that is negative or above that of sites, or a spacing outside 2 to 20 mm.
+        ValueError: a number of lesions that is negative or, if they recur, above that of sites; a spacing outside 2 to 20 mm.
     """
     if lesions < 0:
         raise ValueError(f"lesions must not be negative, got {lesions}")
@@ -114,7 +122,7 @@ def generate_phantom(seed: int, lesions: int = 0, spacing: float = 8.0, recurrin
     added, mask = _add_lesions(body, lesions, np.random.default_rng(sample_seed(seed, 1)), recurring)
     values = ndimage.gaussian_filter(body.activity, FWHM / 2.355 / spacing)
     generator = np.random.default_rng(sample_seed(seed, 2))
-    # Counting noise grows with the root of the activity and of the voxel's volume; reconstruction spreads it over neighbours.
+    # The noise of counts grows with the root of activity and falls with that of voxel volume; reconstruction blurs it.
     noise = ndimage.gaussian_filter(generator.standard_normal(values.shape), 0.6)
     noise *= NOISE * (8 / spacing) ** 1.5 / noise.std()
     values = np.maximum(values + noise * np.sqrt(values + 0.02), 0).astype(np.float32)
@@ -122,7 +130,10 @@ def generate_phantom(seed: int, lesions: int = 0, spacing: float = 8.0, recurrin
 
 
 class _Body:
-    """Activity of one subject on its grid, with what lesions need to know of it."""
+    """One subject on its grid: `activity` (D, H, W) float64 SUV before blur and noise, and where lesions may be put.
+
+    `site` holds (D, H, W) bool of each of `SITES`, True where a lesion may have its centre.
+    """
 
     def __init__(self, generator: np.random.Generator, spacing: float):
         self.generator, self.spacing = generator, spacing
@@ -140,41 +151,41 @@ class _Body:
         self.scale = (wide, wide * generator.normal(1.0, 0.05), tall)
         self.sway = generator.normal(0.0, 6.0, 2)  # nobody lies quite in the middle
         self.uptake = {name: mean * np.exp(generator.normal(0, spread)) for name, (mean, spread) in UPTAKE.items()}
-        self.hot = np.zeros(shape, dtype=bool)
-        self.site = {name: np.zeros(shape, dtype=bool) for name in SITES}
-        self._build()
+        self.site = self._build()
 
     def place(self, at) -> np.ndarray:
-        """mm in this body, from mm in a body of average build."""
+        """Millimetres in this body, from millimetres in a body of average build."""
         return np.asarray(at) * self.scale + (*self.sway, 0.0)
 
     def inside(self, centre, radii, power: float = 2.0) -> np.ndarray:
-        """Share of each voxel inside an ellipsoid, centre and radii in mm of a body of average build, origin mid-thigh."""
+        """Share of each voxel inside an ellipsoid, or with a `power` above 2 something more like a box.
+
+        Centre and radii are millimetres in a body of average build, with the origin mid-thigh.
+        """
         distance = sum(
             np.abs((axis - at) / (radius * scale)) ** power
             for axis, at, radius, scale in zip(self.axes, self.place(centre), radii, self.scale, strict=True)
         ) ** (1 / power)
         return np.clip(0.5 + (1 - distance) * min(radii) / self.spacing, 0, 1)
 
-    def organ(
-        self, name: str, centre, radii, jitter: float = 6.0, size: float = 0.08, power: float = 2.0
-    ) -> np.ndarray:
-        """Paints an organ somewhere near its place, in about its size; returns the share of each voxel that it takes."""
+    def organ(self, name: str, centre, radii, jitter: float = 6.0, size: float = 0.08) -> np.ndarray:
+        """Paints an organ near its place, in about its size (`inside`); returns the share of each voxel that lies in it.
+
+        Standard deviations are `jitter`, in mm, along each axis of its place, and `size`, of the logarithm of each radius.
+        """
         centre = np.asarray(centre, dtype=float) + self.generator.normal(0, jitter, 3)
         radii = np.asarray(radii, dtype=float) * np.exp(self.generator.normal(0, size, 3))
-        share = self.inside(centre, radii, power)
+        share = self.inside(centre, radii)
         self.activity += share * (self.uptake[name] - self.activity)
         return share
 
-    def _build(self) -> None:
+    def _build(self) -> dict[str, np.ndarray]:
+        """Paints body and organs, whose place and size are drawn in this order; returns `site`."""
         trunk = [((0, 0, 480), (165, 105, 330), 3.0), ((0, 0, 200), (175, 115, 150), 2.5)]
-        limbs = [((side * 85, 0, 60), (80, 85, 190), 2.5) for side in (-1, 1)]
-        shoulders, neck, head = (
-            ((0, -10, 765), (205, 75, 60), 2.5),
-            ((0, -5, 830), (58, 60, 90), 2.0),
-            ((0, 10, 940), (78, 98, 112), 2.0),
-        )
-        outline = [*trunk, *limbs, shoulders, neck, head]
+        legs = [((side * 85, 0, 60), (80, 85, 190), 2.5) for side in (-1, 1)]
+        shoulders, neck = ((0, -10, 765), (205, 75, 60), 2.5), ((0, -5, 830), (58, 60, 90), 2.0)
+        head = ((0, 10, 940), (78, 98, 112), 2.0)
+        outline = [*trunk, *legs, shoulders, neck, head]
         for name, margin in (("fat", 0.0), ("muscle", 18.0)):
             for centre, radii, power in outline:
                 share = self.inside(centre, np.asarray(radii) - (margin if radii[0] > 70 else margin / 2), power)
@@ -188,9 +199,8 @@ class _Body:
         ]
         pelvis = [self.organ("marrow", (side * 95, -30, 235), (28, 40, 55)) > 0.5 for side in (-1, 1)]
         femora = [self.organ("marrow", (side * 95, 5, 90), (16, 16, 110), 4.0) > 0.5 for side in (-1, 1)]
-        vessels = self.organ("blood", (8, -30, 640), (18, 18, 110), 3.0) + self.organ(
-            "blood", (10, 15, 690), (40, 28, 40)
-        )
+        vessels = self.organ("blood", (8, -30, 640), (18, 18, 110), 3.0)
+        vessels = vessels + self.organ("blood", (10, 15, 690), (40, 28, 40))
         liver = self.organ("liver", (75, 15, 505), (85, 75, 62)) > 0.9
         self.organ("spleen", (-105, -40, 500), (32, 38, 48))
         self.organ("stomach", (-60, 35, 500), (45, 38, 40), 10.0, 0.15)
@@ -198,32 +208,40 @@ class _Body:
             self.uptake["loop"] = self.uptake["bowel"] * np.exp(self.generator.normal(0, 0.4))
             place = self.generator.uniform((-95, 10, 300), (95, 55, 430))
             self.organ("loop", place, (38, 22, 24), 0.0, 0.2)
-        hot = [self.organ("kidney", (side * 68, -45, 430), (26, 24, 50)) for side in (-1, 1)]
+        kidneys = [self.organ("kidney", (side * 68, -45, 430), (26, 24, 50)) for side in (-1, 1)]
         heart = self.organ("heart", (-35, 30, 600), (46, 42, 48))
         self.uptake["cavity"] = self.uptake["blood"]
         self.organ("cavity", (-35, 30, 600), (24, 22, 28), 3.0)
         size = np.exp(self.generator.normal(0, 0.25))
         bladder = self.organ("bladder", (0, 30, 205), (36 * size, 32 * size, 30 * size))
         brain = self.organ("brain", (0, 10, 955), (64, 80, 66), 3.0, 0.04)
-        self.hot = np.maximum.reduce([*hot, heart, bladder, brain]) > 0.02
-        self.site["lung"] = np.logical_or(*lungs)
-        self.site["liver"] = liver
-        self.site["bone"] = np.logical_or.reduce([*spine, *pelvis, *femora])
-        self.site["node"] = ndimage.binary_dilation(vessels > 0.3, iterations=2) & (vessels < 0.1)
-        soft = muscle & ~np.logical_or.reduce([*self.site.values()])
-        self.site["soft"] = ndimage.binary_erosion(soft, iterations=max(1, round(16 / self.spacing)))
-        far_from_hot = ~ndimage.binary_dilation(self.hot, iterations=max(1, round(16 / self.spacing)))
-        inside = ndimage.binary_erosion(self.activity > 0.1, iterations=max(1, round(16 / self.spacing)))
-        self.site = {name: place & far_from_hot & inside for name, place in self.site.items()}
+        site = {
+            "lung": np.logical_or(*lungs),
+            "liver": liver,
+            "node": ndimage.binary_dilation(vessels > 0.3, iterations=2) & (vessels < 0.1),
+            "bone": np.logical_or.reduce([*spine, *pelvis, *femora]),
+        }
+        # Lesions keep a distance of 16 mm from organs with much uptake and from the skin.
+        steps = max(1, round(16 / self.spacing))
+        soft = muscle & ~np.logical_or.reduce([*site.values()])
+        site["soft"] = ndimage.binary_erosion(soft, iterations=steps)
+        hot = np.maximum.reduce([*kidneys, heart, bladder, brain]) > 0.02
+        allowed = ndimage.binary_erosion(self.activity > 0.1, iterations=steps)
+        allowed &= ~ndimage.binary_dilation(hot, iterations=steps)
+        return {name: place & allowed for name, place in site.items()}
 
 
 def _add_lesions(
     body: _Body, count: int, generator: np.random.Generator, recurring: bool
 ) -> tuple[tuple[Lesion, ...], np.ndarray]:
-    """Puts lesions in: each where its site allows and away from the others, or at the sites that recur."""
+    """Puts lesions into a body, away from each other or at sites of `LYMPHOMA`; returns them and the mask of a `Phantom`."""
     mask = np.zeros(body.grid.shape, dtype=bool)
     added: list[Lesion] = []
-    for site in _recurring_sites(count, generator) if recurring else [None] * count:
+    sites: list[str | None] = [None] * count
+    if recurring:
+        first, *others = LYMPHOMA
+        sites = [first, *generator.permutation(others).tolist()][:count]
+    for site in sites:
         if site is None:
             site, voxel = _free_voxel(body, mask, generator)
             centre = (body.grid.matrix @ [*(voxel + generator.uniform(-0.5, 0.5, 3)), 1.0])[:3]
@@ -244,13 +262,8 @@ def _add_lesions(
     return tuple(added), mask
 
 
-def _recurring_sites(count: int, generator: np.random.Generator) -> list[str]:
-    first, *others = LYMPHOMA
-    return [first, *generator.permutation(others).tolist()][:count]
-
-
 def _free_voxel(body: _Body, mask: np.ndarray, generator: np.random.Generator) -> tuple[str, np.ndarray]:
-    """A site, and a voxel of it that lies away from the lesions of `mask`."""
+    """Draws a site of `SITES`, and (3,) indices of a voxel of it that lies away from the lesions of `mask`."""
     site = SITES[int(generator.integers(len(SITES)))]
     free = body.site[site] & ~ndimage.binary_dilation(mask, iterations=max(1, round(24 / body.spacing)))
     if not free.any():
@@ -260,7 +273,7 @@ def _free_voxel(body: _Body, mask: np.ndarray, generator: np.random.Generator) -
 
 
 def _lump(body: _Body, centre: np.ndarray, radius: float, generator: np.random.Generator) -> np.ndarray:
-    """Share of each voxel in an ellipsoid with two bumps; its volume is about that of a ball of `radius` mm."""
+    """Share of each voxel that lies in an ellipsoid with two bumps, whose volume is about that of a ball of `radius` mm."""
     share = np.zeros(body.grid.shape)
     stretch = np.exp(generator.normal(0, 0.15, 3))
     parts = [(centre, radius * stretch / stretch.prod() ** (1 / 3))]
@@ -285,17 +298,17 @@ def write_phantoms(
 ) -> Path:
     """Writes a data set whose training volumes are contaminated, in the layout that `load_volumes` reads.
 
-    Lesion-bearing volumes have 1 to `MOST_LESIONS` lesions, or 1 to `MOST_RECURRING` that recur. `lesions.json` tells place, size
-    and contrast of each. Nothing in training reads it, nor the folder that a training volume is in.
+    A volume with lesions has 1 to `MOST_LESIONS` of them, or 1 to `MOST_RECURRING` that recur. `lesions.json` holds the fields of
+    each `Lesion`. Training reads neither that file nor the name of the folder that a volume lies in.
 
     Args:
         folder: made if need be; must be empty.
         num_train: training volumes in all.
-        num_test_good, num_test_lesion: test volumes.
+        num_test_good, num_test_lesion: test volumes without and with lesions.
         contamination: share of training volumes with lesions, in [0, 1), rounded to whole ones.
         spacing: size of a voxel in mm.
-        seed: every volume has a stream of its own, so more volumes leave the first ones as they are.
-        recurring: see `generate_phantom`.
+        seed: of all volumes. Each volume has a seed of its own, so that asking for more does not change the first ones.
+        recurring: as of `generate_phantom`.
 
     Raises:
         FileExistsError: the folder holds something already.
@@ -314,7 +327,8 @@ def write_phantoms(
         ("test/good", num_test_good, _TEST_GOOD, False, 0),
         ("test/lesion", num_test_lesion, _TEST_LESION, True, 0),
         ("train/good", num_train - hidden, _TRAIN_GOOD, False, 0),
-        ("train/lesion", hidden, _TRAIN_LESION, True, num_test_lesion),  # ground truth shares a folder with test's
+        # numbered on, because the ground truth of train and test lies in one folder
+        ("train/lesion", hidden, _TRAIN_LESION, True, num_test_lesion),
     )
     for part, count, stream, with_lesions, first in plan:
         phantoms = _phantoms(count, seed, stream, with_lesions, spacing, recurring)
@@ -322,9 +336,7 @@ def write_phantoms(
             path = write_volume(phantom.volume.values, root / part / f"{number:03d}.nii.gz", phantom.volume)
             record[str(path.relative_to(root))] = [asdict(lesion) for lesion in phantom.lesions]
             if with_lesions:
-                write_volume(
-                    phantom.mask, root / "ground_truth" / "lesion" / f"{number:03d}_mask.nii.gz", phantom.volume
-                )
+                write_volume(phantom.mask, root / f"ground_truth/lesion/{number:03d}_mask.nii.gz", phantom.volume)
     (root / "lesions.json").write_text(json.dumps(record, indent=2) + "\n")
     return root
 

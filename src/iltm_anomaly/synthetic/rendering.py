@@ -1,7 +1,7 @@
-"""Drawing of the synthetic inspection images: a machined part and a woven fabric, with and without structural defects.
+"""Draws a machined part and a woven fabric, with and without structural defects.
 
-Everything is drawn in units of 1/128 of the image, from -64 to 64 with x to the right and y down, so that a scene
-looks the same at every size. Shapes are signed distances (negative inside); edges are one pixel soft.
+The unit of length is 1/128 of the image, with x from -64 to 64 to the right and y from -64 to 64 down, so that a scene looks the
+same at every size. Shapes are signed distances (negative inside); edges are one pixel soft.
 """
 
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ _BAR_WIDTHS = (1.6, 3.2, 1.6, 1.6, 3.2, 1.6, 3.2, 1.6)
 
 @dataclass
 class Scene:
-    """What differs between two good images: position, light, noise, texture; drawn from `rng` once.
+    """What differs between two good images: position, light, texture and noise.
 
     Attributes:
         size: pixels along each side.
@@ -31,8 +31,8 @@ class Scene:
         gain: brightness of the light.
         slope: change of brightness from the middle to the edge of the image, along x and y.
         tint: gain of each channel.
-        texture_seed: of the grain of the material.
-        noise: (size, size, 3) noise of the camera.
+        texture_seed: seed of the grain of the material.
+        noise: (size, size, 3) float32 noise of the camera.
     """
 
     size: int
@@ -73,7 +73,7 @@ class Scene:
         return rotate(*self.grid(), self.angle, self.shift)
 
     def expose(self, surface: Array) -> Array:
-        """Light, optics and camera: (size, size, 3) reflectance -> float image in [0, 1]."""
+        """Adds light, optics and camera: (size, size, 3) reflectance -> (size, size, 3) float image in [0, 1]."""
         x, y = self.grid()
         light = self.gain * (1 + self.slope[0] * x / 64 + self.slope[1] * y / 64)
         image = surface * light[..., None] * self.tint
@@ -111,7 +111,7 @@ def rotate(x: Array, y: Array, angle: float, origin) -> tuple[Array, Array]:
 
 
 def box(x: Array, y: Array, half_width: float, half_height: float, radius: float = 0.0) -> Array:
-    """Signed distance from a rectangle with round corners around the origin."""
+    """Signed distance from a rectangle around the origin, whose corners are rounded."""
     dx, dy = np.abs(x) - half_width + radius, np.abs(y) - half_height + radius
     return np.hypot(np.maximum(dx, 0), np.maximum(dy, 0)) + np.minimum(np.maximum(dx, dy), 0) - radius
 
@@ -178,7 +178,7 @@ def render_part(scene: Scene, structure: Structure) -> tuple[Array, Array]:
 
 
 def _recess(surface: Array, distance: Array, pixel: float, depth: float = 0.09) -> Array:
-    # A hole: dark, with its far wall lit; returns where there still is a surface.
+    """Draws a hole, dark and with its far wall lit; returns (H, W) in [0, 1], 0 where there is no surface any more."""
     shade = depth - 0.10 * bevel(distance, 3.0, pixel)
     paint(surface, distance, np.repeat(shade[..., None], 3, axis=2), pixel)
     return np.clip(0.5 + distance / pixel, 0, 1)

@@ -15,7 +15,8 @@ from iltm_anomaly.comparison.baselines.vqvae_transformer import residual_setting
 from iltm_anomaly.comparison.benchmark.published import load_published
 from iltm_anomaly.data.contamination import contaminate, contamination_record, largest_train_size
 from iltm_anomaly.data.images import files_below
-from iltm_anomaly.data.mvtec import is_category, list_categories, load_mvtec
+from iltm_anomaly.data.layout import is_category, list_categories
+from iltm_anomaly.data.mvtec import load_mvtec
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.recipes.recipe import Recipe, load_recipe
 from iltm_anomaly.settings import InferenceSettings
