@@ -3,6 +3,7 @@
 import logging
 import math
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -49,34 +50,30 @@ def fit_rounds(
     Raises:
         TokenThresholdError: if a round would mask more tokens than the recipe allows.
     """
-    rounds = run.recipe.rounds
-    grid = tokenizer.grid_shape(pixels.shape[2:])
+    grid, tokenizer_digest = tokenizer.grid_shape(pixels.shape[2:]), follows
     reports: list[dict[str, Any]] = []
     prior: PerformerPriorModel | None = None
-    codes: Tensor | None = None
-    verdict: Verdict | None = None
     stage: Stage | None = None
-    tokenizer_digest = follows
-    for number in range(rounds.rounds + 1):
+
+    @cache
+    def codes() -> Tensor:  # made when the first round needs them: a run whose rounds are all done needs none
+        return run.folder.cached("codes.bin", tokenizer_digest, lambda: encode_copies(run, tokenizer, pixels))
+
+    for number in range(run.recipe.rounds.rounds + 1):
         before, stage = stage, run.folder.stage(f"rounds/round_{number}", follows)
         finished = stage.load(PerformerPriorModel)
-        if finished is not None:
-            prior, report = finished
-            verdict = None
-        else:
-            if codes is None:  # a run whose rounds are all done needs none
-                codes = run.folder.cached("codes.bin", tokenizer_digest, lambda: encode_copies(run, tokenizer, pixels))
-            previous, verdict = verdict, Verdict() if prior is None else judge(run, prior, codes, grid)
-            if number > 1 and before is not None:
-                reason = _settled(run, number, before, previous, verdict, reports[-1])
-                if reason is not None:
-                    logger.info("stopping: %s", reason)
-                    reports[-1]["stopped"] = reason
-                    before.amend(stopped=reason)
-                    break
-            prior, report = fit_prior(run, number, stage, tokenizer.vocab_size, grid, codes, verdict)
-            picture_surprise(run, number, tokenizer, prior, pixels)
-            logger.info("round %d: masked %.2f %% of tokens", number, 100 * report["masked_fraction"])
+        if finished is None:
+            verdict = Verdict() if prior is None else judge(run, prior, codes(), grid)
+            reason = None if before is None else settled(run, before, verdict, reports[-1])
+            if before is not None and reason is not None:
+                logger.info("stopping: %s", reason)
+                reports[-1]["stopped"] = reason
+                before.amend(stopped=reason)
+                break
+            finished = fit_prior(run, number, stage, tokenizer.vocab_size, grid, codes(), verdict)
+            picture_surprise(run, number, tokenizer, finished[0], pixels)
+            logger.info("round %d: masked %.2f %% of tokens", number, 100 * finished[1]["masked_fraction"])
+        prior, report = finished
         reports.append(report)
         follows = report["weights_sha256"]
         if "stopped" in report:
@@ -103,17 +100,22 @@ def judge(run: RunContext, prior: PerformerPriorModel, codes: Tensor, grid: tupl
     return Verdict(keep, {"masked_fraction": fraction, "surprise_limit": limit})
 
 
-def _settled(
-    run: RunContext, number: int, before: Stage, previous: Verdict | None, verdict: Verdict, last: dict[str, Any]
-) -> str | None:
-    """Why no further round is needed, None if this round's masks differ from those of the round before; notes their overlap."""
-    previous_keep = before.tensor("keep") if previous is None else previous.keep
-    assert previous_keep is not None and verdict.keep is not None  # every round but the first masks
-    overlap = verdict.report["mask_iou"] = masking.mask_iou(previous_keep, verdict.keep)
-    if not (run.recipe.rounds.stop_early and masking.has_converged(previous_keep, verdict.keep)):
+def settled(run: RunContext, before: Stage, verdict: Verdict, last: dict[str, Any]) -> str | None:
+    """Why no further round is needed, None if its masks differ from those of the round before; notes in the verdict how far they
+    overlap.
+
+    Args:
+        before, last: stage and report of the round before. Round 0 has no masks to compare with.
+    """
+    if last["round"] == 0:
+        return None
+    previous = before.tensor("keep")
+    assert previous is not None and verdict.keep is not None  # every round but the first masks
+    overlap = verdict.report["mask_iou"] = masking.mask_iou(previous, verdict.keep)
+    if not (run.recipe.rounds.stop_early and masking.has_converged(previous, verdict.keep)):
         return None
     return (
-        f"round {number} would mask {verdict.report['masked_fraction']:.2%} of tokens, round {number - 1} "
+        f"round {last['round'] + 1} would mask {verdict.report['masked_fraction']:.2%} of tokens, round {last['round']} "
         f"masks {last['masked_fraction']:.2%} (IoU {overlap:.3f})"
     )
 
