@@ -8,7 +8,6 @@ What that image lacks is abnormal.
 import math
 from typing import Any, ClassVar
 
-import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
@@ -17,7 +16,6 @@ from iltm_anomaly.comparison.baselines.modeling import (
     BaselineConfig,
     BaselineModel,
     BaselineRecipe,
-    check_pixels,
 )
 from iltm_anomaly.recipes.recipe import StageRecipe
 
@@ -75,7 +73,7 @@ def autoencoder_recipes(dropout: float) -> dict[str, BaselineRecipe]:
 
 
 class AutoencoderModel(BaselineModel):
-    """Map: absolute difference of an image to its reconstruction, averaged over channels. Score: the map's maximum."""
+    """Map: absolute difference of an image to its reconstruction. Score: the map's maximum."""
 
     config_class: Any = AutoencoderConfig
     recipes: ClassVar[dict[str, BaselineRecipe]] = autoencoder_recipes(0.2)
@@ -104,7 +102,7 @@ class AutoencoderModel(BaselineModel):
         self.post_init()
 
     def _encode(self, pixel_values: Tensor) -> Tensor:
-        check_pixels(pixel_values, self.config)
+        self.check_pixels(pixel_values)
         return self.to_latent(self.encoder(pixel_values).flatten(1))  # (B, codes_per_image * latent_size)
 
     def _decode(self, latent: Tensor) -> Tensor:
@@ -114,12 +112,6 @@ class AutoencoderModel(BaselineModel):
         """Loss: absolute error summed over an image, mean over images. Prediction: reconstructions (B, C, H, W), not clamped."""
         reconstruction = self._decode(self.dropout(self._encode(pixel_values)))
         return AnomalyModelOutput(loss=absolute_error(reconstruction, pixel_values), prediction=reconstruction)
-
-    @torch.no_grad()
-    def anomaly_maps(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        residual = (pixel_values - self(pixel_values).prediction).abs().float().mean(1)
-        maps = self.smoothed(residual)
-        return maps.amax((1, 2)), maps
 
 
 def absolute_error(reconstruction: Tensor, pixel_values: Tensor) -> Tensor:

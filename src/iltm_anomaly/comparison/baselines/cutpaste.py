@@ -21,9 +21,6 @@ from iltm_anomaly.comparison.baselines.density import GaussianDensity
 from iltm_anomaly.comparison.baselines.modeling import (
     AnomalyModelOutput,
     BaselineRecipe,
-    batches_of,
-    check_pixels,
-    check_ranges,
     imagenet_normalized,
     unit_range,
 )
@@ -75,7 +72,7 @@ class CutPasteConfig(ResNetBaselineConfig):
             raise ValueError(
                 f"need patch_share in (0, 1] and steps_per_patch >= 1, got {self.patch_share} and {self.steps_per_patch}"
             )
-        check_ranges(self, "area", "scar_width", "scar_length")
+        self.check_ranges("area", "scar_width", "scar_length")
         if not (0 < self.aspect <= 1 and 0 <= self.jitter < 1 and self.area[1] < 1):
             raise ValueError(
                 f"need aspect in (0, 1], jitter in [0, 1), area < 1; got {self.aspect}, {self.jitter}, {self.area}"
@@ -148,7 +145,7 @@ class CutPasteModel(ResNetBaselineModel):
         generator = torch.Generator().manual_seed(seed)
         per_image = max(1, -(-self.config.density_patches // len(images)))
         of_patches, of_images = [], []
-        for batch in batches_of(images, self.device):
+        for batch in self.batches(images):
             of_images.append(self.embed(batch))
             patches, grid = overlapping_patches(batch, self.config)
             patches = patches.unflatten(0, (len(batch), -1))
@@ -159,7 +156,7 @@ class CutPasteModel(ResNetBaselineModel):
 
     @torch.no_grad()
     def anomaly_maps(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        check_pixels(pixel_values, self.config)
+        self.check_pixels(pixel_values)
         patches, grid = overlapping_patches(pixel_values, self.config)
         distances = torch.cat([self.patch_density(self.embed(part)) for part in patches.split(PATCHES_AT_ONCE)])
         maps = spread_patches(distances.view(-1, *grid), self.config)

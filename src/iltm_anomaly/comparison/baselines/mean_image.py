@@ -11,8 +11,6 @@ from iltm_anomaly.comparison.baselines.modeling import (
     BaselineConfig,
     BaselineModel,
     BaselineRecipe,
-    batches_of,
-    check_pixels,
 )
 
 
@@ -24,7 +22,7 @@ class MeanImageConfig(BaselineConfig):
 
 
 class MeanImageModel(BaselineModel):
-    """Map: absolute difference to the mean training image, averaged over channels. Score: the map's maximum."""
+    """Map: absolute difference of an image to the mean training image. Score: the map's maximum."""
 
     config_class = MeanImageConfig
     recipes: ClassVar[dict[str, BaselineRecipe]] = {name: BaselineRecipe() for name in ("paper", "cpu", "tiny")}
@@ -39,17 +37,12 @@ class MeanImageModel(BaselineModel):
     def fit_statistics(self, images: Any, seed: int) -> None:
         """Averages the training images."""
         total = torch.zeros_like(self.mean, dtype=torch.float64)
-        for batch in batches_of(images, self.device):
+        for batch in self.batches(images):
             total += batch.double().sum(0)
         self.mean.copy_(total / len(images))
 
     def forward(self, pixel_values: Tensor) -> AnomalyModelOutput:
         """Loss: mean absolute difference to the mean training image. Prediction: that image, for each of (B, C, H, W)."""
-        check_pixels(pixel_values, self.config)
+        self.check_pixels(pixel_values)
         mean = self.mean.expand_as(pixel_values)
         return AnomalyModelOutput(loss=(pixel_values - mean).abs().mean(), prediction=mean)
-
-    @torch.no_grad()
-    def anomaly_maps(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        maps = self.smoothed((pixel_values - self(pixel_values).prediction).abs().float().mean(1))
-        return maps.amax((1, 2)), maps

@@ -80,6 +80,13 @@ class BaselineConfig(PreTrainedConfig):
         if not 0 <= self.smoothing < 1:
             raise ValueError(f"smoothing must be in [0, 1), got {self.smoothing}")
 
+    def check_ranges(self, *names: str) -> None:
+        """Raises ValueError unless each of these fields is a pair (smallest, largest) of positive numbers."""
+        for name in names:
+            values = getattr(self, name)
+            if len(values) != 2 or not 0 < values[0] <= values[1]:
+                raise ValueError(f"{name} must be (smallest, largest), both positive, got {values}")
+
     def claimed_sizes(self) -> tuple[dict[str, int], dict[str, int]]:
         """Numbers of layers and widths by name. `hub.checks` compares them with the weights before it builds a model: no model
         has more layers than tensors, or a width above the count of its numbers."""
@@ -208,9 +215,26 @@ class BaselineModel(SafetensorsModel):
     def fit_statistics(self, images: Any, seed: int) -> None:
         """Computes what the method takes from all training images at once, after gradient descent."""
 
+    @torch.no_grad()
     def anomaly_maps(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) in [0, 1] -> scores (B,) and maps (B, H, W), float32."""
-        raise NotImplementedError
+        """Images (B, C, H, W) in [0, 1] -> scores (B,) and maps (B, H, W), float32. Unless a method says otherwise, a map is the
+        absolute difference of an image to its prediction, averaged over channels, and the score is its maximum."""
+        maps = self.smoothed((pixel_values - self(pixel_values).prediction).abs().float().mean(1))
+        return maps.amax((1, 2)), maps
+
+    def check_pixels(self, pixel_values: Tensor) -> None:
+        """Raises ValueError unless `pixel_values` have the shape (B, C, H, W) of the configured channels and size."""
+        expected = (self.config.in_channels, *self.config.image_size)
+        if tuple(pixel_values.shape[1:]) != expected:
+            raise ValueError(
+                f"pixel_values must have shape (B, {', '.join(map(str, expected))}), got {tuple(pixel_values.shape)}: "
+                "let ILTMImageProcessor resize"
+            )
+
+    def batches(self, images: Any) -> Iterator[Tensor]:
+        """Images (N, C, H, W) uint8 in order, a few at a time: (B, C, H, W) float32 in [0, 1] on the model's device."""
+        for start in range(0, len(images), IMAGES_AT_ONCE):
+            yield unit_range(images[start : start + IMAGES_AT_ONCE]).to(self.device)
 
     def smoothed(self, maps: Tensor) -> Tensor:
         """Maps (B, H, W), each with the filter of `config.smoothing`."""
@@ -235,24 +259,6 @@ class BaselineModel(SafetensorsModel):
                 init.zeros_(buffer)
 
 
-def check_pixels(pixel_values: Tensor, config: BaselineConfig) -> None:
-    """Raises ValueError unless `pixel_values` have the shape (B, C, H, W) of the configured channels and size."""
-    expected = (config.in_channels, *config.image_size)
-    if tuple(pixel_values.shape[1:]) != expected:
-        raise ValueError(
-            f"pixel_values must have shape (B, {', '.join(map(str, expected))}), got {tuple(pixel_values.shape)}: "
-            "let ILTMImageProcessor resize"
-        )
-
-
-def check_ranges(config: BaselineConfig, *names: str) -> None:
-    """Raises ValueError unless each of these fields is a pair (smallest, largest) of positive numbers."""
-    for name in names:
-        values = getattr(config, name)
-        if len(values) != 2 or not 0 < values[0] <= values[1]:
-            raise ValueError(f"{name} must be (smallest, largest), both positive, got {values}")
-
-
 def unit_range(images: Tensor) -> Tensor:
     """Images uint8 -> float32 in [0, 1]."""
     return images.float() / 255
@@ -262,9 +268,3 @@ def imagenet_normalized(pixel_values: Tensor) -> Tensor:
     """Images (B, C, H, W) in [0, 1], C = 1 or 3 -> (B, 3, H, W), normalised by ImageNet's mean and standard deviation."""
     mean, std = (pixel_values.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (pixel_values - mean) / std
-
-
-def batches_of(images: Any, device: torch.device, count: int = IMAGES_AT_ONCE) -> Iterator[Tensor]:
-    """All training images in order: batches (count, C, H, W) float32 in [0, 1] on `device`."""
-    for start in range(0, len(images), count):
-        yield unit_range(images[start : start + count]).to(device)

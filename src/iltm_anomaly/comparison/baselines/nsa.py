@@ -23,8 +23,6 @@ from iltm_anomaly.comparison.baselines.modeling import (
     AnomalyModelOutput,
     BaselineRecipe,
     MissingExtraError,
-    check_pixels,
-    check_ranges,
     imagenet_normalized,
     unit_range,
 )
@@ -80,7 +78,7 @@ class NSAConfig(ResNetBaselineConfig):
 
     def validate_patches(self):
         """Raises ValueError where a size is out of range."""
-        check_ranges(self, "half_height", "half_width", "resize")
+        self.check_ranges("half_height", "half_width", "resize")
         if self.max_patches < 1 or max(self.half_height[1], self.half_width[1]) > 0.45:
             raise ValueError(
                 "need max_patches >= 1 and half sides up to 0.45, got "
@@ -209,7 +207,7 @@ class NSAModel(ResNetBaselineModel):
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> AnomalyModelOutput:
         """Takes images (B, C, H, W) and labels (B, H, W) in [0, 1]. Loss: binary cross entropy. Prediction: logits (B, H, W)."""
-        check_pixels(pixel_values, self.config)
+        self.check_pixels(pixel_values)
         features = self.decoder(self.middle(self.encoder(imagenet_normalized(pixel_values)).last_hidden_state))
         features = F.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
         height, width = self.config.image_size

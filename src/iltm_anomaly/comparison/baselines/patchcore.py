@@ -16,8 +16,6 @@ from iltm_anomaly.comparison.baselines.modeling import (
     BaselineConfig,
     BaselineModel,
     BaselineRecipe,
-    batches_of,
-    check_pixels,
     imagenet_normalized,
 )
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
@@ -115,7 +113,8 @@ class PatchCoreModel(BaselineModel):
 
     def __init__(self, config: PatchCoreConfig):
         super().__init__(config)
-        self.backbone = build_backbone(config)
+        offline, levels = config.backbone_config is None, tuple(config.levels or ())
+        self.backbone: Any = EfficientNetLite0Features(levels) if offline else TransformersBackbone(config)
         self.register_buffer("bank", torch.zeros(config.bank_rows, sum(self.backbone.channels)))
         self.post_init()
         self.eval()
@@ -133,7 +132,10 @@ class PatchCoreModel(BaselineModel):
         return config
 
     def load_pretrained_parts(self) -> None:
-        self.backbone.load_pretrained(self.config.backbone)
+        if self.config.backbone_config is None:
+            self.backbone.load_packaged_weights()
+        else:
+            self.backbone.load_pretrained(self.config.backbone)
 
     def train(self, mode: bool = True) -> "PatchCoreModel":
         return super().train(False)  # its batch normalisation keeps the statistics of ImageNet
@@ -153,7 +155,7 @@ class PatchCoreModel(BaselineModel):
 
     def forward(self, pixel_values: Tensor) -> AnomalyModelOutput:
         """Prediction: distances (B, h, w) at the resolution of the features. There is no loss."""
-        check_pixels(pixel_values, self.config)
+        self.check_pixels(pixel_values)
         features = self.features(pixel_values).float()
         distances = nearest_distances(features.flatten(0, 2), self.get_buffer("bank"))
         return AnomalyModelOutput(prediction=distances.view(features.shape[:3]))
@@ -167,7 +169,7 @@ class PatchCoreModel(BaselineModel):
         wanted = max(len(bank), CORESET_CANDIDATES) if coreset else len(bank)
         per_image = -(-wanted // len(images))
         candidates = []
-        for batch in batches_of(images, self.device):
+        for batch in self.batches(images):
             for own in self.features(batch).flatten(1, 2):
                 candidates.append(own[torch.randperm(len(own), generator=generator)[:per_image].to(own.device)])
         found = torch.cat(candidates)
@@ -205,21 +207,6 @@ class TransformersBackbone(nn.Module):
         # not by AutoBackbone, which asks the Hub about folders, too
         stored = type(self.network).from_pretrained(name, out_indices=self.levels)
         self.network.load_state_dict(stored.state_dict())
-
-
-class OfflineBackbone(EfficientNetLite0Features):
-    """EfficientNet-Lite0 with the interface of `TransformersBackbone`."""
-
-    def load_pretrained(self, name: str) -> None:
-        """Loads the weights from the installed package."""
-        self.load_packaged_weights()
-
-
-def build_backbone(config: PatchCoreConfig) -> Any:
-    """A backbone without its weights."""
-    if config.backbone_config is None:
-        return OfflineBackbone(tuple(config.levels or ()))
-    return TransformersBackbone(config)
 
 
 def nearest_distances(queries: Tensor, bank: Tensor) -> Tensor:

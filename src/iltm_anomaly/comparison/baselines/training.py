@@ -30,7 +30,7 @@ from iltm_anomaly.training.tracking import RunLog
 
 logger = logging.getLogger(__name__)
 
-# First counters of every random stream, apart from those of ILTM's own stages.
+# First counters of the random streams, which are other ones than those of ILTM's stages.
 STREAM_WEIGHTS, STREAM_BATCHES, STREAM_STATISTICS = range(20, 23)
 
 
@@ -53,22 +53,22 @@ def train_baseline(
     """Trains the baseline `name` on images without labels, contaminated or not.
 
     Args:
-        name: of `BASELINES`.
-        images: (N, C, H, W) uint8 tensor, or what is read like one (`PixelCache`), as `processor` prepares them.
-        processor: fixes resolution and channels, and goes into the pipeline.
+        name: one of `BASELINES`.
+        images: (N, C, H, W) uint8 as `processor` prepares them, a tensor or a `PixelCache`.
+        processor: fixes size and channels of the images; a part of the pipeline.
         output: folder of the run; the pipeline is saved in `output`/model.
         seed: of everything random.
-        budget_seconds: end gradient descent after this time, at the latest when the recipe's steps are done.
+        budget_seconds: end gradient descent after this time, if the steps are not done before.
         steps: in place of the recipe's.
-        device: "cpu", or "cuda" and the like for an accelerator.
+        device: "cpu", or another name such as "cuda" for an accelerator.
         preset: "paper" (the source's settings), "cpu" or "tiny".
-        category: of MVTec AD; with the preset "paper" NSA has settings of its own for each.
+        category: of MVTec AD. With the preset "paper", NSA has settings of its own for each.
         resume: continue what `output` holds; a finished run is loaded.
         show_progress: progress bars.
         config: fields of the model's configuration, in place of the preset's.
 
     Returns:
-        The pipeline, calibrated, on `device`. Its `training_report` says how long was trained and why it ended.
+        The pipeline, calibrated, on `device`. Its `training_report` says how long it was trained, and why training ended.
 
     Raises:
         ValueError: for an unknown name, preset or field of the configuration.
@@ -80,53 +80,30 @@ def train_baseline(
     recipe = model_class.recipe_for(preset, category, config)
     if steps is not None and recipe.stage is not None:
         recipe = replace(recipe, stage=replace(recipe.stage, steps=steps, epochs=None))
-    run: dict[str, Any] = {
-        "method": name,
-        "preset": preset,
-        "recipe": asdict(recipe),
-        "seed": seed,
-        "budget_seconds": budget_seconds,
-        "images": len(images),
-        "images_sha256": images_digest(images),
-    }
+    run = {"method": name, "preset": preset, "recipe": asdict(recipe), "seed": seed, "budget_seconds": budget_seconds}
+    run |= {"images": len(images), "images_sha256": images_digest(images)}
     _claim(output, run, resume)
     if (output / "model").exists():
         logger.info("the run in %s is complete: nothing is left to do", output)
         return BaselinePipeline.from_pretrained(output / "model", device=device)
-    return _train(model_class, recipe, run, images, processor, output, device, show_progress)
-
-
-def _train(
-    model_class: type[BaselineModel],
-    recipe: BaselineRecipe,
-    run: dict[str, Any],
-    images: Any,
-    processor: ILTMImageProcessor,
-    output: Path,
-    device: str,
-    show_progress: bool,
-) -> BaselinePipeline:
-    """Trains, calibrates and saves; `run` is what identifies the run."""
-    torch.manual_seed(sample_seed(run["seed"], STREAM_WEIGHTS))
+    torch.manual_seed(sample_seed(seed, STREAM_WEIGHTS))
     model = model_class(model_class.configure(processor, len(images), recipe.config))
     model.load_pretrained_parts()
-    report = run | {"title": BASELINES[run["method"]].title}
-    report |= _descend(model, images, recipe, run, output, device, show_progress)
-    pipeline = _calibrated(model, processor, images, report, show_progress)
+    descent = _descend(model, images, recipe, run, output, device, show_progress)
+    pipeline = _calibrated(model, processor, images, run | {"title": BASELINES[name].title} | descent, show_progress)
     fill_folder(output / "model", pipeline.save_pretrained)
     remove_checkpoint(output / "checkpoint.bin")
     return pipeline
 
 
 def _model_class(name: str) -> type[BaselineModel]:
-    found = BASELINES[name].model_class if name in BASELINES else None
-    if found is None:
+    if name not in BASELINES:
         raise ValueError(f"no baseline {name!r}; there are {', '.join(BASELINES)}")
-    return found
+    return BASELINES[name].model_class
 
 
 def _claim(output: Path, run: dict[str, Any], resume: bool) -> None:
-    """Writes what identifies the run, or checks that it is the one that the folder holds."""
+    """Writes run.json with what identifies the run; if there is one, raises RunFolderError unless it is of the same run."""
     path = output / "run.json"
     if not path.exists():
         output.mkdir(parents=True, exist_ok=True)
@@ -141,7 +118,7 @@ def _claim(output: Path, run: dict[str, Any], resume: bool) -> None:
 
 
 class BaselineObjective(Objective):
-    """The loss of a baseline on its training images (N, C, H, W) uint8; `seed` is that of its batches."""
+    """Trains a baseline on images (N, C, H, W) uint8; `seed` is that of what `training_batch` draws."""
 
     model: BaselineModel
 
@@ -211,7 +188,7 @@ def _calibrated(
 
 
 def images_digest(images: Any) -> str:
-    """SHA-256 over all pixels; a `PixelCache` knows its own."""
+    """SHA-256 over all pixels of the images, see `train_baseline`."""
     if hasattr(images, "digest"):
         return images.digest
     digest = hashlib.sha256(str(tuple(images.shape)).encode())

@@ -12,7 +12,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
 from iltm_anomaly import masking
-from iltm_anomaly.comparison.baselines.modeling import AnomalyModelOutput, BaselineConfig, BaselineModel, check_pixels
+from iltm_anomaly.comparison.baselines.modeling import AnomalyModelOutput, BaselineConfig, BaselineModel
 from iltm_anomaly.healing import heal
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
@@ -88,14 +88,14 @@ class VQVAETransformerModel(BaselineModel):
 
     def forward(self, pixel_values: Tensor) -> AnomalyModelOutput:
         """Loss: negative log-likelihood of a token in nats, mean over all tokens. Prediction: that of each token, (B, *grid)."""
-        check_pixels(pixel_values, self.config)
+        self.check_pixels(pixel_values)
         codes = self.vqvae.encode(pixel_values)
         surprise = -self.prior.log_likelihood(codes.flatten(1)).view(codes.shape)
         return AnomalyModelOutput(loss=surprise.mean(), prediction=surprise)
 
     @torch.no_grad()
     def anomaly_maps(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        check_pixels(pixel_values, self.config)
+        self.check_pixels(pixel_values)
         maps = self._kde_maps(pixel_values) if self.config.map == "kde" else self._residual_maps(pixel_values)
         return maps.amax((1, 2)), maps
 

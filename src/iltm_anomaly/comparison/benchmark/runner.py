@@ -15,18 +15,10 @@ from iltm_anomaly.comparison.baselines.round_zero import from_run, load_round_ze
 from iltm_anomaly.comparison.baselines.training import train_baseline
 from iltm_anomaly.comparison.benchmark.cells import is_finished, save_cell
 from iltm_anomaly.comparison.benchmark.plan import OWN_SCHEDULE, BenchmarkArguments, Group, Plan, digest_of
-from iltm_anomaly.comparison.benchmark.statistics import (
-    DRAWS,
-    ImageStatistics,
-    draw_images,
-    image_statistics,
-    metrics_of_draws,
-    pack,
-)
+from iltm_anomaly.comparison.benchmark.statistics import ImageStatistics, image_statistics, packed_draws
 from iltm_anomaly.data.cache import CacheDamagedError, PixelCache, build_cache
 from iltm_anomaly.evaluation.evaluate import evaluate_run, score_dataset
 from iltm_anomaly.evaluation.ground_truth import ground_truth_masks
-from iltm_anomaly.headings import METRICS
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.provenance import provenance, training_commit
 from iltm_anomaly.training.arguments import TrainArguments
@@ -60,10 +52,9 @@ def run_plan(plan: Plan) -> tuple[dict[str, str], list[str]]:
     """
     failures: dict[str, str] = {}
     left: list[str] = []
-    total, done = sum(len(group.methods) for group in plan.groups), 0
+    cells = [group.cell(method) for group in plan.groups for method in group.methods]
+    numbers = {cell: f"{number} of {len(cells)}" for number, cell in enumerate(cells, 1)}
     for group in plan.groups:
-        numbers = range(done + 1, done + 1 + len(group.methods))
-        done += len(group.methods)
         if group.error is not None:
             failures |= {group.cell(method): group.error for method in group.methods}
             continue
@@ -71,8 +62,7 @@ def run_plan(plan: Plan) -> tuple[dict[str, str], list[str]]:
         runs.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(runs / f"{group.name}.lock", blocking=False):
-                cells = {m: f"{n} of {total}" for n, m in zip(numbers, group.methods, strict=True)}
-                failures |= _run_group(plan, group, cells)
+                failures |= _run_group(plan, group, numbers)
         except Timeout:
             logger.warning("%s: another process works on it; left to that", group.name)
             left.append(group.name)
@@ -83,12 +73,12 @@ def _run_group(plan: Plan, group: Group, numbers: dict[str, str]) -> dict[str, s
     folder = plan.arguments.output / "cells"
     failures: dict[str, str] = {}
     work: GroupRun | None = None
-    for method, number in numbers.items():
+    for method in group.methods:
         name, settings = group.cell(method), plan.settings(group, method)
         if is_finished(folder, name, settings):
-            logger.info("cell %s, %s: finished before", number, name)
+            logger.info("cell %s, %s: finished before", numbers[name], name)
             continue
-        logger.info("cell %s, %s", number, name)
+        logger.info("cell %s, %s", numbers[name], name)
         work = work or GroupRun(plan, group)
         try:
             measured = work.measure(method)
@@ -106,8 +96,6 @@ def document(
 ) -> dict[str, Any]:
     """What the JSON file of a cell holds."""
     assert group.record is not None and group.dataset is not None  # else it has an error, and is not measured
-    counts = draw_images(measured.statistics.labels, group.record["test_indices"], group.category.name)
-    draws = metrics_of_draws(measured.statistics, counts)
     return {
         "results": measured.results,
         "test_images": group.dataset["test"].num_rows,
@@ -118,8 +106,8 @@ def document(
         "preset": arguments.preset,
         "settings": settings,
         **measured.about,
-        "draws": {"count": DRAWS, "kind": "poisson", "test_sha256": group.test_digest}
-        | {metric: pack(draws[metric]) for metric in METRICS if metric in draws},
+        "draws": packed_draws(measured.statistics, group.record["test_indices"], group.category.name)
+        | {"test_sha256": group.test_digest},
         **provenance(device),
     }
 

@@ -151,6 +151,13 @@ def interval(differences: np.ndarray, level: float = LEVEL) -> tuple[float, floa
     return float(low), float(high)
 
 
+def packed_draws(statistics: ImageStatistics, rows: Sequence[int], category: str) -> dict[str, Any]:
+    """What a cell stores of all draws: their number and kind, and each metric as text. `rows` and `category` are those of
+    `draw_images`."""
+    draws = metrics_of_draws(statistics, draw_images(statistics.labels, rows, category))
+    return {"count": DRAWS, "kind": "poisson"} | {metric: pack(values) for metric, values in draws.items()}
+
+
 def pack(draws: np.ndarray) -> str:
     """Values in [0, 1] as one line of text, in hundred-thousandths, which is short in JSON."""
     return " ".join(str(round(value * 1e5)) for value in draws.tolist())

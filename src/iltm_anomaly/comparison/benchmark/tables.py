@@ -1,6 +1,8 @@
 """The paper's Table 2 with our figures beside the printed ones, as Markdown and LaTeX."""
 
+import re
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +47,6 @@ class Entry:
 class LevelTable:
     """The table at one contamination; a row is (category, metric, an entry per method)."""
 
-    level: float
     methods: list[str]
     in_paper: list[bool]
     rows: list[tuple[str, str, list[Entry]]]
@@ -66,22 +67,32 @@ def level_table(results: Results, level: float) -> LevelTable:
             entries = [_mean_entry(results, method, complete, level, metric) for method in methods]
             rows.append((f"mean of {len(complete)}: {', '.join(complete)}", metric, _mark_best(entries)))
     in_paper = [any(row[2][column].printed for row in rows) for column in range(len(methods))]
-    return LevelTable(level, methods, in_paper, rows)
+    return LevelTable(methods, in_paper, rows)
 
 
 def _entry(results: Results, method: str, category: str, level: float, metric: str) -> Entry:
-    vector = results.vector(method, category, level, metric)
-    per_image = None
-    if vector is not None and metric in PER_IMAGE:
-        mean, deviation = (
+    vector, per_image = results.vector(method, category, level, metric), None
+    if metric in PER_IMAGE:
+        found: list[Any] = [
             results.field(method, category, level, f"{PER_IMAGE[metric]}_{name}") for name in ("mean", "std")
-        )
-        per_image = None if mean is None or deviation is None else (100 * mean, 100 * deviation)
+        ]
+        per_image = None if None in found else (100 * found[0], 100 * found[1])
     return Entry(
         None if vector is None else 100 * float(vector[0]),
         per_image,
         published(METHODS[method].paper, category, metric),
         other_seeds=has_other_seeds(results, method, [category], level),
+    )
+
+
+def _mean_entry(results: Results, method: str, categories: list[str], level: float, metric: str) -> Entry:
+    vector = results.mean(method, level, metric)
+    printed: list[Any] = [comparable(METHODS[method].paper, category, metric) for category in categories]
+    return Entry(
+        None if vector is None else 100 * float(vector[0]),
+        None,
+        None if None in printed else (float(np.mean(printed)), np.nan),
+        other_seeds=has_other_seeds(results, method, categories, level),
     )
 
 
@@ -96,69 +107,21 @@ def has_other_seeds(results: Results, method: str, categories: list[str], level:
     return any(results.seeds(method, c, level) != _seeds_of_row(results, c, level) for c in categories)
 
 
-def _mean_entry(results: Results, method: str, categories: list[str], level: float, metric: str) -> Entry:
-    vector = results.mean(method, level, metric)
-    printed = _mean_printed(method, categories, metric)
-    return Entry(
-        None if vector is None else 100 * float(vector[0]),
-        None,
-        None if printed is None else (printed, np.nan),
-        other_seeds=has_other_seeds(results, method, categories, level),
-    )
-
-
-def _mean_printed(method: str, categories: list[str], metric: str) -> float | None:
-    """Mean of the printed figures of these categories; None if one is absent or impossible."""
-    values = [comparable(METHODS[method].paper, category, metric) for category in categories]
-    found = [value for value in values if value is not None]
-    return float(np.mean(found)) if len(found) == len(values) else None
-
-
 def _mark_best(entries: list[Entry]) -> list[Entry]:
     shown = [None if entry.pooled is None else round(entry.pooled, 1) for entry in entries]
     best = max((value for value in shown if value is not None), default=None)
-    return [
-        replace(entry, best=value is not None and value == best) for entry, value in zip(entries, shown, strict=True)
-    ]
+    return [replace(e, best=value is not None and value == best) for e, value in zip(entries, shown, strict=True)]
 
 
 # Markdown
 
 
 def markdown_level(table: LevelTable) -> str:
-    """The table at one level. The name of a category stands in its first row alone, as in the paper."""
+    """The table at one level."""
     header = ["category", "metric"]
     for method, printed in zip(table.methods, table.in_paper, strict=True):
         header += [METHODS[method].title, "*paper*"] if printed else [METHODS[method].title]
-    lines, above = [], None
-    for label, metric, entries in table.rows:
-        cells = ["" if label == above else label, TITLES[metric]]
-        for entry, printed in zip(entries, table.in_paper, strict=True):
-            cells.append(_ours(entry, "**{}**", "‡"))
-            cells += [_theirs(entry, "*{}*", "†")] if printed else []
-        lines.append(cells)
-        above = label
-    return markdown_table(header, lines)
-
-
-def _ours(entry: Entry, bold: str, mark: str, plus_minus: str = "±") -> str:
-    if entry.pooled is None:
-        return "-"
-    text = f"{entry.pooled:.1f}"
-    text = (bold.format(text) if entry.best else text) + (mark if entry.other_seeds else "")
-    if entry.per_image is None:
-        return text
-    return text + f" ({entry.per_image[0]:.1f} {plus_minus} {entry.per_image[1]:.1f})"
-
-
-def _theirs(entry: Entry, italic: str, mark: str, plus_minus: str = "±") -> str:
-    if entry.printed is None:
-        return ""
-    mean, deviation = entry.printed
-    if np.isnan(deviation):
-        return italic.format(f"{mean:.1f}")
-    text = italic.format(f"{mean:.1f} {plus_minus} {deviation:.1f}")
-    return f"{text} {mark}" if is_impossible(mean, deviation) else text
+    return markdown_table(header, _lines(table))
 
 
 def markdown_table(header: list[str], lines: list[list[str]]) -> str:
@@ -167,64 +130,75 @@ def markdown_table(header: list[str], lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *lines])
 
 
+def _lines(table: LevelTable) -> list[list[str]]:
+    """The rows as text. The name of a category stands in its first row alone, as in the paper."""
+    lines, above = [], None
+    for label, metric, entries in table.rows:
+        cells = ["" if label == above else label, TITLES[metric]]
+        for entry, printed in zip(entries, table.in_paper, strict=True):
+            cells += [_ours(entry), _theirs(entry)] if printed else [_ours(entry)]
+        lines.append(cells)
+        above = label
+    return lines
+
+
+def _ours(entry: Entry) -> str:
+    if entry.pooled is None:
+        return "-"
+    text = f"**{entry.pooled:.1f}**" if entry.best else f"{entry.pooled:.1f}"
+    text += "‡" if entry.other_seeds else ""
+    return text if entry.per_image is None else text + " ({:.1f} ± {:.1f})".format(*entry.per_image)
+
+
+def _theirs(entry: Entry) -> str:
+    if entry.printed is None:
+        return ""
+    mean, deviation = entry.printed
+    if np.isnan(deviation):
+        return f"*{mean:.1f}*"
+    return f"*{mean:.1f} ± {deviation:.1f}*" + (" †" if is_impossible(mean, deviation) else "")
+
+
 # LaTeX
 
 
 def latex(results: Results) -> str:
     """A table per level, for `\\input` into a document that loads booktabs and graphicx."""
-    source = load_published()["source"]
     parts = ["% needs \\usepackage{booktabs,graphicx}"]
     for level in results.levels:
-        table = level_table(results, level)
-        caption = f"{percent(level)} of the training images defective. {NOTES} Printed figures: {source}. {IMPOSSIBLE}"
-        body = latex_level(table)
-        caption += f" {OTHER_SEEDS}" if "\\ddag" in body else ""
+        body = latex_level(level_table(results, level))
+        caption = f"{percent(level)} of the training images defective. {NOTES} Printed figures: {load_published()['source']}. "
+        caption += f"{IMPOSSIBLE} {OTHER_SEEDS}" if "\\ddag" in body else IMPOSSIBLE
         parts.append(
-            "\\begin{table}\n\\centering\n\\caption{"
-            + _escape(caption)
-            + "}\n\\resizebox{\\textwidth}{!}{%\n"
-            + body
-            + "}\n\\end{table}"
+            f"\\begin{{table}}\n\\centering\n\\caption{{{_to_latex(caption)}}}\n"
+            f"\\resizebox{{\\textwidth}}{{!}}{{%\n{body}}}\n\\end{{table}}"
         )
     return "\n\n".join(parts) + "\n"
 
 
 def latex_level(table: LevelTable) -> str:
     """The tabular at one level."""
-    spans = [2 if printed else 1 for printed in table.in_paper]
     header, second = ["Category", ""], ["", ""]
-    for method, span in zip(table.methods, spans, strict=True):
-        title = _escape(METHODS[method].title)
-        header.append(f"\\multicolumn{{2}}{{c}}{{{title}}}" if span == 2 else title)
-        second += ["ours", "paper"] if span == 2 else ["ours"]
-    lines = ["\\begin{tabular}{ll" + "c" * sum(spans) + "}", "\\toprule", " & ".join(header) + " \\\\"]
-    lines += [" & ".join(second) + " \\\\", "\\midrule"]
-    above = None
-    for label, metric, entries in table.rows:
-        if above not in (None, label):
-            lines.append("\\midrule")
-        cells = ["" if label == above else _escape(label), TITLES[metric]]
-        for entry, printed in zip(entries, table.in_paper, strict=True):
-            cells.append(_ours(entry, "\\textbf{{{}}}", "$^\\ddag$", "$\\pm$"))
-            cells += [_theirs(entry, "\\textit{{{}}}", "$^\\dag$", "$\\pm$")] if printed else []
-        lines.append(" & ".join(cells) + " \\\\")
-        above = label
+    for method, printed in zip(table.methods, table.in_paper, strict=True):
+        title = _to_latex(METHODS[method].title)
+        header.append(f"\\multicolumn{{2}}{{c}}{{{title}}}" if printed else title)
+        second += ["ours", "paper"] if printed else ["ours"]
+    lines = ["\\begin{tabular}{ll" + "c" * (len(second) - 2) + "}", "\\toprule", " & ".join(header) + " \\\\"]
+    lines += [" & ".join(second) + " \\\\"]
+    for cells in _lines(table):
+        lines += ["\\midrule"] if cells[0] else []
+        lines.append(" & ".join(map(_to_latex, cells)) + " \\\\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"])
+
+
+def _to_latex(text: str) -> str:
+    """A text of the Markdown tables, or any other, for LaTeX."""
+    text = re.sub(r"([%_&])", r"\\\1", text)
+    text = re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text)
+    text = re.sub(r"\*(.+?)\*", r"\\textit{\1}", text)
+    return text.replace("†", "$^\\dag$").replace("‡", "$^\\ddag$").replace("±", "$\\pm$")
 
 
 def percent(level: float) -> str:
     """A share in per cent, as text."""
     return f"{100 * level:g} %"
-
-
-def _escape(text: str) -> str:
-    for plain, escaped in (
-        ("%", "\\%"),
-        ("_", "\\_"),
-        ("&", "\\&"),
-        ("†", "$^\\dag$"),
-        ("‡", "$^\\ddag$"),
-        ("±", "$\\pm$"),
-    ):
-        text = text.replace(plain, escaped)
-    return text
