@@ -161,7 +161,7 @@ def _find_category(root: Path, category: str | None) -> Path:
     if not names:
         raise ValueError(
             f"{root} is not in the layout of MVTec AD: neither it nor a subfolder holds a folder named train; "
-            "for a plain folder of images use load_folder"
+            "a plain folder has no category and no ground truth: train on it without --category (load_folder in Python)"
         )
     if category is None:
         if len(names) > 1:

@@ -15,15 +15,15 @@ def local_folder(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """The folder itself, or the snapshot of a Hub repository in the cache.
+    """The folder itself, the pipeline folder of a run folder, or the snapshot of a Hub repository in the cache.
 
     Raises:
-        ValueError: if it is neither a folder nor can be the name of a repository.
+        ValueError: if it is neither a folder nor can be the name of a repository, or its run is not finished.
         OSError: of `huggingface_hub` if the repository, the revision or the network is not there, or access is denied.
     """
     folder = Path(name_or_path)
     if folder.is_dir():
-        return folder
+        return Path(resolve_model_folder(folder)[0])
     if folder.is_absolute() or str(name_or_path).startswith((".", "~")) or str(name_or_path).count("/") != 1:
         raise ValueError(f"no pipeline folder at {name_or_path}, and it cannot be a Hub id, which is owner/name")
     try:
