@@ -5,8 +5,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from iltm_anomaly.data.thinning import thinned
 from iltm_anomaly.data.volume_files import find_volumes, read_mask, read_volume, volume_stem, write_volume
-from iltm_anomaly.data.volume_grid import Volume, VolumeGrid, VolumeReadError, thinned
+from iltm_anomaly.data.volume_grid import Volume, VolumeGrid, VolumeReadError
 from iltm_anomaly.data.volumes import load_volumes
 from iltm_anomaly.evaluation.detect import list_inputs
 

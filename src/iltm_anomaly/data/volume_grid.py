@@ -6,7 +6,6 @@ the second to the front and the third to the head, as in nibabel and MONAI. In `
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -152,15 +151,3 @@ class Volume:
                 "outside the body"
             )
         return cls(values, VolumeGrid.of(shape, affine), path)
-
-
-def thinned(values: np.ndarray, count: int) -> np.ndarray:
-    """About `count` values of an array, spread evenly over it.
-
-    They lie a fixed step apart in memory. The step has no factor in common with any side of the array: with one it would never
-    meet most places along that axis.
-    """
-    step = max(1, values.size // count)
-    while any(math.gcd(step, side) > 1 for side in values.shape):
-        step += 1
-    return values.ravel()[::step]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.volume_grid import thinned
+from ..data.thinning import thinned
 from ._inputs import iterate_pairs
 
 

@@ -10,7 +10,8 @@ from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import ImagesKwargs
 
-from iltm_anomaly.data.volume_grid import VolumeGrid, thinned
+from iltm_anomaly.data.thinning import thinned
+from iltm_anomaly.data.volume_grid import VolumeGrid
 from iltm_anomaly.processing.images import decode_image, flatten_images, resize_image, restore_image, restore_map
 from iltm_anomaly.processing.volumes import (
     as_volume,
