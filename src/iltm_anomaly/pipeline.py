@@ -16,13 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from iltm_anomaly import masking
+from iltm_anomaly import hub, masking
 from iltm_anomaly.calibration import surprise_limit, usual_error
 from iltm_anomaly.data.cache import PixelCache
 from iltm_anomaly.healing import heal_grids
 from iltm_anomaly.hub.checks import check_finite, read_json, tensor_shapes
 from iltm_anomaly.hub.parts import FORMER_TOKENIZER, expected_classes
-from iltm_anomaly.hub.upload import plan_upload, upload
 from iltm_anomaly.prior import PerformerPriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.saved_pipeline import SavedPipeline
@@ -183,8 +182,8 @@ class ILTMAnomalyPipeline(SavedPipeline):
         # 4. what is observed is compared with what the healed codes lead one to expect
         noise = self.noise if settings.reconstruction_noise else None
         scored = [
-            anomaly_map(self.tokenizer, self.prior, *parts[:3], spatial, settings, noise, parts[3])
-            for parts in zip(codes, healed, observed, generators, strict=True)
+            anomaly_map(self.tokenizer, self.prior, own, drawn, seen, spatial, settings, noise, generator)
+            for own, drawn, seen, generator in zip(codes, healed, observed, generators, strict=True)
         ]
         maps, healed_images = ([values.cpu() for values in column] for column in zip(*scored, strict=True))
         resampled = torch.stack([one.resampled for one in healed])
@@ -289,8 +288,10 @@ class ILTMAnomalyPipeline(SavedPipeline):
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            plan = plan_upload(folder, repo_id, [Path(path) for path in results])
-            return upload(plan, private=private, token=token, revision=revision, commit_message=commit_message)
+            plan = hub.upload.plan_upload(folder, repo_id, [Path(path) for path in results])
+            return hub.upload.upload(
+                plan, private=private, token=token, revision=revision, commit_message=commit_message
+            )
 
 
 def _check_fit(tokenizer: TokenizerModel, prior: PerformerPriorModel, processor: ILTMImageProcessor) -> None:

@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 
-from iltm_anomaly.pipeline import ILTMAnomalyPipeline
+import iltm_anomaly
 
 TASK = "anomaly-detection"
 # `ILTMAnomalyPipeline.from_pretrained` takes these; transformers passes on more.
@@ -44,7 +44,9 @@ class ILTMModel(PreTrainedModel):
         """Loads with all the checks of `ILTMAnomalyPipeline.from_pretrained`, of whose arguments it takes the same."""
         known = {key: kwargs[key] for key in LOADING_ARGUMENTS if key in kwargs}
         # transformers asks for "auto" where the user has asked for nothing
-        detector = ILTMAnomalyPipeline.from_pretrained(name_or_path, dtype=None if dtype == "auto" else dtype, **known)
+        detector = iltm_anomaly.ILTMAnomalyPipeline.from_pretrained(
+            name_or_path, dtype=None if dtype == "auto" else dtype, **known
+        )
         return cls(ILTMConfig(), detector)
 
 

@@ -13,17 +13,12 @@ TOKENIZERS: dict[str, Any] = {"VQVAEModel": VQVAEModel}
 FORMER_TOKENIZER = "vqvae"  # the folder that version 0.1 stored its only tokenizer in
 
 
-def tokenizer_folder(folder: Path) -> str:
-    """Name of the folder, in a pipeline folder, that its tokenizer is stored in."""
-    index = read_json(folder / "model_index.json")
-    return FORMER_TOKENIZER if "tokenizer" not in index and FORMER_TOKENIZER in index else "tokenizer"
-
-
 def expected_classes(folder: Path) -> dict[str, Any]:
     """The class that each part of a pipeline folder must be of, by the name of the part. An unknown tokenizer is expected to be a
     VQ-VAE, so that `check_folder` refuses it by name."""
-    part = tokenizer_folder(folder)
-    entry = read_json(folder / "model_index.json").get(part)
+    index = read_json(folder / "model_index.json")
+    part = FORMER_TOKENIZER if "tokenizer" not in index and FORMER_TOKENIZER in index else "tokenizer"
+    entry = index.get(part)
     named = entry[1] if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str) else ""
     return {
         part: TOKENIZERS.get(named, VQVAEModel),

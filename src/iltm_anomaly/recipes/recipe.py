@@ -225,13 +225,13 @@ class Recipe:
         if self.is_volumetric and self.num_channels != 1:
             raise ValueError(f"recipe.num_channels must be 1 for volumes, got {self.num_channels}")
         vqvae = _made("vqvae", VQVAEConfig, in_channels=self.num_channels, **self.vqvae)
-        side = vqvae.downsampling if self.image_size is None else self.image_size
-        if side < 1 or side % vqvae.downsampling:
+        side = vqvae.pixels_per_token if self.image_size is None else self.image_size
+        if side < 1 or side % vqvae.pixels_per_token:
             raise ValueError(
-                f"recipe.image_size must be a positive multiple of {vqvae.downsampling}, since {len(vqvae.channels)} levels "
+                f"recipe.image_size must be a positive multiple of {vqvae.pixels_per_token}, since {len(vqvae.channels)} levels "
                 f"halve it each, got {side}"
             )
-        grid = (side // vqvae.downsampling,) * vqvae.spatial_dims
+        grid = (side // vqvae.pixels_per_token,) * vqvae.spatial_dims
         _made("prior", PerformerPriorConfig, vocab_size=vqvae.vocab_size, grid_shape=grid, **self.prior)
         _made("augmentation", AugmentationConfig, **self.augmentation)
         _made("inference", InferenceSettings, **self.inference)
@@ -239,7 +239,7 @@ class Recipe:
             given = {name: value for name, value in self.volume.items() if value is not None}
             found: dict[str, Any] = {"size": [side] * 3, "spacing": 1.0}  # stand for what training volumes will tell
             found |= {} if "intensity_percentiles" in given else {"intensity_range": [0.0, 1.0]}
-            found |= {"volumes": [], "size_divisor": vqvae.downsampling}
+            found |= {"volumes": [], "size_divisor": vqvae.pixels_per_token}
             _made("volume", ILTMImageProcessor.for_volumes, **(found | given))
         return self
 

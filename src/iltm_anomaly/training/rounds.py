@@ -64,8 +64,7 @@ def fit_rounds(
         finished = stage.load(PerformerPriorModel)
         if finished is None:
             verdict = Verdict() if prior is None else judge(run, prior, codes(), grid)
-            reason = None if before is None else settled(run, before, verdict, reports[-1])
-            if before is not None and reason is not None:
+            if before is not None and (reason := settled(run, before, verdict, reports[-1])) is not None:
                 logger.info("stopping: %s", reason)
                 reports[-1]["stopped"] = reason
                 before.amend(stopped=reason)
