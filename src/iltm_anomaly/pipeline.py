@@ -89,8 +89,9 @@ class ILTMAnomalyPipeline(SavedPipeline):
         noise: Tensor | None = None,
     ):
         _check_fit(tokenizer, prior, image_processor)
-        if noise is not None and tuple(noise.shape) != tuple(image_processor.padded_size):
-            raise ValueError(f"noise has shape {tuple(noise.shape)}, images {tuple(image_processor.padded_size)}")
+        observed = tokenizer.observed_shape(image_processor.padded_size)
+        if noise is not None and tuple(noise.shape) != observed:
+            raise ValueError(f"noise has shape {tuple(noise.shape)}, images {observed}")
         self.tokenizer, self.prior = tokenizer.eval(), prior.eval()
         self.image_processor = image_processor
         self.settings = settings or InferenceSettings()
@@ -267,7 +268,8 @@ class ILTMAnomalyPipeline(SavedPipeline):
         (folder / "config.json").write_text(json.dumps({"model_type": TASK_MODEL_TYPE}, indent=2) + "\n")
 
     def load_extra_files(self, folder: Path) -> None:
-        self.noise = _read_noise(folder / NOISE_FILE, self.image_processor.padded_size)
+        observed = self.tokenizer.observed_shape(self.image_processor.padded_size)
+        self.noise = _read_noise(folder / NOISE_FILE, observed)
 
     def push_to_hub(
         self,

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.image_utils import load_image
@@ -72,6 +71,8 @@ class AnomalyDetectionPipeline(Pipeline):
         detector.save_pretrained(save_directory)
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        from datasets import Dataset, IterableDataset  # importing transformers.pipelines need not wait for it
+
         # transformers would take each of these for a single image
         if isinstance(inputs, Sequence) and not isinstance(inputs, str):
             inputs = list(inputs)

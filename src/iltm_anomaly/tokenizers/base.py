@@ -38,6 +38,10 @@ class TokenizerModel(SafetensorsModel, ABC):
         """Grid of tokens of an image of size `spatial`, in the same order of axes."""
         return tuple(side // self.pixels_per_token for side in spatial)
 
+    def observed_shape(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
+        """Grid of what is observed of an image of size `spatial`: its pixels, unless a tokenizer says otherwise."""
+        return spatial
+
     @abstractmethod
     def encode(self, pixel_values: Tensor) -> Tensor:
         """Images (B, C, *spatial) in [0, 1] -> codes (B, *grid) int64, each from 0 to K - 1.
