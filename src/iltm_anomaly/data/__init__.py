@@ -5,5 +5,10 @@
 - Both: `images` reads image files and lists folders; `layout` knows the folders of MVTec AD.
 - Training: `contamination` hides defects in a training set, `augmentation` changes pixels, `cache` keeps decoded images.
 
-Nothing is imported here, so that reading an image does not wait for torch, nor a data set for scipy.
+No part of it is imported here, so that reading an image does not wait for torch, nor a data set for scipy.
 """
+
+import re
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+"""An id of a data set on the Hub: "org/name"."""

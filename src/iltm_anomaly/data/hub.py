@@ -2,7 +2,6 @@
 
 import logging
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ from iltm_anomaly.data.schema import GOOD, dataset_features, label_of, normalise
 
 logger = logging.getLogger(__name__)
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-"""An id of a data set on the Hub: "org/name"."""
 GOOD_NAMES = frozenset({"good", "normal", "ok", "0"})
 """What other data sets call an image without a defect, in lower case."""
 

@@ -13,7 +13,8 @@ import numpy as np
 from datasets import DatasetDict
 from PIL import Image
 
-from iltm_anomaly.data.hub import HUB_ID, is_dataset_folder, load_hub_dataset
+from iltm_anomaly.data import HUB_ID
+from iltm_anomaly.data.hub import is_dataset_folder, load_hub_dataset
 from iltm_anomaly.data.images import ImageReadError, find_images, read_image
 from iltm_anomaly.data.layout import Entry, is_category, list_categories, list_category, unknown_category
 from iltm_anomaly.data.schema import GOOD, build_dataset, mask_to_png, normalise_mask

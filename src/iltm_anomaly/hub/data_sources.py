@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from iltm_anomaly.data.hub import HUB_ID
+from iltm_anomaly.data import HUB_ID
 
 CONTAMINATION = 0.3  # of the training images of `iltm-anomaly demo`
 

@@ -189,7 +189,10 @@ class TestRuns:
     @pytest.mark.parametrize(
         "keywords, message",
         [
-            ({"name": "magic"}, "no baseline 'magic'; there are autoencoder, vae, cutpaste, nsa, mean_image, patchcore"),
+            (
+                {"name": "magic"},
+                "no baseline 'magic'; there are autoencoder, vae, cutpaste, nsa, mean_image, patchcore",
+            ),
             ({"preset": "huge"}, "has no preset 'huge'"),
             ({"config": {"latents": 3}}, "has no setting 'latents'"),
             ({"config": {"latent_size": 0}}, "latent_size must be at least 1"),
