@@ -140,7 +140,10 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     add("--categories", nargs="+", metavar="NAME", help=categories)
     output = "cells, runs and report; the same DIR again continues"
     add("--output", required=True, type=Path, metavar="DIR", help=output)
-    methods = "all (default), paper, or names; patchcore is not in all, as it needs weights of an ImageNet network"
+    methods = (
+        "all (default), paper, or names; patchcore, patchcore_coreset and softpatch are not in all, as they need weights of an "
+        "ImageNet network"
+    )
     add("--methods", nargs="+", default=["all"], metavar="NAME", help=methods)
     shares = "shares of defective training images (default: 0 0.1 0.2)"
     add("--contamination", nargs="+", type=float, default=[0.0, 0.1, 0.2], metavar="F", help=shares)

@@ -14,6 +14,7 @@ from iltm_anomaly.synthetic.dataset import render_image
 
 SIDE = 64
 NEEDS = {"nsa": "cv2"}
+WITH_BACKBONE = ("patchcore", "patchcore_coreset", "softpatch")
 
 
 def as_pixels(images: list[np.ndarray]) -> torch.Tensor:
@@ -55,15 +56,20 @@ def backbone_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def train(training_images, processor, backbone_folder, tmp_path_factory) -> Callable[..., BaselinePipeline]:
+def backbone_config(backbone_folder) -> Callable[[str], dict[str, str]]:
+    """What a method must be told to start from the small ResNet, if it starts from any."""
+    return lambda name: {"backbone": str(backbone_folder)} if name in WITH_BACKBONE else {}
+
+
+@pytest.fixture(scope="session")
+def train(training_images, processor, backbone_config, tmp_path_factory) -> Callable[..., BaselinePipeline]:
     """Trains a baseline with preset tiny; a second call with the same arguments loads it. Skips where its extra is missing."""
     root = tmp_path_factory.mktemp("baselines")
 
     def run(name: str, seed: int = 0, **keywords) -> BaselinePipeline:
         if name in NEEDS:
             pytest.importorskip(NEEDS[name], reason="needs pip install 'iltm-anomaly[baselines]'")
-        if name == "patchcore":
-            keywords.setdefault("config", {"backbone": str(backbone_folder)})
+        keywords.setdefault("config", backbone_config(name))
         folder = root / "_".join([name, str(seed), *(str(abs(hash(str(v)))) for v in keywords.values())])
         return train_baseline(
             name, training_images, processor, folder, seed=seed, preset="tiny", show_progress=False, **keywords

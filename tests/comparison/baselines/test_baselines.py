@@ -107,8 +107,8 @@ def test_nsa_loads_and_scores_without_open_cv(train, run_fresh, training_images,
     assert printed[:5] == [float(score).hex() for score in out.scores]
 
 
-def test_the_seed_decides_everything(train, name, training_images, processor, tmp_path, backbone_folder):
-    config = {"backbone": str(backbone_folder)} if name == "patchcore" else {}
+def test_the_seed_decides_everything(train, name, training_images, processor, tmp_path, backbone_config):
+    config = backbone_config(name)
     first = train(name, steps=5, config=config).model.state_dict()
     torch.manual_seed(77)
     keywords = {"preset": "tiny", "steps": 5, "show_progress": False, "config": config}
@@ -128,11 +128,11 @@ def test_a_cache_on_disk_trains_the_same_model(training_images, processor, tmp_p
     assert images_digest(cache) == cache.digest
 
 
-def test_grey_images(training_images, train, name, tmp_path, backbone_folder):
+def test_grey_images(training_images, train, name, tmp_path, backbone_config):
     if name == "nsa":
         pytest.importorskip("cv2", reason="needs pip install 'iltm-anomaly[baselines]'")
     grey = ILTMImageProcessor(size=64, num_channels=1)
-    config = {"backbone": str(backbone_folder)} if name == "patchcore" else {}
+    config = backbone_config(name)
     images = training_images.float().mean(1, keepdim=True).round().to(torch.uint8)
     keywords = {"preset": "tiny", "steps": 2, "show_progress": False, "config": config}
     pipeline = train_baseline(name, images, grey, tmp_path, **keywords)
@@ -191,7 +191,8 @@ class TestRuns:
         [
             (
                 {"name": "magic"},
-                "no baseline 'magic'; there are autoencoder, vae, cutpaste, nsa, mean_image, patchcore",
+                "no baseline 'magic'; there are autoencoder, vae, cutpaste, nsa, mean_image, patchcore, patchcore_coreset, "
+                "softpatch",
             ),
             ({"preset": "huge"}, "has no preset 'huge'"),
             ({"config": {"latents": 3}}, "has no setting 'latents'"),
@@ -212,15 +213,14 @@ class TestRuns:
 
 
 @pytest.mark.parametrize("preset", ["paper", "cpu", "tiny"])
-def test_every_preset_builds(name, preset, processor, backbone_folder):
+def test_every_preset_builds(name, preset, processor, backbone_config):
     model_class = BASELINES[name].model_class
     if name == "nsa":
         pytest.importorskip("cv2", reason="needs pip install 'iltm-anomaly[baselines]'")
-    recipe = model_class.recipes[preset]
-    config = {"backbone": str(backbone_folder)} if name == "patchcore" else {}
+    recipe = BASELINES[name].recipe_for(preset, config=backbone_config(name))
     with torch.device("meta"):
-        model = model_class(model_class.configure(processor, 209, recipe.config | config))
-    assert model.config.model_type == f"iltm_{name}" and model.num_parameters() > 0
+        model = model_class(model_class.configure(processor, 209, recipe.config))
+    assert model.config.model_type == f"iltm_{name.removesuffix('_coreset')}" and model.num_parameters() > 0
 
 
 def test_importing_the_list_is_quick(run_fresh):

@@ -63,6 +63,15 @@ def test_coreset_takes_the_furthest_each_time():
     assert sorted(groups) == [0, 1, 2]
 
 
+@torch.no_grad()
+def test_the_row_of_the_coreset_spreads_its_bank_further(train, training_images):
+    random, coreset = (train(name).model for name in ("patchcore", "patchcore_coreset"))
+    assert (random.config.selection, coreset.config.selection) == ("random", "coreset")
+    features = random.features(training_images.float() / 255).flatten(0, 2)
+    furthest = [float(nearest_distances(features, model.bank).max()) for model in (random, coreset)]
+    assert furthest[1] < furthest[0], "it leaves no patch far from the bank"
+
+
 def test_features_are_the_backbones_levels_pooled(train, backbone_folder, training_images):
     model = train("patchcore").model
     backbone = ResNetBackbone.from_pretrained(backbone_folder, out_indices=[2, 3]).eval()

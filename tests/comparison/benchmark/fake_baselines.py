@@ -13,7 +13,7 @@ from iltm_anomaly.comparison.baselines.round_zero import load_round_zero
 from iltm_anomaly.comparison.benchmark import dry_run, runner
 from iltm_anomaly.recipes.recipe import StageRecipe
 
-NAMES = ("mean_image", "autoencoder", "vae", "cutpaste", "nsa", "patchcore")
+NAMES = ("mean_image", "autoencoder", "vae", "cutpaste", "nsa", "patchcore", "patchcore_coreset", "softpatch")
 
 
 @dataclass

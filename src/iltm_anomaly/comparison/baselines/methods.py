@@ -1,6 +1,6 @@
 """Every method that is compared: the paper's Table 2, and two for scale. The benchmark has a column for each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from iltm_anomaly.comparison.baselines.autoencoder import AutoencoderModel
@@ -8,6 +8,7 @@ from iltm_anomaly.comparison.baselines.cutpaste import CutPasteModel
 from iltm_anomaly.comparison.baselines.mean_image import MeanImageModel
 from iltm_anomaly.comparison.baselines.nsa import NSAModel
 from iltm_anomaly.comparison.baselines.patchcore import PatchCoreModel
+from iltm_anomaly.comparison.baselines.softpatch import SoftPatchModel
 from iltm_anomaly.comparison.baselines.vae import VAEModel
 from iltm_anomaly.comparison.baselines.vqvae_transformer import VQVAETransformerModel
 
@@ -22,6 +23,7 @@ class Method:
         of_run: it is scored from the ILTM run of its images; the others are trained on their own.
         has_kde: its map is made by the recipe's settings of inference.
         in_all: it is one of "all".
+        config: fields of the model's configuration in place of any preset's, for a second row of one class.
     """
 
     title: str
@@ -30,6 +32,11 @@ class Method:
     of_run: bool = False
     has_kde: bool = False
     in_all: bool = True
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def recipe_for(self, preset: str, category: str | None = None, config: dict[str, Any] | None = None) -> Any:
+        """The recipe of its model, as of `BaselineModel.recipe_for`."""
+        return self.model_class.recipe_for(preset, category, self.config | (config or {}))
 
 
 # In the order of the paper's columns, then what it does not have. It does not say which map its VQ-VAE + Transformer used.
@@ -46,8 +53,10 @@ METHODS = {
     ),
     "iltm": Method("ILTM", paper="iltm", of_run=True, has_kde=True),
     "mean_image": Method("Mean image", MeanImageModel),
-    # needs weights of a network trained on ImageNet
+    # these need weights of a network trained on ImageNet
     "patchcore": Method("PatchCore", PatchCoreModel, in_all=False),
+    "patchcore_coreset": Method("PatchCore (coreset)", PatchCoreModel, in_all=False, config={"selection": "coreset"}),
+    "softpatch": Method("SoftPatch", SoftPatchModel, in_all=False),
 }
 # Those that `train_baseline` trains.
 BASELINES = {name: method for name, method in METHODS.items() if not method.of_run}

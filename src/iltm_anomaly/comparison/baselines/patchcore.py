@@ -157,8 +157,11 @@ class PatchCoreModel(BaselineModel):
         """Prediction: distances (B, h, w) at the resolution of the features. There is no loss."""
         self.check_pixels(pixel_values)
         features = self.features(pixel_values).float()
-        distances = nearest_distances(features.flatten(0, 2), self.get_buffer("bank"))
-        return AnomalyModelOutput(prediction=distances.view(features.shape[:3]))
+        return AnomalyModelOutput(prediction=self.distances(features.flatten(0, 2)).view(features.shape[:3]))
+
+    def distances(self, features: Tensor) -> Tensor:
+        """How far features (N, D) are from the bank: (N,)."""
+        return nearest_distances(features, self.get_buffer("bank"))
 
     @torch.no_grad()
     def fit_statistics(self, images: Any, seed: int) -> None:
@@ -173,11 +176,13 @@ class PatchCoreModel(BaselineModel):
             for own in self.features(batch).flatten(1, 2):
                 candidates.append(own[torch.randperm(len(own), generator=generator)[:per_image].to(own.device)])
         found = torch.cat(candidates)
-        if coreset:
-            chosen = greedy_coreset(found, len(bank), generator)
-        else:
-            chosen = torch.randperm(len(found), generator=generator)[: len(bank)].to(found.device)
-        bank.copy_(found[chosen])
+        bank.copy_(found[self.selected(found, generator)])
+
+    def selected(self, candidates: Tensor, generator: torch.Generator) -> Tensor:
+        """Indices of the candidates (N, D) that the bank keeps."""
+        if self.config.selection == "coreset":
+            return greedy_coreset(candidates, self.config.bank_rows, generator)
+        return torch.randperm(len(candidates), generator=generator)[: self.config.bank_rows].to(candidates.device)
 
     @torch.no_grad()
     def anomaly_maps(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,13 +216,19 @@ class TransformersBackbone(nn.Module):
 
 def nearest_distances(queries: Tensor, bank: Tensor) -> Tensor:
     """Euclidean distances (N,) of queries (N, D) to the nearest row of `bank` (M, D)."""
+    return nearest_rows(queries, bank)[0]
+
+
+def nearest_rows(queries: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
+    """Euclidean distances (N,) of queries (N, D) to the nearest row of `bank` (M, D), and the indices (N,) of these rows."""
     norms = bank.square().sum(1)
-    found = []
+    distances, rows = [], []
     for part in queries.split(QUERIES_AT_ONCE):
         # |b|^2 - 2 q.b ranks the bank; the distance to the nearest row is computed without its cancellation
         nearest = torch.addmm(norms, part, bank.T, alpha=-2).argmin(1)
-        found.append((part - bank[nearest]).norm(dim=1))
-    return torch.cat(found)
+        distances.append((part - bank[nearest]).norm(dim=1))
+        rows.append(nearest)
+    return torch.cat(distances), torch.cat(rows)
 
 
 def greedy_coreset(points: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from iltm_anomaly.calibration import calibration_images
-from iltm_anomaly.comparison.baselines.methods import BASELINES
+from iltm_anomaly.comparison.baselines.methods import BASELINES, Method
 from iltm_anomaly.comparison.baselines.modeling import IMAGES_AT_ONCE, BaselineModel, BaselineRecipe
 from iltm_anomaly.comparison.baselines.pipeline import BaselinePipeline
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
@@ -76,8 +76,8 @@ def train_baseline(
         RunFolderError: if `output` holds another run, or any and `resume` is False.
         NonFiniteLossError: if the loss is not finite.
     """
-    output, model_class = Path(output), _model_class(name)
-    recipe = model_class.recipe_for(preset, category, config)
+    output, method = Path(output), _method(name)
+    recipe = method.recipe_for(preset, category, config)
     if steps is not None and recipe.stage is not None:
         recipe = replace(recipe, stage=replace(recipe.stage, steps=steps, epochs=None))
     run = {"method": name, "preset": preset, "recipe": asdict(recipe), "seed": seed, "budget_seconds": budget_seconds}
@@ -87,19 +87,19 @@ def train_baseline(
         logger.info("the run in %s is complete: nothing is left to do", output)
         return BaselinePipeline.from_pretrained(output / "model", device=device)
     torch.manual_seed(sample_seed(seed, STREAM_WEIGHTS))
-    model = model_class(model_class.configure(processor, len(images), recipe.config))
+    model = method.model_class(method.model_class.configure(processor, len(images), recipe.config))
     model.load_pretrained_parts()
     descent = _descend(model, images, recipe, run, output, device, show_progress)
-    pipeline = _calibrated(model, processor, images, run | {"title": BASELINES[name].title} | descent, show_progress)
+    pipeline = _calibrated(model, processor, images, run | {"title": method.title} | descent, show_progress)
     fill_folder(output / "model", pipeline.save_pretrained)
     remove_checkpoint(output / "checkpoint.bin")
     return pipeline
 
 
-def _model_class(name: str) -> type[BaselineModel]:
+def _method(name: str) -> Method:
     if name not in BASELINES:
         raise ValueError(f"no baseline {name!r}; there are {', '.join(BASELINES)}")
-    return BASELINES[name].model_class
+    return BASELINES[name]
 
 
 def _claim(output: Path, run: dict[str, Any], resume: bool) -> None:

@@ -170,9 +170,7 @@ def describe_baselines(plan: Plan) -> str:
     lines = ["other methods train by the schedules of their own papers:"]
     for method in plan.groups[0].methods:
         if not METHODS[method].of_run:
-            recipes = [
-                METHODS[method].model_class.recipe_for(OWN_SCHEDULE, group.category.name) for group in plan.groups
-            ]
+            recipes = [METHODS[method].recipe_for(OWN_SCHEDULE, group.category.name) for group in plan.groups]
             steps = max(0 if recipe.stage is None else total_steps(recipe.stage, num_images) for recipe in recipes)
             hours = steps * GPU_SECONDS_PER_STEP / 3600
             lines.append(f"  {METHODS[method].title}: up to {steps:,} steps, at least {hours:.1f} GPU hours a cell")

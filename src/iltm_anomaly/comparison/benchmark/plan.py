@@ -190,8 +190,9 @@ class Plan:
 
     def baseline(self, group: Group, method: str) -> dict[str, Any]:
         """How another method is trained on a group's images: its recipe, with every field of its configuration."""
-        model_class, config = BASELINES[method].model_class, self.arguments.baseline_config.get(method)
-        recipe = asdict(model_class.recipe_for(self.baseline_preset, group.category.name, config))
+        about, config = BASELINES[method], self.arguments.baseline_config.get(method)
+        model_class = about.model_class
+        recipe = asdict(about.recipe_for(self.baseline_preset, group.category.name, config))
         recipe["config"] = model_class.config_defaults() | recipe["config"]
         # cells of the first version do not name it
         return recipe | ({"version": model_class.version} if model_class.version > 1 else {})
@@ -290,7 +291,7 @@ def _check_baseline_config(arguments: BenchmarkArguments, recipe: Recipe) -> Non
         known = sorted(model_class.config_defaults())
         if unknown := sorted(set(config) - set(known)):
             raise ValueError(f"{method} has no setting {unknown[0]!r}; it has {', '.join(known)}")
-        model_class.configure(processor, 1, config)
+        model_class.configure(processor, 1, BASELINES[method].config | config)
 
 
 def _split(group: Group, dataset: DatasetDict) -> None:
