@@ -46,7 +46,7 @@ def table(paths: list[Path], each: bool = False) -> str:
     """
     documents = list(read_documents(paths).values())
     if "draws" in documents[0]:
-        return markdown(Results.load(paths[0])).rstrip()
+        return "\n".join(map(markdown, Results.load(paths[0]))).rstrip()
     if each or any(result.get("method") != "iltm" for d in documents for result in d.get("results", [{}])):
         return each_result(documents)
     if len({len(document["results"]) for document in documents}) > 1:

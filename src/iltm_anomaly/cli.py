@@ -13,6 +13,11 @@ from typing import Any
 from iltm_anomaly import __version__
 
 IS_MAIN_PROCESS = os.environ.get("RANK", "0") == "0"  # of those that a launcher started, if one did
+PROTOCOLS = ("disjoint", "overlap")
+PROTOCOL_HELP = (
+    "where contamination comes from: test images that are left out of the test set (disjoint, default), or copies of images of "
+    "the test set, turned by up to 3 degrees and shifted by up to 3 %% (overlap)"
+)
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +27,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", required=True, type=Path, metavar="DIR", help="run folder; the pipeline goes to DIR/model")
     share = "for experiments: share of the training images to be defective test images, from 0 to less than 1"
     add("--contamination", type=float, metavar="F", help=share)
+    add("--protocol", choices=PROTOCOLS, default=PROTOCOLS[0], help=PROTOCOL_HELP)
     add("--train-size", type=int, metavar="N", help="draw N training images in all; with --streaming the first N")
     presets = (
         "recipe: paper, cpu, demo, tiny; for volumes pet, phantom, pet-crop, mri-crop, tiny-volumes; or a YAML file "
@@ -153,6 +159,12 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
         "training images of every cell; `common` (default) takes, per category, the most at which all levels are possible, "
         "`all` the good images and as many defective ones as a level needs"
     )
+    add("--protocol", choices=PROTOCOLS, default=PROTOCOLS[0], help=PROTOCOL_HELP)
+    side = (
+        "pixels of the square that every image becomes for all methods, in place of the recipe's; a multiple of the side of a "
+        "token, 8 pixels with every preset of images"
+    )
+    add("--image-size", type=int, metavar="N", help=side)
     add("--train-size", type=_size, default="common", metavar="N", help=sizes)
     seconds = "training time of each other method (default: that of one round of ILTM's prior; with `paper`, its own schedule)"
     add("--baseline-seconds", type=float, metavar="S", help=seconds)

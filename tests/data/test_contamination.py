@@ -2,16 +2,20 @@ import itertools
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
+from PIL import Image
 from trees import make_category, save_image
 
 from iltm_anomaly.data.contamination import (
+    OVERLAP,
     ContaminationRecord,
     apply_record,
     contaminate,
     contamination_record,
     largest_train_size,
 )
+from iltm_anomaly.data.moved_copies import move_pixels
 from iltm_anomaly.data.mvtec import load_mvtec
 
 
@@ -126,6 +130,7 @@ def test_record_of_another_data_set(dataset):
         ((float("nan"), 0), r"fraction must be in"),
         ((0.1, -1), r"seed must not be negative"),
         ((0.1, 0, 0), r"train_size must be at least 1"),
+        ((0.1, 0, 20, "overlapping"), r"protocol must be disjoint or overlap, got 'overlapping'"),
     ],
 )  # fmt: skip
 def test_impossible_wishes(dataset, arguments, message):
@@ -182,6 +187,84 @@ def test_masks_and_images_are_not_read(dataset, tmp_path):
     for path in folder.rglob("*.png"):
         path.unlink()
     assert contaminate(dataset, 0.25, 0)["train"].num_rows == 8
+
+
+class TestOverlap:
+    @pytest.fixture(scope="class")
+    def drawn(self, tmp_path_factory):
+        """A category of photographs, so to speak, and both protocols at a fifth."""
+        folder = make_category(tmp_path_factory.mktemp("drawn"), good=20, test_good=5, defects={"a": 10, "b": 7})
+        for number, path in enumerate(sorted(folder.rglob("test/*/*.png"))):
+            pixels = np.random.default_rng(number).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+            mask = np.zeros((40, 60), dtype=np.uint8)
+            mask[10:30, 20:40] = 255
+            pixels[mask > 0] = 250
+            Image.fromarray(pixels).save(path)
+            truth = folder / "ground_truth" / path.parent.name / f"{path.stem}_mask.png"
+            if truth.exists():
+                Image.fromarray(mask).save(truth)
+        dataset = load_mvtec(folder)
+        return dataset, *(contaminate(dataset, 0.2, 1, protocol=protocol) for protocol in ("disjoint", OVERLAP))
+
+    def test_the_test_set_and_the_good_images_are_those_of_the_other_protocol(self, drawn):
+        _, disjoint, overlap = drawn
+        assert paths(overlap["test"]) == paths(disjoint["test"])
+        assert paths(overlap["train"])[:20] == paths(disjoint["train"])[:20]
+        assert overlap["train"]["contaminated"] == disjoint["train"]["contaminated"]
+        assert overlap["train"].features == disjoint["train"].features
+
+    def test_defective_training_images_are_copies_of_test_images(self, drawn):
+        dataset, _, overlap = drawn
+        record = contamination_record(overlap)
+        assert len(record.pool_indices) == 5 and set(record.pool_indices) <= set(record.test_indices)
+        assert len(set(overlap["train"]["defect"])) == 3, "of both types, in the order of the types too"
+        for copy, row in zip(list(overlap["train"])[20:], record.pool_indices, strict=True):
+            original = dataset["test"][row]
+            assert (copy["defect"], copy["label"], copy["image"].size) == (original["defect"], 1, (60, 40))
+            mask, before = np.asarray(copy["mask"]) > 0, np.asarray(original["mask"]) > 0
+            assert 0 < (mask != before).sum() < 0.4 * before.sum(), "moved, a little"
+            assert 0.9 < mask.sum() / before.sum() < 1.1
+            inside = np.asarray(copy["image"])[mask]
+            assert (inside > 240).mean() > 0.85, "the mask moves with its defect"
+
+    def test_a_copy_depends_on_seed_and_image_alone(self, drawn):
+        dataset, _, overlap = drawn
+        more = contaminate(dataset, 0.25, 1, protocol=OVERLAP)
+
+        def copies(split, rows):
+            return {row: np.asarray(image) for row, image in zip(rows, list(split["image"])[20:], strict=True)}
+
+        few, many = (copies(d["train"], contamination_record(d).pool_indices) for d in (overlap, more))
+        assert set(few) < set(many) and all(np.array_equal(few[row], many[row]) for row in few)
+        other = contaminate(dataset, 0.25, 2, protocol=OVERLAP)
+        turned = copies(other["train"], contamination_record(other).pool_indices)
+        shared = set(many) & set(turned)
+        assert shared and not any(np.array_equal(many[row], turned[row]) for row in shared)
+
+    def test_the_record_repeats_it(self, drawn):
+        dataset, disjoint, overlap = drawn
+        record = contamination_record(overlap)
+        assert record.protocol == OVERLAP and "protocol" not in contamination_record(disjoint).to_dict()
+        again = apply_record(dataset, ContaminationRecord.from_dict(json.loads(json.dumps(record.to_dict()))))
+        assert again["train"]._fingerprint == overlap["train"]._fingerprint
+        for one, two in zip(again["train"], overlap["train"], strict=True):
+            assert np.array_equal(one["image"], two["image"])
+
+    def test_both_draw_as_many(self, dataset):
+        with pytest.raises(ValueError, match="the pool .* holds 10"):
+            contaminate(dataset, 0.5, 0, protocol=OVERLAP)
+        train = contaminate(dataset, 1 / 3, 0, protocol=OVERLAP)["train"]
+        assert sum(train["contaminated"]) == 10 and train[29]["image"].size == (12, 10)
+
+
+def test_pixels_are_turned_about_the_middle_and_shifted():
+    values = np.zeros((41, 61), dtype=np.uint8)
+    values[20, 50] = 200
+    turned = move_pixels(values, 90, 0, 0, interpolate=False)
+    assert np.argwhere(turned).tolist() == [[0, 30]], "right of the middle is above it, a quarter turn later"
+    assert np.argwhere(move_pixels(values, 0, 4 / 41, -6 / 61, interpolate=False)).tolist() == [[24, 44]]
+    edge = move_pixels(np.full((9, 9, 3), 77, dtype=np.uint8), 3, 0.3, -0.3, interpolate=True)
+    assert (edge == 77).all(), "what comes in is the edge"
 
 
 def test_bottle(real_data):

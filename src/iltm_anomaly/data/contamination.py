@@ -3,6 +3,9 @@
 Per seed the defective test images are split once, stratified by defect type, into a pool (half) and held-out images
 (the other half). The test set is the held-out images and all good test images, so it is the same at every fraction,
 and no training image is ever tested on. Defect types are read for this split and for nothing else.
+
+That is the protocol "disjoint". With "overlap" the test set is the same, but the defective training images are copies of held-out
+ones, each turned and shifted a little: defects that are tested on come back in training, as the same part may before a camera.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from iltm_anomaly.data.moved_copies import moved_copies
 from iltm_anomaly.data.schema import label_of
 from iltm_anomaly.seeds import raw_integers, sample_seed
 
@@ -25,6 +29,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+DISJOINT, OVERLAP = "disjoint", "overlap"
+PROTOCOLS = {
+    DISJOINT: "no training image is tested on",
+    OVERLAP: "the defective training images are copies of test images, turned and shifted a little",
+}
 _MARK = "contamination record: "
 
 
@@ -37,9 +46,10 @@ class ContaminationRecord:
         seed: seed of the split and of the choice.
         train_size: number of training images asked for, or None for all good ones and as many defective as needed.
         good_indices: rows of the original train split that are trained on.
-        pool_indices: rows of the original test split that are added to them.
+        pool_indices: rows of the original test split that are added to them, as copies with the protocol "overlap".
         test_indices: rows of the original test split that are tested on.
         source_rows: rows of the original train and test split.
+        protocol: of `PROTOCOLS`.
     """
 
     fraction: float
@@ -49,10 +59,13 @@ class ContaminationRecord:
     pool_indices: tuple[int, ...]
     test_indices: tuple[int, ...]
     source_rows: tuple[int, int]
+    protocol: str = DISJOINT
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that `json` can write."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """Plain values that `json` can write. "disjoint" is not named, as in records from when there was no other, so that what has
+        their digest is still found."""
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {key: value for key, value in values.items() if (key, value) != ("protocol", DISJOINT)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ContaminationRecord:
@@ -63,7 +76,9 @@ class ContaminationRecord:
         return cls(**fields)
 
 
-def contaminate(dataset: DatasetDict, fraction: float, seed: int, train_size: int | None = None) -> DatasetDict:
+def contaminate(
+    dataset: DatasetDict, fraction: float, seed: int, train_size: int | None = None, protocol: str = DISJOINT
+) -> DatasetDict:
     """Hides defective images in the training set, so that they are `fraction` of it.
 
     Pool images come in a fixed order per seed (defect types interleaved) and good ones too, so a larger fraction
@@ -74,22 +89,30 @@ def contaminate(dataset: DatasetDict, fraction: float, seed: int, train_size: in
         fraction: share of defective images among the training images, in [0, 1).
         seed: non-negative seed. Another seed splits the defective images anew, so the test set differs.
         train_size: number of training images in all, so that fractions compare at equal size; None takes all good.
+        protocol: "disjoint", or "overlap" to train on copies of defective images that are tested on.
 
     Returns:
         DatasetDict: train (good images, then defective ones) with a bool column `contaminated`, and the reduced test.
         `contamination_record` gives the chosen indices.
 
     Raises:
-        ValueError: fraction out of range; train split not all good; too few defective images in the pool (names the
-            largest fraction, and the `train_size` at which this one is possible) or too few good ones; nothing left to
-            train or test on.
+        ValueError: fraction out of range or unknown protocol; train split not all good; too few defective images in the
+            pool (names the largest fraction, and the `train_size` at which this one is possible) or too few good ones;
+            nothing left to train or test on.
 
     Example:
         >>> dataset = contaminate(load_mvtec("../shared/data/mvtec", "bottle"), 0.1, seed=0)
         >>> sum(dataset["train"]["contaminated"]), dataset["train"].num_rows
         (23, 232)
     """
-    _check_arguments(dataset, fraction, seed, train_size)
+    return apply_record(dataset, draw_record(dataset, fraction, seed, train_size, protocol))
+
+
+def draw_record(
+    dataset: DatasetDict, fraction: float, seed: int, train_size: int | None = None, protocol: str = DISJOINT
+) -> ContaminationRecord:
+    """What `contaminate` chooses, with the same arguments and errors; no image is read."""
+    _check_arguments(dataset, fraction, seed, train_size, protocol)
     test_defects = dataset["test"]["defect"][:]
     pool, held_out = _split_defective(test_defects, seed)
     good_test = [row for row, defect in enumerate(test_defects) if label_of(defect) == 0]
@@ -101,8 +124,10 @@ def contaminate(dataset: DatasetDict, fraction: float, seed: int, train_size: in
         )
     num_good = dataset["train"].num_rows
     good_count, pool_count = _counts(num_good, len(pool), fraction, train_size)
+    if protocol == OVERLAP:  # as many as of the pool, so that the two compare
+        pool = held_out[: len(pool)]
     order = np.argsort(raw_integers(sample_seed(seed, 1), num_good), kind="stable")
-    record = ContaminationRecord(
+    return ContaminationRecord(
         fraction=float(fraction),
         seed=int(seed),
         train_size=None if train_size is None else int(train_size),
@@ -110,8 +135,8 @@ def contaminate(dataset: DatasetDict, fraction: float, seed: int, train_size: in
         pool_indices=tuple(sorted(pool[:pool_count])),
         test_indices=tuple(test_indices),
         source_rows=(num_good, len(test_defects)),
+        protocol=protocol,
     )
-    return apply_record(dataset, record)
 
 
 def largest_train_size(dataset: DatasetDict, fraction: float) -> int:
@@ -143,7 +168,9 @@ def apply_record(dataset: DatasetDict, record: ContaminationRecord) -> DatasetDi
     parts = [train.select(record.good_indices)]
     if record.pool_indices:
         pool = dataset["test"].add_column("contaminated", [True] * rows[1], feature=flag)
-        parts.append(pool.select(record.pool_indices))
+        pool = pool.select(record.pool_indices)
+        overlap = record.protocol == OVERLAP
+        parts.append(moved_copies(pool, record.seed, record.pool_indices) if overlap else pool)
     splits = {
         "train": concatenate_datasets(parts, info=parts[0].info, split=dataset["train"].split),
         "test": dataset["test"].select(record.test_indices),
@@ -167,7 +194,9 @@ def _attach(split: Dataset, record: ContaminationRecord) -> Dataset:
     return split
 
 
-def _check_arguments(dataset: DatasetDict, fraction: float, seed: int, train_size: int | None) -> None:
+def _check_arguments(dataset: DatasetDict, fraction: float, seed: int, train_size: int | None, protocol: str) -> None:
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol must be {' or '.join(PROTOCOLS)}, got {protocol!r}")
     if not 0 <= fraction < 1:
         raise ValueError(f"fraction must be in [0, 1), got {fraction}: training needs good images too")
     if seed < 0:
@@ -191,7 +220,7 @@ def _check_arguments(dataset: DatasetDict, fraction: float, seed: int, train_siz
 
 
 def _split_defective(defects: Sequence[str], seed: int) -> tuple[list[int], list[int]]:
-    """Splits the rows of defective images into (pool in the order of use, held out): half of each defect type.
+    """Splits the rows of defective images into (pool, held out), each in the order of use: half of each defect type.
 
     Where a type has an odd number, the odd image is held out, except that types give it to the pool, largest type
     first, until the pool has half of all.
@@ -202,17 +231,18 @@ def _split_defective(defects: Sequence[str], seed: int) -> tuple[list[int], list
     for row in sorted(rows, key=keys.__getitem__):
         types.setdefault(defects[row], []).append(row)
     spare = len(rows) // 2 - sum(len(members) // 2 for members in types.values())
-    pool_position: dict[int, tuple[float, int]] = {}
+    position: dict[int, tuple[float, int]] = {}
+    pool, held_out = [], []
     for name in sorted(types, key=lambda name: (-len(types[name]), name)):
         members = types[name]
         count = len(members) // 2
         if len(members) % 2 and spare > 0:
             count, spare = count + 1, spare - 1
-        for rank, row in enumerate(members[:count]):
+        for part, found in ((members[:count], pool), (members[count:], held_out)):
             # Even spacing interleaves the types, so that any first part of the pool is stratified too.
-            pool_position[row] = ((rank + 0.5) / count, keys[row])
-    pool = sorted(pool_position, key=pool_position.__getitem__)
-    return pool, sorted(set(rows) - set(pool))
+            position |= {row: ((rank + 0.5) / len(part), keys[row]) for rank, row in enumerate(part)}
+            found += part
+    return sorted(pool, key=position.__getitem__), sorted(held_out, key=position.__getitem__)
 
 
 def _counts(num_good: int, num_pool: int, fraction: float, train_size: int | None) -> tuple[int, int]:

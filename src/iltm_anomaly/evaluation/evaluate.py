@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 
 from iltm_anomaly import headings
-from iltm_anomaly.data.contamination import ContaminationRecord, apply_record
+from iltm_anomaly.data.contamination import DISJOINT, ContaminationRecord, apply_record
 from iltm_anomaly.data.mvtec import load_mvtec
 from iltm_anomaly.data.volumes import load_volumes
 from iltm_anomaly.evaluation.gallery import draw_gallery, gallery_rows
@@ -158,6 +158,7 @@ def _conditions(report: dict[str, Any], category: str | None) -> dict[str, Any]:
         "method": "iltm",
         "category": category or known.get("category"),
         "contamination": record.get("fraction"),
+        "protocol": record.get("protocol", DISJOINT) if record else None,
         "train_size": record.get("train_size"),
         "seed": report.get("seed"),
     }

@@ -112,6 +112,7 @@ class _Subject:
         source, category, dataset_name: the data set; the name is that of both.
         kind: "images" or "volumes".
         contamination: share of the training images that is defective.
+        protocol: where these come from, see `iltm_anomaly.data.contamination`.
         recipe, preset: how the model was trained, and the name of the preset with exactly that recipe.
         measured: of the last round, `summarise` by metric.
         conditions: "seeds", and where known "contamination" and "round", as the card's metadata has them.
@@ -124,6 +125,7 @@ class _Subject:
     dataset_name: str
     kind: str
     contamination: float | None
+    protocol: str
     recipe: dict[str, Any]
     preset: str | None
     measured: dict[str, tuple[float, float, int]]
@@ -150,6 +152,7 @@ def _subject(documents: list[dict[str, Any]], report: dict[str, Any]) -> _Subjec
         dataset_name=f"{source.name}, {category}" if category else source.name,
         kind="volumes" if _of_volumes(documents, report) else "images",
         contamination=contamination,
+        protocol=(last if documents else data.get("contamination") or {}).get("protocol") or "disjoint",
         recipe=recipe,
         preset=preset,
         measured={key: value for key, value in measured.items() if value is not None},
@@ -304,6 +307,7 @@ def _commands(subject: _Subject) -> str:
     )
     fraction = contamination.get("fraction", contamination.get("contamination"))
     options += f" --contamination {fraction:g}" if fraction is not None else ""
+    options += "" if subject.protocol == "disjoint" else f" --protocol {subject.protocol}"
     options += f" --train-size {contamination['train_size']}" if contamination.get("train_size") else ""
     if preset:
         options += f" --preset {preset}"

@@ -15,6 +15,7 @@ class TrainArguments:
         category: category of an MVTec AD folder or configuration of a Hub data set.
         contamination: share of defective training images (protocol: `contaminate`). None trains on what is
             there, which for a plain folder is all one can do.
+        protocol: "disjoint", or "overlap" to contaminate with copies of test images.
         train_size: number of training images drawn; None takes all good ones.
         preset: name of a shipped recipe, a YAML file, or a recipe itself; None takes "cpu", or "phantom" for volumes.
         volumes: the data are volumes (NIfTI); the preset must be one for volumes.
@@ -33,6 +34,7 @@ class TrainArguments:
     output: Path
     category: str | None = None
     contamination: float | None = None
+    protocol: str = "disjoint"
     train_size: int | None = None
     preset: str | Recipe | None = None
     volumes: bool = False

@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import Dataset, Image
 
-from iltm_anomaly.data.contamination import contaminate, contamination_record
+from iltm_anomaly.data.contamination import DISJOINT, contaminate, contamination_record
 from iltm_anomaly.data.folder import load_images
 from iltm_anomaly.data.images import files_below, readable_images
 from iltm_anomaly.data.streaming import stream_images
@@ -39,6 +39,10 @@ class TrainingImages:
             raise ValueError(
                 "--contamination draws from the whole data set, which a stream is not: leave out --streaming"
             )
+        if arguments.protocol != DISJOINT and (arguments.volumes or arguments.contamination is None):
+            raise ValueError(
+                f"--protocol {arguments.protocol} says which images --contamination adds: it needs that, and images"
+            )
         self.arguments = arguments
 
     def source(self) -> str | None:
@@ -53,7 +57,8 @@ class TrainingImages:
             return self._split._fingerprint
         if chosen.category is not None and (folder / chosen.category).is_dir():
             folder /= chosen.category
-        drawn = (chosen.category, chosen.train_size, chosen.contamination, chosen.seed)
+        drawn: tuple[Any, ...] = (chosen.category, chosen.train_size, chosen.contamination, chosen.seed)
+        drawn += () if chosen.protocol == DISJOINT else (chosen.protocol,)
         digest = hashlib.sha256(repr(drawn).encode())
         for path in sorted(files_below(folder)):
             if not path.name.startswith(".") and output not in path.absolute().parents:
@@ -83,9 +88,14 @@ class TrainingImages:
             return
         data = load_json(path)["data"]
         drawn = data.get("contamination") or {}
-        found: dict[str, Any] = {"contamination": drawn.get("fraction"), "train size": drawn.get("train_size")}
+        found: dict[str, Any] = {
+            "contamination": drawn.get("fraction"),
+            "protocol": drawn.get("protocol", DISJOINT),
+            "train size": drawn.get("train_size"),
+        }
         asked: dict[str, Any] = {
             "contamination": (chosen.contamination or 0.0) if self._draws else None,
+            "protocol": chosen.protocol,
             "train size": chosen.train_size,
         }
         if chosen.category and data.get("category"):  # it may also be the end of the path
@@ -126,5 +136,6 @@ class TrainingImages:
                     f"{chosen.data} is a folder without test images: it is trained on as it is. --contamination and "
                     "--train-size need an MVTec AD layout (train/good, test/<defect>, ground_truth/<defect>)"
                 )
-            dataset = contaminate(dataset, chosen.contamination or 0.0, chosen.seed, chosen.train_size)
+            drawn = (chosen.contamination or 0.0, chosen.seed, chosen.train_size, chosen.protocol)
+            dataset = contaminate(dataset, *drawn)
         return dataset["train"]

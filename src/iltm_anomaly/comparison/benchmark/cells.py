@@ -1,4 +1,5 @@
-"""Cells on disk: `cells/<category>_c<level>_s<seed>_<method>.json`, and an .npz file of the same name.
+"""Cells on disk: `cells/<category>_c<level>_s<seed>_<method>.json`, with the protocol before the method unless it is "disjoint",
+and an .npz file of the same name.
 
 A JSON file is laid out like `results.json` of `iltm-anomaly evaluate`: "results" has one entry per round, the last of which is
 the method's own; then follow where they come from, "draws" (of the bootstrap, see `statistics`) and a checksum of all of it. The
@@ -20,6 +21,7 @@ import numpy as np
 from iltm_anomaly.comparison.baselines.methods import METHODS
 from iltm_anomaly.comparison.benchmark.plan import digest_of
 from iltm_anomaly.comparison.benchmark.statistics import ImageStatistics
+from iltm_anomaly.data.contamination import DISJOINT
 from iltm_anomaly.recipes.recipe import Recipe
 from iltm_anomaly.recipes.retired import without_retired_of_stage
 from iltm_anomaly.settings import InferenceSettings
@@ -123,7 +125,7 @@ def load_statistics(path: Path) -> ImageStatistics:
 def _completed(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings of a cell as today's code would write them: with the defaults of fields that did not exist when it was
     measured."""
-    settings = dict(settings)
+    settings = {"protocol": DISJOINT} | settings
     # what today's code cannot read stays as it is, and differs
     with suppress(ValueError, KeyError):
         settings["recipe"] = Recipe.from_dict(settings["recipe"]).training_fields()

@@ -62,13 +62,11 @@ def describe_plan(plan: Plan) -> str:
 
 
 def _images(group: Group) -> str:
-    if group.error is not None or group.dataset is None or group.record is None:
+    if group.error is not None:
         return f"NOT POSSIBLE: {group.error}"
-    train, test = group.dataset["train"], group.dataset["test"]
     return (
-        f"{len(train)} training images, {len(group.record['pool_indices'])} of them defective; "
-        f"{len(test)} test images, {sum(test['label'])} of them defective"
-    )
+        "{training} training images, {contaminated} of them defective; {test} test images, {defective} of them defective"
+    ).format(**group.counts())
 
 
 def check_iltm(recipe: Recipe) -> dict[str, StepCost]:
@@ -132,8 +130,8 @@ def check_baseline(method: str, plan: Plan, category: str) -> None:
 def describe_cost(plan: Plan, costs: dict[str, StepCost]) -> str:
     """Steps of the ILTM runs and what they take, as text."""
     recipe = plan.recipe
-    groups = [group for group in plan.groups if group.dataset is not None and group.error is None]
-    sizes = [group.dataset["train"].num_rows for group in groups if group.dataset is not None]
+    groups = [group for group in plan.groups if group.error is None]
+    sizes = [group.counts()["training"] for group in groups]
     times = {"VQ-VAE": (recipe.stage1, 1), "prior": (recipe.stage2, recipe.rounds.rounds + 1)}
     lines, hours, flops, seconds = [], 0.0, 0.0, 0.0
     for name, (stage, repeats) in times.items():
@@ -164,9 +162,7 @@ def describe_baselines(plan: Plan) -> str:
         return f"other methods train for {plan.arguments.baseline_seconds:g} s each"
     if plan.recipe.name != OWN_SCHEDULE:
         return "other methods train for the time of one round of the prior each"
-    num_images = max(
-        (group.dataset["train"].num_rows for group in plan.groups if group.dataset is not None), default=0
-    )
+    num_images = max((group.counts()["training"] for group in plan.groups if group.error is None), default=0)
     lines = ["other methods train by the schedules of their own papers:"]
     for method in plan.groups[0].methods:
         if not METHODS[method].of_run:

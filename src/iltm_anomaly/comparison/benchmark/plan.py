@@ -13,7 +13,14 @@ from datasets import DatasetDict
 from iltm_anomaly.comparison.baselines.methods import BASELINES, METHODS, Method
 from iltm_anomaly.comparison.baselines.vqvae_transformer import residual_settings
 from iltm_anomaly.comparison.benchmark.published import load_published
-from iltm_anomaly.data.contamination import contaminate, contamination_record, largest_train_size
+from iltm_anomaly.data.contamination import (
+    DISJOINT,
+    PROTOCOLS,
+    ContaminationRecord,
+    apply_record,
+    draw_record,
+    largest_train_size,
+)
 from iltm_anomaly.data.images import files_below
 from iltm_anomaly.data.layout import is_category, list_categories
 from iltm_anomaly.data.mvtec import load_mvtec
@@ -42,7 +49,9 @@ class BenchmarkArguments:
         methods: names of `METHODS`; "all" stands for those that need nothing from elsewhere, "paper" for those of Table 2.
         contamination: levels.
         seeds: each is that of the split, of training and of all else that is random.
+        protocol: where contamination comes from, of `PROTOCOLS`.
         preset: recipe of ILTM; the baselines take their settings of the same name.
+        image_size: side of the images of all methods, in place of the recipe's.
         train_size: training images of every cell; "common" is, for each category, the largest number that all levels allow;
             "all" is all good images and as many defective ones as a level needs.
         baseline_seconds: training time of every other method; None gives each the time that one round of the prior took in the
@@ -58,7 +67,9 @@ class BenchmarkArguments:
     methods: list[str] = field(default_factory=lambda: ["all"])
     contamination: list[float] = field(default_factory=lambda: [0.0, 0.1, 0.2])
     seeds: list[int] = field(default_factory=lambda: [0])
+    protocol: str = DISJOINT
     preset: str = "cpu"
+    image_size: int | None = None
     train_size: int | str = COMMON
     baseline_seconds: float | None = None
     baseline_config: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -72,6 +83,8 @@ class BenchmarkArguments:
             setattr(self, name, list(dict.fromkeys(getattr(self, name))))
         if bad := [fraction for fraction in self.contamination if not 0 <= fraction < 1]:
             raise ValueError(f"contamination must be in [0, 1), got {bad[0]}: training needs good images too")
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f"protocol must be {' or '.join(PROTOCOLS)}, got {self.protocol!r}")
         if self.train_size not in (COMMON, ALL) and not (isinstance(self.train_size, int) and self.train_size > 0):
             raise ValueError(f"train_size must be a number above 0, {COMMON!r} or {ALL!r}, got {self.train_size!r}")
         if unknown := [name for name in self.baseline_config if name not in BASELINES]:
@@ -106,9 +119,10 @@ class Group:
     Args:
         methods: in the order in which they are run.
         files: digest of the category's files.
-        dataset: train and test images by the contamination protocol; None if the protocol is not possible.
+        protocol: of contamination; "disjoint" where there is none, as all protocols train on the same images then.
+        source: all images of the category; None if it cannot be read.
         error: why the group cannot be measured.
-        record: the contamination record as plain values.
+        record: the contamination record as plain values; None if the protocol is not possible.
     """
 
     category: Category
@@ -117,14 +131,33 @@ class Group:
     train_size: int | None
     methods: list[str]
     files: str
-    dataset: DatasetDict | None = None
+    protocol: str = DISJOINT
+    source: DatasetDict | None = None
     error: str | None = None
     record: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
         """Name of the group, in files and messages."""
-        return f"{self.category.name}_c{self.contamination:g}_s{self.seed}"
+        end = "" if self.protocol == DISJOINT else f"_{self.protocol}"
+        return f"{self.category.name}_c{self.contamination:g}_s{self.seed}{end}"
+
+    @property
+    def dataset(self) -> DatasetDict:
+        """Train and test images. They are made anew each time: copies are kept in memory, and a plan has many groups."""
+        assert self.source is not None and self.record is not None  # else the group has an error, and is not measured
+        return apply_record(self.source, ContaminationRecord.from_dict(self.record))
+
+    def counts(self) -> dict[str, int]:
+        """Numbers of training and test images, and of the defective ones among them."""
+        assert self.source is not None and self.record is not None
+        labels, record = self.source["test"]["label"][:], self.record
+        return {
+            "training": len(record["good_indices"]) + len(record["pool_indices"]),
+            "contaminated": len(record["pool_indices"]),
+            "test": len(record["test_indices"]),
+            "defective": sum(labels[row] == 1 for row in record["test_indices"]),
+        }
 
     @property
     def digest(self) -> str:
@@ -166,6 +199,7 @@ class Plan:
             "method": method,
             "category": group.category.name,
             "contamination": group.contamination,
+            "protocol": group.protocol,
             "seed": group.seed,
             "train_size": group.train_size,
             "split_sha256": group.digest,
@@ -263,6 +297,8 @@ def make_plan(arguments: BenchmarkArguments) -> Plan:
         ValueError: for arguments that mean nothing.
     """
     recipe = load_recipe(arguments.preset)
+    if arguments.image_size is not None and not recipe.is_volumetric:
+        recipe = Recipe.from_dict(recipe.to_dict() | {"image_size": arguments.image_size})
     if recipe.is_volumetric:
         raise ValueError(f"preset {arguments.preset} is for volumes; the benchmark is one of images")
     methods = resolve_methods(arguments.methods)
@@ -276,7 +312,8 @@ def make_plan(arguments: BenchmarkArguments) -> Plan:
             dataset, train_size, files, error = None, None, "", str(problem)
         for fraction in arguments.contamination:
             for seed in arguments.seeds:
-                group = Group(category, fraction, seed, train_size, methods, files, error=error)
+                protocol = arguments.protocol if fraction > 0 else DISJOINT
+                group = Group(category, fraction, seed, train_size, methods, files, protocol, dataset, error)
                 if dataset is not None:
                     _split(group, dataset)
                 groups.append(group)
@@ -296,14 +333,12 @@ def _check_baseline_config(arguments: BenchmarkArguments, recipe: Recipe) -> Non
 
 def _split(group: Group, dataset: DatasetDict) -> None:
     try:
-        group.dataset = contaminate(dataset, group.contamination, group.seed, group.train_size)
+        record = draw_record(dataset, group.contamination, group.seed, group.train_size, group.protocol)
     except ValueError as problem:
         group.error = str(problem)
         return
-    record = contamination_record(group.dataset)
-    assert record is not None  # contaminate has just attached it
     group.record = record.to_dict()
-    if 1 not in group.dataset["test"]["label"]:
+    if not group.counts()["defective"]:
         group.error = f"{group.category.name} has no defective test image: there is nothing to measure a detector on"
 
 

@@ -14,6 +14,7 @@ from iltm_anomaly.comparison.benchmark.tables import (
     NOTES,
     OTHER_SEEDS,
     TITLES,
+    contaminated,
     has_other_seeds,
     latex,
     level_table,
@@ -21,6 +22,7 @@ from iltm_anomaly.comparison.benchmark.tables import (
     markdown_table,
     percent,
 )
+from iltm_anomaly.data.contamination import DISJOINT, PROTOCOLS
 from iltm_anomaly.training.checkpoint import write_atomically
 
 REFERENCE_NOTES = (
@@ -33,7 +35,7 @@ TRIVIAL_NOTES = "Points ahead of a detector that learns nothing but the mean tra
 
 
 def write_report(source: Path) -> list[Path]:
-    """Writes the three files; returns their paths.
+    """Writes the three files, and three of other names for the protocol "overlap" if it has cells; returns their paths.
 
     Args:
         source: a folder that holds cells/, into which the files go, or a JSON Lines file of cells; then they go into a folder
@@ -42,13 +44,15 @@ def write_report(source: Path) -> list[Path]:
     Raises:
         ValueError: if there is no finished cell, or cells do not belong together.
     """
-    results = Results.load(source)
     folder = source.with_suffix("") if source.is_file() else source
-    files = {
-        "table.md": markdown(results).encode(),
-        "table.tex": latex(results).encode(),
-        "plot.png": draw_plot(results),
-    }
+    files = {}
+    for results in Results.load(source):
+        end = "" if results.protocol == DISJOINT else f"_{results.protocol}"
+        files |= {
+            f"table{end}.md": markdown(results).encode(),
+            f"table{end}.tex": latex(results).encode(),
+            f"plot{end}.png": draw_plot(results),
+        }
     for name, content in files.items():
         write_atomically(folder / name, content)
     return [folder / name for name in files]
@@ -59,7 +63,7 @@ def markdown(results: Results) -> str:
     parts = ["# Benchmark", _conditions(results), NOTES, IMPOSSIBLE]
     for level in results.levels:
         text = markdown_level(level_table(results, level))
-        parts += [f"## {percent(level)} of the training images defective", text]
+        parts += [f"## {contaminated(results, level)}", text]
         parts += [OTHER_SEEDS] if "‡" in text else []
     parts += ["## Mean over categories", markdown_means(results)]
     parts += ["## Training time", markdown_times(results)]
@@ -88,7 +92,8 @@ def _conditions(results: Results) -> str:
     commits = sorted({f"{commit[:7]}{plus}{changes}" for commit, plus, changes in hashes})
     devices = sorted({f"{d['hardware']['device']}, {d['hardware']['threads']} thread(s)" for d in documents})
     return (
-        f"{len(results.documents)} cells. Preset {', '.join(presets)}. Training images: "
+        f"{len(results.documents)} cells. Preset {', '.join(presets)}. Protocol {results.protocol}: "
+        f"{PROTOCOLS[results.protocol]}. Training images: "
         + ", ".join(f"{category} {count}" for category, count in per_category.items())
         + f". Machine: {'; '.join(devices)}. Commits: {', '.join(commits)}. Methods had the same training and test images of "
         "each category, level and seed, at the same resolution."

@@ -15,6 +15,7 @@ from iltm_anomaly.comparison.baselines.methods import METHODS
 from iltm_anomaly.comparison.benchmark.cells import load_cells
 from iltm_anomaly.comparison.benchmark.published import load_published
 from iltm_anomaly.comparison.benchmark.statistics import interval, unpack
+from iltm_anomaly.data.contamination import DISJOINT, PROTOCOLS
 from iltm_anomaly.headings import METRICS
 
 REFERENCE, TRIVIAL = "iltm", "mean_image"
@@ -40,17 +41,19 @@ class Estimate:
 
 
 class Results:
-    """The cells of a benchmark, by method, category, contamination and seed.
+    """The cells of a benchmark with one protocol, by method, category, contamination and seed.
 
     Args:
         documents: as of `cells.load_cells`.
         problems: what was wrong with other cells, for the report.
+        protocol: that of the cells with contamination.
 
     Raises:
         ValueError: if cells that are compared were measured on different images.
     """
 
-    def __init__(self, documents: list[dict[str, Any]], problems: Sequence[str] = ()):
+    def __init__(self, documents: list[dict[str, Any]], problems: Sequence[str] = (), protocol: str = DISJOINT):
+        self.protocol = protocol
         self.documents = {self._key(document): document for document in documents}
         self.problems = [*problems, *self._mixtures(), *self._other_time_limits(), *self._other_runs()]
         self._check_images()
@@ -62,8 +65,8 @@ class Results:
         }
 
     @classmethod
-    def load(cls, source: Path) -> "Results":
-        """Those in the folder `source`/cells, or in the JSON Lines file `source`.
+    def load(cls, source: Path) -> list["Results"]:
+        """Those in the folder `source`/cells, or in the JSON Lines file `source`: of each protocol that there are cells of.
 
         Raises:
             NoCellsError: if there is none.
@@ -73,7 +76,22 @@ class Results:
         documents, problems = load_cells(cells)
         if not documents:
             raise NoCellsError(f"no finished cell in {cells}" + "".join(f"\n{p}" for p in problems))
-        return cls(documents, problems)
+        settings = [document["settings"] for document in documents]
+        used = {s["protocol"] for s in settings if s["contamination"] > 0} or {DISJOINT}
+        return [
+            # without contamination all protocols are the same
+            cls(
+                [
+                    d
+                    for d, s in zip(documents, settings, strict=True)
+                    if s["protocol"] == protocol or not s["contamination"]
+                ],
+                problems,
+                protocol,
+            )
+            for protocol in PROTOCOLS
+            if protocol in used
+        ]
 
     @staticmethod
     def _key(document: dict[str, Any]) -> tuple[str, str, float, int]:
@@ -107,7 +125,7 @@ class Results:
         for document in self.documents.values():
             settings = document["settings"]
             method, category = settings["method"], settings["category"]
-            conditions = [("presets", document["preset"])]
+            conditions = [("presets", document["preset"]), ("image sizes", settings["recipe"].get("image_size"))]
             if METHODS[method].of_run:
                 conditions.append(("recipes of ILTM", settings["recipe"]))
             elif (settings["baseline"] or {}).get("stage") is not None:  # else nothing is trained

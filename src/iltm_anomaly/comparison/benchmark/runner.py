@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import DatasetDict
 from filelock import FileLock, Timeout
 
 from iltm_anomaly.comparison.baselines.methods import METHODS
@@ -95,13 +96,14 @@ def document(
     arguments: BenchmarkArguments, group: Group, settings: dict[str, Any], measured: Measured, device: str
 ) -> dict[str, Any]:
     """What the JSON file of a cell holds."""
-    assert group.record is not None and group.dataset is not None  # else it has an error, and is not measured
+    assert group.record is not None  # else it has an error, and is not measured
+    counts = group.counts()
     return {
         "results": measured.results,
-        "test_images": group.dataset["test"].num_rows,
+        "test_images": counts["test"],
         "defective_test_images": int(measured.statistics.labels.sum()),
-        "training_images": group.dataset["train"].num_rows,
-        "contaminated_training_images": len(group.record["pool_indices"]),
+        "training_images": counts["training"],
+        "contaminated_training_images": counts["contaminated"],
         "data": arguments.data,
         "preset": arguments.preset,
         "settings": settings,
@@ -121,9 +123,8 @@ class GroupRun:
     """
 
     def __init__(self, plan: Plan, group: Group):
-        assert group.dataset is not None
         self.plan, self.recipe, self.arguments = plan, plan.recipe, plan.arguments
-        self.group, self.dataset = group, group.dataset
+        self.group = group
         # the same split of other files, and an edited recipe of the same name, are other runs
         self.folder = self.arguments.output / "runs" / f"{group.name}_{self.recipe.name}_{plan.run_digest(group)[:12]}"
         self.device = "cuda" if torch.cuda.is_available() and not self.arguments.cpu else "cpu"
@@ -167,6 +168,7 @@ class GroupRun:
                 category=self.group.category.folder,
                 output=folder,
                 contamination=self.group.contamination,
+                protocol=self.group.protocol,
                 train_size=self.group.train_size,
                 preset=self.recipe,  # not read again: the file may have been edited since
                 seed=self.group.seed,
@@ -272,6 +274,11 @@ class GroupRun:
     # What all share
 
     @cached_property
+    def dataset(self) -> DatasetDict:
+        """Train and test images."""
+        return self.group.dataset
+
+    @cached_property
     def processor(self) -> ILTMImageProcessor:
         """That of the run: the same resolution for all."""
         return ILTMImageProcessor(size=self.recipe.image_size, num_channels=self.recipe.num_channels)
@@ -305,6 +312,7 @@ class GroupRun:
             "method": method,
             "category": self.group.category.name,
             "contamination": self.group.contamination,
+            "protocol": self.group.protocol,
             "seed": self.group.seed,
             "round": number,
             **metrics,

@@ -10,6 +10,7 @@ from iltm_anomaly import headings
 from iltm_anomaly.comparison.baselines.methods import METHODS
 from iltm_anomaly.comparison.benchmark.published import comparable, is_impossible, load_published, published
 from iltm_anomaly.comparison.benchmark.results import REFERENCE, Results
+from iltm_anomaly.data.contamination import OVERLAP
 
 # The paper calls pixel AUROC AUROC.
 TITLES = {metric: headings.IMAGES[metric] for metric in headings.METRICS} | {"pixel_auroc": "AUROC"}
@@ -167,7 +168,7 @@ def latex(results: Results) -> str:
     parts = ["% needs \\usepackage{booktabs,graphicx}"]
     for level in results.levels:
         body = latex_level(level_table(results, level))
-        caption = f"{percent(level)} of the training images defective. {NOTES} Printed figures: {load_published()['source']}. "
+        caption = f"{contaminated(results, level)}. {NOTES} Printed figures: {load_published()['source']}. "
         caption += f"{IMPOSSIBLE} {OTHER_SEEDS}" if "\\ddag" in body else IMPOSSIBLE
         parts.append(
             f"\\begin{{table}}\n\\centering\n\\caption{{{_to_latex(caption)}}}\n"
@@ -197,6 +198,12 @@ def _to_latex(text: str) -> str:
     text = re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text)
     text = re.sub(r"\*(.+?)\*", r"\\textit{\1}", text)
     return text.replace("†", "$^\\dag$").replace("‡", "$^\\ddag$").replace("±", "$\\pm$")
+
+
+def contaminated(results: Results, level: float) -> str:
+    """What the training images of a level were, in words."""
+    text = f"{percent(level)} of the training images defective"
+    return text + (", copies of test images" if results.protocol == OVERLAP and level > 0 else "")
 
 
 def percent(level: float) -> str:
