@@ -126,6 +126,8 @@ def test_resuming_another_run_is_refused(run, data, recipe, capsys):
     assert "seed" in capsys.readouterr().err
     assert train(data, recipe, run, "--resume", "--contamination", "0.2") == 2
     assert "contamination (0.1 there, 0.2 now) differ" in capsys.readouterr().err
+    assert train(data, recipe, run, "--resume", "--protocol", "overlap") == 2
+    assert "protocol (disjoint there, overlap now) differ" in capsys.readouterr().err
 
 
 def evaluate(model, data, output, *options):
@@ -338,6 +340,7 @@ def test_training_survives_an_unreadable_image(data, recipe, tmp_path, caplog):
         (["--data", "nowhere/at/all"], "nowhere"),
         (["--category", "parts"], "part"),
         (["--contamination", "0.9"], "largest"),
+        (["--protocol", "overlap"], "--protocol overlap says which images --contamination adds"),
         (["--preset", "fast"], "presets are"),
         (["--set", "stage1.stps=5"], "--set stage1.stps=5: recipe.stage1 has no field 'stps' (do you mean 'steps'?)"),
         (["--set", "prior.dropout=1.5"], "--set prior.dropout=1.5: recipe.prior: dropout must be in [0, 1), got 1.5"),
@@ -350,6 +353,17 @@ def test_wrong_arguments_give_one_line_that_helps(data, tmp_path, capsys, argume
     assert main(["train", *[word for pair in given.items() for word in pair]]) == 2
     error = capsys.readouterr().err.strip()
     assert message in error and "Traceback" not in error and "\n" not in error
+
+
+def test_a_run_on_copies_of_test_images_is_evaluated_on_those(data, recipe, tmp_path):
+    quick = ["--protocol", "overlap", "--set", "stage1.steps=2", "stage2.steps=2", "--rounds", "0"]
+    assert train(data, recipe, tmp_path / "run", *quick) == 0
+    record = json.loads((tmp_path / "run" / "model" / "training_report.json").read_text())["data"]["contamination"]
+    assert record["protocol"] == "overlap" and set(record["pool_indices"]) < set(record["test_indices"])
+    assert train(data, recipe, tmp_path / "run", *quick, "--resume") == 0, "the same copies are made again"
+    assert evaluate(tmp_path / "run", data, tmp_path / "evaluation") == 0
+    (result,) = json.loads((tmp_path / "evaluation" / "results.json").read_text())["results"]
+    assert result["protocol"] == "overlap" and 0 <= result["masked_share_normal_tokens"] <= 1
 
 
 def test_values_of_the_recipe_on_the_command_line(data, recipe, tmp_path):

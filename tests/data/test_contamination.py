@@ -189,23 +189,24 @@ def test_masks_and_images_are_not_read(dataset, tmp_path):
     assert contaminate(dataset, 0.25, 0)["train"].num_rows == 8
 
 
-class TestOverlap:
-    @pytest.fixture(scope="class")
-    def drawn(self, tmp_path_factory):
-        """A category of photographs, so to speak, and both protocols at a fifth."""
-        folder = make_category(tmp_path_factory.mktemp("drawn"), good=20, test_good=5, defects={"a": 10, "b": 7})
-        for number, path in enumerate(sorted(folder.rglob("test/*/*.png"))):
-            pixels = np.random.default_rng(number).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-            mask = np.zeros((40, 60), dtype=np.uint8)
-            mask[10:30, 20:40] = 255
-            pixels[mask > 0] = 250
-            Image.fromarray(pixels).save(path)
-            truth = folder / "ground_truth" / path.parent.name / f"{path.stem}_mask.png"
-            if truth.exists():
-                Image.fromarray(mask).save(truth)
-        dataset = load_mvtec(folder)
-        return dataset, *(contaminate(dataset, 0.2, 1, protocol=protocol) for protocol in ("disjoint", OVERLAP))
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """A category of photographs, so to speak, and both protocols at a fifth."""
+    folder = make_category(tmp_path_factory.mktemp("drawn"), good=20, test_good=5, defects={"a": 10, "b": 7})
+    for number, path in enumerate(sorted(folder.rglob("test/*/*.png"))):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+        mask = np.zeros((40, 60), dtype=np.uint8)
+        mask[10:30, 20:40] = 255
+        pixels[mask > 0] = 250
+        Image.fromarray(pixels).save(path)
+        truth = folder / "ground_truth" / path.parent.name / f"{path.stem}_mask.png"
+        if truth.exists():
+            Image.fromarray(mask).save(truth)
+    dataset = load_mvtec(folder)
+    return dataset, *(contaminate(dataset, 0.2, 1, protocol=protocol) for protocol in ("disjoint", OVERLAP))
 
+
+class TestOverlap:
     def test_the_test_set_and_the_good_images_are_those_of_the_other_protocol(self, drawn):
         _, disjoint, overlap = drawn
         assert paths(overlap["test"]) == paths(disjoint["test"])
@@ -251,7 +252,7 @@ class TestOverlap:
             assert np.array_equal(one["image"], two["image"])
 
     def test_both_draw_as_many(self, dataset):
-        with pytest.raises(ValueError, match="the pool .* holds 10"):
+        with pytest.raises(ValueError, match=r"the pool .* holds 10"):
             contaminate(dataset, 0.5, 0, protocol=OVERLAP)
         train = contaminate(dataset, 1 / 3, 0, protocol=OVERLAP)["train"]
         assert sum(train["contaminated"]) == 10 and train[29]["image"].size == (12, 10)

@@ -123,6 +123,11 @@ def test_results_that_do_not_belong_together_are_refused(tmp_path):
     (tmp_path / "other.json").write_text(json.dumps(document))
     with pytest.raises(ValueError, match="different contaminations"):
         load_results([RESULTS, tmp_path / "other.json"])
+    document = load_results([RESULTS])[0]
+    document["results"][0]["protocol"] = "overlap"
+    (tmp_path / "other.json").write_text(json.dumps(document))
+    with pytest.raises(ValueError, match="different protocols"):
+        load_results([RESULTS, tmp_path / "other.json"])
     with pytest.raises(ValueError, match="no results of"):
         load_results([REPOSITORY / "docs" / "results" / "bench_metrics.json"])
 
@@ -188,5 +193,10 @@ def test_commands_repeat_what_was_done():
     text = render_card("pet", [], report, "org/pet")["README.md"].decode()
     assert "train --data ROOT --volumes --contamination 0.2 --train-size 40 --preset phantom --seed" in text
     assert "20 % of the training volumes are defective" in text and "scan.nii.gz" in text and "ImageNet" not in text
+    assert "of which nothing is trained on" in text
+    record["protocol"] = "overlap"
+    text = render_card("pet", [], report, "org/pet")["README.md"].decode()
+    assert "--contamination 0.2 --protocol overlap --train-size 40" in text
+    assert "the defective training volumes are copies of some of it" in text and "nothing is trained on" not in text
     report["recipe"] = recipe | {"image_size": None, "stage1": recipe["stage1"] | {"epochs": 1}}
     assert "--preset recipe.yaml" in render_card("pet", [], report, "org/pet")["README.md"].decode()

@@ -3,7 +3,8 @@
 - Images: `mvtec`, `folder` and `hub` load data sets, in the columns of `schema`; `streaming` reads one without storing it.
 - Volumes: `volumes` loads data sets; `volume_files` and `dicom` read and write files; `volume_grid` says where voxels lie.
 - Both: `images` reads image files and lists folders; `layout` knows the folders of MVTec AD.
-- Training: `contamination` hides defects in a training set, `augmentation` changes pixels, `cache` keeps decoded images.
+- Training: `contamination` hides defects in a training set, by `moved_copies` if they are tested on too; `augmentation` changes
+  pixels, `cache` keeps decoded images.
 
 No part of it is imported here, so that reading an image does not wait for torch, nor a data set for scipy.
 """

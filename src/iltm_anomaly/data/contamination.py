@@ -62,8 +62,8 @@ class ContaminationRecord:
     protocol: str = DISJOINT
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that `json` can write. "disjoint" is not named, as in records from when there was no other, so that what has
-        their digest is still found."""
+        """Plain values that `json` can write. "disjoint" is not named, as in records from when there was no other, so that what
+        has their digest is still found."""
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         return {key: value for key, value in values.items() if (key, value) != ("protocol", DISJOINT)}
 
@@ -232,7 +232,8 @@ def _split_defective(defects: Sequence[str], seed: int) -> tuple[list[int], list
         types.setdefault(defects[row], []).append(row)
     spare = len(rows) // 2 - sum(len(members) // 2 for members in types.values())
     position: dict[int, tuple[float, int]] = {}
-    pool, held_out = [], []
+    pool: list[int] = []
+    held_out: list[int] = []
     for name in sorted(types, key=lambda name: (-len(types[name]), name)):
         members = types[name]
         count = len(members) // 2

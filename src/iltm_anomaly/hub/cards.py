@@ -45,6 +45,7 @@ def load_results(paths: list[Path]) -> list[dict[str, Any]]:
         # by name: a data set may lie in another folder on each machine, and a demo makes one of its own for every seed
         "data sets": [(Path(d.get("data") or "").name, d["results"][0].get("category")) for d in documents],
         "contaminations": [d["results"][0].get("contamination") for d in documents],
+        "protocols": [d["results"][0].get("protocol") or "disjoint" for d in documents],
         "rounds": [[r["round"] for r in d["results"]] for d in documents],
     }.items():
         if any(value != values[0] for value in values):

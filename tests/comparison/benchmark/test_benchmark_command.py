@@ -16,6 +16,7 @@ from iltm_anomaly.cli import main
 from iltm_anomaly.comparison.benchmark.cells import load_cell, load_statistics
 from iltm_anomaly.comparison.benchmark.plan import BenchmarkArguments, digest_of, make_plan
 from iltm_anomaly.comparison.benchmark.statistics import draw_images, metrics_of_draws, unpack
+from iltm_anomaly.data.cache import PixelCache
 from iltm_anomaly.headings import METRICS
 from iltm_anomaly.recipes.recipe import load_recipe
 from iltm_anomaly.synthetic.dataset import generate_dataset, write_mvtec_tree
@@ -194,6 +195,64 @@ def test_other_settings_measure_a_baseline_again_but_no_run(finished, data, reci
     for name in ("iltm", "vqvae_transformer"):
         path = Path("cells") / f"part_c0_s0_{name}.json"
         assert (output / path).read_bytes() == (finished[0] / path).read_bytes()
+
+
+def test_copies_of_test_images_are_another_protocol_with_a_report_of_its_own(finished, data, recipe, fake, tmp_path):
+    output = tmp_path / "copy"
+    shutil.copytree(finished[0], output)
+    assert main(command(data, recipe, output, "--methods", "iltm", "mean_image", "--protocol", "overlap")) == 0
+    assert len(fake.calls) == 1, "without contamination the cells of the other protocol serve"
+    cells = [load_cell(output / "cells" / f"part_c0.2_s0_overlap_{method}.json") for method in ("iltm", "mean_image")]
+    assert cells[0]["images_sha256"] == cells[1]["images_sha256"] != cell(output, "0.2", "iltm")["images_sha256"]
+    for found in cells:
+        assert found["settings"]["protocol"] == found["results"][-1]["protocol"] == "overlap"
+        assert found["draws"]["test_sha256"] == cell(output, "0.2", "iltm")["draws"]["test_sha256"]
+        assert found["contaminated_training_images"] == 3
+    (report,) = output.glob("runs/part_c0.2_s0_overlap_*/iltm/model/training_report.json")
+    record = json.loads(report.read_text())["data"]["contamination"]
+    assert record["protocol"] == "overlap" and set(record["pool_indices"]) < set(record["test_indices"])
+    table = (output / "table_overlap.md").read_text()
+    assert "Protocol overlap: the defective training images are copies of test images" in table
+    assert "## 20 % of the training images defective, copies of test images" in table
+    assert "copies" in (output / "table_overlap.tex").read_text() and (output / "plot_overlap.png").exists()
+    assert (output / "table.md").read_text() == (finished[0] / "table.md").read_text()
+    assert "Protocol disjoint: no training image is tested on" in (output / "table.md").read_text()
+
+
+def test_cells_of_before_there_were_protocols_are_finished(finished, data, recipe, fake, tmp_path):
+    output = tmp_path / "copy"
+    shutil.copytree(finished[0], output)
+    for path in (output / "cells").glob("*.json"):
+        document = load_cell(path)
+        del document["settings"]["protocol"]
+        write_json(path, document | {"checksum": digest_of(document)})
+    assert main(command(data, recipe, output)) == 0 and not fake.calls
+    assert (output / "table.md").read_text() == (finished[0] / "table.md").read_text()
+
+
+def test_another_image_size_is_that_of_all_methods(data, recipe, fake, tmp_path, capsys):
+    words = command(data, recipe, tmp_path, "--methods", "mean_image", "--image-size", "72")
+    words.remove("0")
+    assert main(words) == 0
+    found = cell(tmp_path, "0.2", "mean_image")
+    assert found["settings"]["recipe"]["image_size"] == 72
+    cache = PixelCache(next(tmp_path.glob("runs/*/images.arrow")))
+    assert tuple(cache.shape) == (20, 3, 72, 72)
+    assert "72 x 72 pixels" in (tmp_path / "table.md").read_text()
+    assert main([*words[:-1], "100"]) == 2
+    assert "image_size must be a positive multiple of 8" in capsys.readouterr().err
+
+
+def test_the_coreset_is_a_row_of_its_own_with_any_preset(data, tmp_path):
+    arguments = BenchmarkArguments(
+        str(data), tmp_path, ["sets/part"], ["patchcore", "patchcore_coreset", "softpatch"], [0.2], preset="cpu"
+    )
+    plan = make_plan(arguments)
+    (group,) = plan.groups
+    settings = {method: plan.settings(group, method)["baseline"]["config"] for method in group.methods}
+    assert settings["patchcore"]["selection"] == "random"
+    assert settings["patchcore_coreset"] == settings["patchcore"] | {"selection": "coreset"}
+    assert (settings["softpatch"]["selection"], settings["softpatch"]["discarded"]) == ("coreset", 0.15)
 
 
 def test_what_an_earlier_version_of_a_method_has_made_is_made_anew(

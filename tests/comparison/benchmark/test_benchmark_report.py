@@ -53,6 +53,7 @@ def document(method: str, category: str, level: float, seed: int, auroc: float, 
             "category": category,
             "contamination": level,
             "seed": seed,
+            "protocol": "disjoint",
             "recipe": {"name": "cpu"},
             "baseline_seconds": None,
             "baseline": {"stage": {"steps": 10}} if method in ("autoencoder", "vae", "cutpaste", "nsa") else None,
@@ -375,6 +376,22 @@ def test_the_table_in_the_repository_is_what_its_cells_render():
     folder = Path(__file__).resolve().parents[3] / "docs" / "results"
     (results,) = Results.load(folder / "real_sets.jsonl")
     assert markdown(results) == (folder / "real_sets" / "table.md").read_text()
+
+
+def test_each_protocol_has_a_report_of_its_own(tmp_path):
+    documents = [document(method, "bottle", level, 0, 0.9) for method in ("iltm", "nsa") for level in (0.0, 0.1)]
+    for method in ("iltm", "nsa"):
+        copies = document(method, "bottle", 0.1, 0, 0.6) | {"images_sha256": "of copies"}
+        copies["settings"]["protocol"] = "overlap"
+        documents.append(copies)
+    source = tmp_path / "sets.jsonl"
+    source.write_text("".join(json.dumps(cell | {"checksum": digest_of(cell)}) + "\n" for cell in documents))
+    disjoint, overlap = Results.load(source)
+    assert (disjoint.protocol, overlap.protocol) == ("disjoint", "overlap")
+    assert disjoint.drop("iltm", "pixel_auroc").value == pytest.approx(0.0)
+    assert overlap.drop("iltm", "pixel_auroc").value == pytest.approx(30.0), "from the same cell at 0"
+    names = ["table.md", "table.tex", "plot.png", "table_overlap.md", "table_overlap.tex", "plot_overlap.png"]
+    assert [path.name for path in write_report(source)] == names
 
 
 def test_cells_of_other_images_are_not_compared():

@@ -1,4 +1,4 @@
-"""The other methods of the paper's Table 2, and two for scale: all see the same images, at the same size, without labels.
+"""The other methods of the paper's Table 2, and others for scale: all see the same images, at the same size, without labels.
 
     >>> pipeline = train_baseline("cutpaste", images, processor, "runs/bottle_cutpaste", budget_seconds=600)
     >>> out = pipeline("part.png")   # out.scores, out.anomaly_maps, out.masks, as of ILTMAnomalyPipeline

@@ -1,4 +1,4 @@
-"""Every method that is compared: the paper's Table 2, and two for scale. The benchmark has a column for each."""
+"""Every method that is compared: the paper's Table 2, and others for scale. The benchmark has a column for each."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -45,7 +45,7 @@ def write_report(source: Path) -> list[Path]:
         ValueError: if there is no finished cell, or cells do not belong together.
     """
     folder = source.with_suffix("") if source.is_file() else source
-    files = {}
+    files: dict[str, bytes] = {}
     for results in Results.load(source):
         end = "" if results.protocol == DISJOINT else f"_{results.protocol}"
         files |= {
@@ -86,13 +86,15 @@ def _conditions(results: Results) -> str:
     """A paragraph on the conditions that the cells were measured under."""
     documents = results.documents.values()
     presets = sorted({document["preset"] for document in documents})
+    sides = sorted({document["settings"]["recipe"].get("image_size", 0) for document in documents} - {0})
+    pixels = f", {'/'.join(f'{side} x {side}' for side in sides)} pixels" if sides else ""
     sizes = sorted({(d["settings"]["category"], d["training_images"]) for d in documents})
     per_category = {c: "/".join(str(n) for name, n in sizes if name == c) for c in results.categories()}
     hashes = (str(document.get("commit")).partition("+") for document in documents)
     commits = sorted({f"{commit[:7]}{plus}{changes}" for commit, plus, changes in hashes})
     devices = sorted({f"{d['hardware']['device']}, {d['hardware']['threads']} thread(s)" for d in documents})
     return (
-        f"{len(results.documents)} cells. Preset {', '.join(presets)}. Protocol {results.protocol}: "
+        f"{len(results.documents)} cells. Preset {', '.join(presets)}{pixels}. Protocol {results.protocol}: "
         f"{PROTOCOLS[results.protocol]}. Training images: "
         + ", ".join(f"{category} {count}" for category, count in per_category.items())
         + f". Machine: {'; '.join(devices)}. Commits: {', '.join(commits)}. Methods had the same training and test images of "
