@@ -22,6 +22,7 @@ class Method:
         of_run: it is scored from the ILTM run of its images; the others are trained on their own.
         has_kde: its map is made by the recipe's settings of inference.
         in_all: it is one of "all".
+        preset: the recipe of a run of ILTM of its own, whatever the benchmark's is; None for all others.
     """
 
     title: str
@@ -30,6 +31,7 @@ class Method:
     of_run: bool = False
     has_kde: bool = False
     in_all: bool = True
+    preset: str | None = None
 
 
 # In the order of the paper's columns, then what it does not have. It does not say which map its VQ-VAE + Transformer used.
@@ -45,9 +47,13 @@ METHODS = {
         "VQ-VAE + Transformer (residual)", VQVAETransformerModel, "vqvae_transformer", of_run=True
     ),
     "iltm": Method("ILTM", paper="iltm", of_run=True, has_kde=True),
+    "features_round_0": Method("ILTM on features, round 0", preset="features", in_all=False),
+    "features": Method("ILTM on features", preset="features", in_all=False),
+    # what rejecting tokens could give at most: the tokens of true defects are rejected, which takes labels
+    "features_oracle": Method("ILTM on features, true masks", preset="features", in_all=False),
     "mean_image": Method("Mean image", MeanImageModel),
     # needs weights of a network trained on ImageNet
     "patchcore": Method("PatchCore", PatchCoreModel, in_all=False),
 }
 # Those that `train_baseline` trains.
-BASELINES = {name: method for name, method in METHODS.items() if not method.of_run}
+BASELINES = {name: method for name, method in METHODS.items() if method.model_class and not method.of_run}

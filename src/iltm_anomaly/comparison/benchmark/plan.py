@@ -159,8 +159,8 @@ class Plan:
     def settings(self, group: Group, method: str) -> dict[str, Any]:
         """All that a cell depends on, defaults of the code included. A cell with other settings is measured again."""
         about = METHODS[method]
-        recipe = self.recipe.training_fields()
-        if not about.of_run and not self.has_time_of_round(group, method):
+        recipe = self.recipe.training_fields() if about.preset is None else load_recipe(about.preset).training_fields()
+        if about.preset is None and not about.of_run and not self.has_time_of_round(group, method):
             recipe = {name: recipe[name] for name in ("image_size", "num_channels")}
         settings = {
             "method": method,
@@ -171,7 +171,7 @@ class Plan:
             "split_sha256": group.digest,
             "recipe": recipe,
             "baseline_seconds": self.given_seconds(group, method),
-            "baseline": None if about.of_run else self.baseline(group, method),
+            "baseline": self.baseline(group, method) if method in BASELINES else None,
             "inference": self._inference(about) if about.of_run else None,
         }
         return json.loads(json.dumps(settings))  # as they are read back from a cell
@@ -208,7 +208,7 @@ class Plan:
 
     def is_trained(self, group: Group, method: str) -> bool:
         """Whether a method is trained on its own, by gradient descent."""
-        return not METHODS[method].of_run and self.baseline(group, method)["stage"] is not None
+        return method in BASELINES and self.baseline(group, method)["stage"] is not None
 
 
 def resolve_methods(names: list[str]) -> list[str]:
