@@ -11,7 +11,14 @@ from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
 # Of ours, these import transformers, and are what is registered or what that rests on: none may be half imported at that moment.
-_NAMES = ("modeling", "tokenizers.base", "tokenizers.vqvae", "prior", "processing.image_processing")
+_NAMES = (
+    "modeling",
+    "tokenizers.base",
+    "tokenizers.features",
+    "tokenizers.vqvae",
+    "prior",
+    "processing.image_processing",
+)
 _OURS = tuple(f"{__package__}.{name}" for name in _NAMES)
 _TASKS = "transformers.pipelines"
 _done = False
@@ -58,14 +65,26 @@ def _register() -> None:
     _done = True  # the imports below come through here again
     from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
-    from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
+    from iltm_anomaly.prior import (
+        PerformerPriorConfig,
+        PerformerPriorModel,
+        PositionPriorConfig,
+        PositionPriorModel,
+    )
     from iltm_anomaly.processing.image_processing import ILTMImageProcessor
+    from iltm_anomaly.tokenizers.features import FeatureTokenizerConfig, FeatureTokenizerModel
     from iltm_anomaly.tokenizers.vqvae import VQVAEConfig, VQVAEModel
 
-    AutoConfig.register(VQVAEConfig.model_type, VQVAEConfig)
-    AutoConfig.register(PerformerPriorConfig.model_type, PerformerPriorConfig)
-    AutoModel.register(VQVAEConfig, VQVAEModel)
-    AutoModel.register(PerformerPriorConfig, PerformerPriorModel)
+    models: dict[Any, Any] = {
+        VQVAEConfig: VQVAEModel,
+        FeatureTokenizerConfig: FeatureTokenizerModel,
+        PerformerPriorConfig: PerformerPriorModel,
+        PositionPriorConfig: PositionPriorModel,
+    }
+    for config, model in models.items():
+        AutoConfig.register(config.model_type, config)
+        AutoModel.register(config, model)
     # one class for both: it needs no torchvision
     processors: dict[str, type] = {"pil": ILTMImageProcessor, "torchvision": ILTMImageProcessor}
-    AutoImageProcessor.register(VQVAEConfig, image_processor_classes=processors)
+    for tokenizer in (VQVAEConfig, FeatureTokenizerConfig):
+        AutoImageProcessor.register(tokenizer, image_processor_classes=processors)

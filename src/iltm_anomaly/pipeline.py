@@ -6,7 +6,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,18 +16,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from iltm_anomaly import hub, masking
+from iltm_anomaly import feature_map, hub, masking
 from iltm_anomaly.calibration import surprise_limit, usual_error
 from iltm_anomaly.data.cache import PixelCache
 from iltm_anomaly.healing import heal_grids
 from iltm_anomaly.hub.checks import check_finite, read_json, tensor_shapes
 from iltm_anomaly.hub.parts import FORMER_TOKENIZER, expected_classes
-from iltm_anomaly.prior import PerformerPriorModel
+from iltm_anomaly.prior import PerformerPriorModel, PositionPriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.saved_pipeline import SavedPipeline
 from iltm_anomaly.scoring import anomaly_map
-from iltm_anomaly.settings import InferenceSettings, lowest_value
+from iltm_anomaly.settings import FeatureSettings, InferenceSettings, lowest_value, read_settings
 from iltm_anomaly.tokenizers.base import TokenizerModel, images_at_once
+from iltm_anomaly.tokenizers.features import FeatureTokenizerModel
 from iltm_anomaly.tokenizers.vqvae import VQVAEModel
 
 logger = logging.getLogger(__name__)
@@ -42,11 +43,12 @@ TASK_MODEL_TYPE = "iltm"  # of the whole pipeline, for `transformers.pipeline`
 class ILTMAnomalyOutput:
     """
     Args:
-        scores: (B,) float32, the highest value of each map; higher is more anomalous.
+        scores: (B,) float32, higher is more anomalous: the highest value of each map, of features the mean of its highest ones.
         anomaly_maps: (H, W) or (D, H, W) float32 per image, at the image's own size; higher is more anomalous.
-        masks: bool maps of the same sizes, True where the map reaches the calibrated threshold.
-        healed_images: the image as the model expected it: a PIL image each, an array for volumes.
-        token_log_likelihoods: (B, *grid) float32, natural log, always finite.
+        masks: bool maps of the same sizes, True where the map reaches the calibrated threshold, in images whose score does.
+        healed_images: the image as the model expected it: a PIL image each, an array for volumes. Of features: the image with
+            patches of training images in place of the tokens that were healed.
+        token_log_likelihoods: (B, *grid) float32, natural log, always finite; of features up to a constant.
         resampled_tokens: (B, *grid) bool, tokens that were healed.
     """
 
@@ -62,10 +64,12 @@ class ILTMAnomalyPipeline(SavedPipeline):
     """Finds what an image has that the training images, taken together, do not.
 
     Args:
-        tokenizer, prior, image_processor: the trained parts.
-        settings: how maps are made; `calibrate` sets the threshold in it.
+        tokenizer, prior, image_processor: the trained parts: a `VQVAEModel` and a `PerformerPriorModel`, or a
+            `FeatureTokenizerModel` and a `PositionPriorModel`.
+        settings: how maps are made, `InferenceSettings` or, of features, `FeatureSettings`; `calibrate` sets the threshold in it.
         training_report: how the parts came about, saved along.
-        noise: (*observed) float32, the usual error of what is expected, at each pixel for a VQ-VAE; `calibrate` measures it.
+        noise: (*observed) float32, the usual error of what is expected, at each pixel for a VQ-VAE, at each token for features;
+            `calibrate` measures it.
 
     Raises:
         ValueError: if the parts do not fit each other.
@@ -82,9 +86,9 @@ class ILTMAnomalyPipeline(SavedPipeline):
     def __init__(
         self,
         tokenizer: TokenizerModel,
-        prior: PerformerPriorModel,
+        prior: PerformerPriorModel | PositionPriorModel,
         image_processor: ILTMImageProcessor,
-        settings: InferenceSettings | None = None,
+        settings: InferenceSettings | FeatureSettings | None = None,
         training_report: dict[str, Any] | None = None,
         noise: Tensor | None = None,
     ):
@@ -92,11 +96,17 @@ class ILTMAnomalyPipeline(SavedPipeline):
         observed = tokenizer.observed_shape(image_processor.padded_size)
         if noise is not None and tuple(noise.shape) != observed:
             raise ValueError(f"noise has shape {tuple(noise.shape)}, images {observed}")
-        self.tokenizer, self.prior = tokenizer.eval(), prior.eval()
+        self.tokenizer: Any = tokenizer.eval()
+        self.prior: Any = prior.eval()
         self.image_processor = image_processor
-        self.settings = settings or InferenceSettings()
+        self.settings: Any = settings or (FeatureSettings() if self.has_features else InferenceSettings())
         self.training_report = training_report or {}
         self.noise = noise
+
+    @property
+    def has_features(self) -> bool:
+        """Whether tokens are judged by their features at their position, not by codes and pixels."""
+        return isinstance(self.prior, PositionPriorModel)
 
     @property
     def vqvae(self) -> VQVAEModel:
@@ -142,21 +152,25 @@ class ILTMAnomalyPipeline(SavedPipeline):
             "num_dropout_passes": num_dropout_passes,
             "token_threshold": token_threshold,
         }
-        settings = InferenceSettings(**asdict(self.settings) | {k: v for k, v in overrides.items() if v is not None})
+        given = {name: value for name, value in overrides.items() if value is not None}
+        if given and self.has_features:
+            raise ValueError(f"{', '.join(given)}: nothing is drawn in a pipeline on features, leave it out")
+        settings = replace(self.settings, **given)
 
-        maps, healed_images, log_likelihoods, resampled = [], [], [], []
+        maps, scores, healed_images, log_likelihoods, resampled = [], [], [], [], []
         for batch in self.batches(images, batch_size, show_progress):
             scored = self.score_batch(batch["pixel_values"], settings, generator or 0)
             for values, healed, size in zip(scored[0], scored[1], batch["original_sizes"], strict=True):
                 maps.append(self.image_processor.restore_map(values, size, lowest_value(settings)))
+                scores.append(self._score(maps[-1]))
                 healed_images.append(self.image_processor.restore_image(healed, size))
             log_likelihoods.append(scored[2])
             resampled.append(scored[3])
         threshold = math.inf if settings.score_threshold is None else settings.score_threshold
         return ILTMAnomalyOutput(
-            scores=torch.tensor([float(m.max()) for m in maps]),
+            scores=torch.tensor(scores),
             anomaly_maps=maps,
-            masks=[m >= threshold for m in maps],
+            masks=[(m >= threshold) & (score >= threshold) for m, score in zip(maps, scores, strict=True)],
             healed_images=healed_images,
             token_log_likelihoods=torch.cat(log_likelihoods),
             resampled_tokens=torch.cat(resampled),
@@ -164,11 +178,13 @@ class ILTMAnomalyPipeline(SavedPipeline):
 
     @torch.no_grad()
     def score_batch(
-        self, pixel_values: Tensor, settings: InferenceSettings, seed: int
+        self, pixel_values: Tensor, settings: InferenceSettings | FeatureSettings, seed: int
     ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
         """Images (B, C, *spatial) in [0, 1] -> maps (*spatial), healed images (C, *spatial), log-likelihoods and resampled tokens
         (B, *grid), all on the CPU."""
         pixel_values = pixel_values.to(self.device)
+        if isinstance(settings, FeatureSettings):
+            return feature_map.score_images(self.tokenizer, self.prior, pixel_values, settings, self.noise)
         spatial = tuple(pixel_values.shape[2:])
         # 1. images become codes, and what is observed of them
         codes, observed = self.tokenizer.tokenize(pixel_values)
@@ -189,6 +205,12 @@ class ILTMAnomalyPipeline(SavedPipeline):
         maps, healed_images = ([values.cpu() for values in column] for column in zip(*scored, strict=True))
         resampled = torch.stack([one.resampled for one in healed])
         return maps, healed_images, log_likelihood.cpu(), resampled.cpu()
+
+    def _score(self, values: np.ndarray | Tensor) -> float:
+        """Score of an image by its map."""
+        if self.has_features:
+            return feature_map.image_score(values, self.settings.score_share)
+        return float(values.max())
 
     def _keep_mask(self, log_likelihood: Tensor, settings: InferenceSettings) -> Tensor:
         """(B, *grid) -> bool, False where a token is to be healed."""
@@ -211,7 +233,13 @@ class ILTMAnomalyPipeline(SavedPipeline):
 
         Returns:
             The score threshold.
+
+        Raises:
+            ValueError: of a pipeline on features, whose images must be judged by models that have not seen them: see
+                `training.features`.
         """
+        if self.has_features:
+            raise ValueError("a pipeline on features is calibrated in training, by models of halves of the images")
         own = self.encode(pixel_values)
         self.calibrate_surprise_limit(own if codes is None else codes)
         if self.settings.reconstruction_noise:
@@ -256,8 +284,8 @@ class ILTMAnomalyPipeline(SavedPipeline):
         return expected_classes(folder)
 
     @classmethod
-    def read_settings(cls, path: Path) -> InferenceSettings:
-        return InferenceSettings.from_dict(read_json(path), path)
+    def read_settings(cls, path: Path) -> InferenceSettings | FeatureSettings:
+        return read_settings(read_json(path), path)
 
     def save_extra_files(self, folder: Path) -> None:
         """`noise`, and what makes `transformers.pipeline` take the folder. What another pipeline has left there goes."""
@@ -296,9 +324,14 @@ class ILTMAnomalyPipeline(SavedPipeline):
             )
 
 
-def _check_fit(tokenizer: TokenizerModel, prior: PerformerPriorModel, processor: ILTMImageProcessor) -> None:
+def _check_fit(tokenizer: Any, prior: PerformerPriorModel | PositionPriorModel, processor: ILTMImageProcessor) -> None:
     """Raises ValueError if the parts do not fit each other."""
-    if tokenizer.vocab_size != prior.config.vocab_size:
+    has_features = isinstance(prior, PositionPriorModel)
+    if has_features != isinstance(tokenizer, FeatureTokenizerModel):
+        raise ValueError(f"a {type(tokenizer).__name__} and a {type(prior).__name__} do not belong together")
+    if has_features and len(tokenizer.metric) != prior.config.hidden_size:
+        raise ValueError(f"the tokenizer has {len(tokenizer.metric)} features, the prior {prior.config.hidden_size}")
+    if not has_features and tokenizer.vocab_size != prior.config.vocab_size:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size} codes, the prior {prior.config.vocab_size}: "
             "they were not trained together"

@@ -22,6 +22,12 @@ RANGES: dict[str, tuple[float, float]] = {
     "surprise_floor": (0, 100),
     "smoothing": (0, 100),
     "score_threshold": (-1e30, 1e30),
+    "code_share": (0, 1),
+    "score_share": (1e-6, 1),
+    "code_scale": (1e-12, 1e12),
+    "position_scale": (1e-12, 1e12),
+    "token_limit": (0, 1e12),
+    "false_alarm_share": (0, 1),
 }
 
 
@@ -84,23 +90,7 @@ class InferenceSettings:
     score_threshold: float | None = None
 
     def __post_init__(self):
-        for setting in fields(self):
-            value: Any = getattr(self, setting.name)
-            if value is None and setting.default is None:
-                continue
-            if setting.type is bool:
-                valid, expected = isinstance(value, bool), "true or false"
-            else:
-                low, high = RANGES[setting.name]
-                kind: Any = Integral if setting.type is int else Real
-                text = "whole number" if kind is Integral else "number"
-                # the comparison is false for NaN
-                valid = isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
-                expected = f"a {text} from {low:g} to {high:g}"
-            if not valid:
-                raise ValueError(f"setting {setting.name!r} must be {expected}, got {value!r}")
-            if setting.type is not bool:  # numpy's numbers cannot be saved
-                setattr(self, setting.name, int(value) if setting.type is int else float(value))
+        _check_fields(self)
         if self.decoder_spread and self.num_dropout_passes < 2:
             raise ValueError("setting 'decoder_spread' needs 2 dropout passes at least: one says nothing of a spread")
         if not self.relative_density:
@@ -129,14 +119,83 @@ class InferenceSettings:
         Raises:
             ValueError: if a setting does not exist or is out of range.
         """
-        values = without_gate(values, str(where))
-        known = sorted(f.name for f in fields(cls))
-        if unknown := sorted(set(values) - set(known)):
-            raise ValueError(f"{where} has no setting {unknown[0]!r}; it has {known}")
-        try:
-            return cls(**values)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
+        return _read(cls, without_gate(values, str(where)), where)
+
+
+@dataclass
+class FeatureSettings:
+    """How the map of a pipeline on features is made; calibration sets the last five.
+
+    Args:
+        code_share: weight of a token's distance to the nearest code, from 0 to 1; its distance to what its position usually holds
+            has the rest.
+        smoothing: standard deviation, in tokens, of the Gaussian filter over the map.
+        score_share: the score of an image is the mean of this share of its map, its highest values.
+        code_scale, position_scale: what a distance of either kind is divided by, so that both are on one scale.
+        token_limit: surprise from which on a token is healed.
+        score_threshold: score from which on an image is called abnormal; None before calibration.
+        false_alarm_share: of the training images that no token was rejected in, how many reach the threshold.
+
+    Raises:
+        ValueError: if a setting is not of its type or not in `RANGES`.
+    """
+
+    code_share: float = 0.35
+    smoothing: float = 0.6
+    score_share: float = 0.02
+    code_scale: float | None = None
+    position_scale: float | None = None
+    token_limit: float | None = None
+    score_threshold: float | None = None
+    false_alarm_share: float | None = None
+
+    def __post_init__(self):
+        _check_fields(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], where: str | Path = "calibration") -> "FeatureSettings":
+        """Settings from plain data; as `InferenceSettings.from_dict`."""
+        return _read(cls, values, where)
+
+
+def read_settings(values: dict[str, Any], where: str | Path) -> "InferenceSettings | FeatureSettings":
+    """The settings of either kind of pipeline from the plain data in its folder, `where`.
+
+    Raises:
+        ValueError: if a setting does not exist or is out of range.
+    """
+    return (FeatureSettings if "code_share" in values else InferenceSettings).from_dict(values, where)
+
+
+def _read(kind: Any, values: dict[str, Any], where: str | Path) -> Any:
+    known = sorted(f.name for f in fields(kind))
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(f"{where} has no setting {unknown[0]!r}; it has {known}")
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _check_fields(settings: Any) -> None:
+    """Raises ValueError if a value is not of its type or not in `RANGES`; numbers become Python's own."""
+    for setting in fields(settings):
+        value: Any = getattr(settings, setting.name)
+        if value is None and setting.default is None:
+            continue
+        if setting.type is bool:
+            valid, expected = isinstance(value, bool), "true or false"
+        else:
+            low, high = RANGES[setting.name]
+            kind: Any = Integral if setting.type is int else Real
+            text = "whole number" if kind is Integral else "number"
+            # the comparison is false for NaN
+            valid = isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
+            expected = f"a {text} from {low:g} to {high:g}"
+        if not valid:
+            raise ValueError(f"setting {setting.name!r} must be {expected}, got {value!r}")
+        if setting.type is not bool:  # numpy's numbers cannot be saved
+            setattr(settings, setting.name, int(value) if setting.type is int else float(value))
 
 
 def without_gate(values: dict[str, Any], where: str) -> dict[str, Any]:
@@ -163,7 +222,7 @@ def as_reconstructed(settings: InferenceSettings) -> float:
     return 0.0 if settings.relative_density else math.log(math.sqrt(2 * math.pi) * settings.bandwidth_floor)
 
 
-def lowest_value(settings: InferenceSettings) -> float:
+def lowest_value(settings: InferenceSettings | FeatureSettings) -> float:
     """The value of a map where nothing is abnormal, and its least one, but for the density alone with `decoder_spread`, which may
     fall below. See `scoring.combine`."""
-    return 0.0 if settings.likelihood_share else as_reconstructed(settings)
+    return 0.0 if isinstance(settings, FeatureSettings) or settings.likelihood_share else as_reconstructed(settings)

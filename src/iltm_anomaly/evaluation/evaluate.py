@@ -52,7 +52,7 @@ def evaluate_run(
     report, volumes = pipeline.training_report, pipeline.image_processor.is_volumetric
     test, train = _split(pipeline, data, category)
     rounds = load_rounds(pipeline, run_folder if all_rounds else None)
-    shares = masked_token_shares(pipeline, rounds, train)
+    shares = masked_token_shares(pipeline, rounds, train, run_folder if all_rounds else None)
     masks = ground_truth_masks(test, volumes)
     results = []
     for entry, share in zip(each_round(pipeline, rounds, run_folder), shares, strict=True):

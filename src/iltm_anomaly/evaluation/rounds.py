@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from torch import Tensor
 
 from iltm_anomaly import masking
@@ -17,17 +18,21 @@ from iltm_anomaly.data.volume_files import read_mask
 from iltm_anomaly.evaluation.ground_truth import has_ground_truth, pixel_mask
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.prior import PerformerPriorModel
+from iltm_anomaly.training.features import WEIGHTS_FILE
 
-# What the training report says of a round ("round" is its number), and the prior that the round has trained.
-Round = tuple[dict[str, Any], PerformerPriorModel]
+# What the training report says of a round ("round" is its number), and what the round has trained: a prior, or a whole
+# pipeline on features.
+Round = tuple[dict[str, Any], Any]
 
 
 def load_rounds(pipeline: ILTMAnomalyPipeline, run_folder: Path | None) -> list[Round]:
     """All rounds of a run folder; without one the pipeline's own round alone."""
     entries = pipeline.training_report.get("rounds") or [{"round": 0}]
     if run_folder is None:
-        return [(entries[-1], pipeline.prior)]
+        return [(entries[-1], pipeline if pipeline.has_features else pipeline.prior)]
     folders = [run_folder / "rounds" / f"round_{entry['round']}" for entry in entries]
+    if pipeline.has_features:
+        return list(zip(entries, map(ILTMAnomalyPipeline.from_pretrained, folders), strict=True))
     priors = [PerformerPriorModel.from_pretrained(folder).eval().to(pipeline.device) for folder in folders]
     return list(zip(entries, priors, strict=True))
 
@@ -43,6 +48,14 @@ def each_round(
     Raises:
         ValueError: if the run's cache of the training images is damaged or was deleted.
     """
+    if pipeline.has_features:
+        for entry, own in rounds:
+            device = pipeline.device
+            pipeline.tokenizer, pipeline.prior, pipeline.settings = own.tokenizer, own.prior, own.settings
+            pipeline.noise = own.noise
+            pipeline.to(device)
+            yield entry
+        return
     limit = pipeline.settings.surprise_limit
     if len(rounds) > 1 and run_folder is not None:
         codes = _training_codes(pipeline, run_folder)
@@ -66,7 +79,7 @@ def _training_codes(pipeline: ILTMAnomalyPipeline, run_folder: Path) -> Tensor:
 
 
 def masked_token_shares(
-    pipeline: ILTMAnomalyPipeline, rounds: list[Round], train: Dataset | None
+    pipeline: ILTMAnomalyPipeline, rounds: list[Round], train: Dataset | None, run_folder: Path | None
 ) -> list[dict[str, float | None]]:
     """Which shares of defect and of normal tokens the training of each round has masked, 0 to 1.
 
@@ -75,9 +88,13 @@ def masked_token_shares(
     augmented copies, which the training has seen, have no ground truth.
     """
     shares: list[tuple[float | None, float | None]] = [(None, None)] * len(rounds)
-    if rounds[0][0]["round"] == 0:
+    known = train is not None and has_ground_truth(train)
+    if pipeline.has_features:
+        if run_folder is not None and train is not None and known:
+            shares = [_rejected_shares(pipeline, run_folder, entry["round"], train) for entry, _ in rounds]
+    elif rounds[0][0]["round"] == 0:
         shares[0] = (0.0, 0.0)
-        if len(rounds) > 1 and train is not None and has_ground_truth(train):
+        if len(rounds) > 1 and train is not None and known:
             recipe = pipeline.training_report["recipe"]["rounds"]
             rule = masking.RejectionRule(**{f.name: recipe[f.name] for f in fields(masking.RejectionRule)})
             codes, pixel_masks = _codes_and_masks(pipeline, train)
@@ -88,6 +105,18 @@ def masked_token_shares(
                 shares[number] = masking.masked_shares(keep, defect, normal)
     names = ("masked_share_defect_tokens", "masked_share_normal_tokens")
     return [dict(zip(names, pair, strict=True)) for pair in shares]
+
+
+def _rejected_shares(
+    pipeline: ILTMAnomalyPipeline, run_folder: Path, number: int, train: Dataset
+) -> tuple[float | None, float | None]:
+    """Shares of defect and of normal tokens that a round of a run on features has rejected."""
+    weights = load_file(run_folder / "rounds" / f"round_{number}" / WEIGHTS_FILE)["weights"]
+    processor = pipeline.image_processor
+    height, width = processor.spatial_size
+    masks = torch.stack([torch.from_numpy(pixel_mask(row["mask"], (width, height))) for row in train])
+    defect, normal = masking.defect_tokens(masks, tuple(weights.shape[1:]))
+    return masking.masked_shares(weights > 0.5, defect, normal)
 
 
 def _codes_and_masks(pipeline: ILTMAnomalyPipeline, train: Dataset) -> tuple[Tensor, Tensor]:

@@ -4,12 +4,17 @@ from pathlib import Path
 from typing import Any
 
 from iltm_anomaly.hub.checks import read_json
-from iltm_anomaly.prior import PerformerPriorModel
+from iltm_anomaly.prior import PerformerPriorModel, PositionPriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
+from iltm_anomaly.tokenizers.features import FeatureTokenizerModel
 from iltm_anomaly.tokenizers.vqvae import VQVAEModel
 
 # Classes are looked up here, never imported by the name that a JSON file gives.
-TOKENIZERS: dict[str, Any] = {"VQVAEModel": VQVAEModel}
+TOKENIZERS: dict[str, Any] = {"VQVAEModel": VQVAEModel, "FeatureTokenizerModel": FeatureTokenizerModel}
+PRIORS: dict[str, Any] = {
+    "VQVAEModel": PerformerPriorModel,
+    "FeatureTokenizerModel": PositionPriorModel,
+}  # by tokenizer
 FORMER_TOKENIZER = "vqvae"  # the folder that version 0.1 stored its only tokenizer in
 
 
@@ -22,6 +27,6 @@ def expected_classes(folder: Path) -> dict[str, Any]:
     named = entry[1] if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str) else ""
     return {
         part: TOKENIZERS.get(named, VQVAEModel),
-        "prior": PerformerPriorModel,
+        "prior": PRIORS.get(named, PerformerPriorModel),
         "image_processor": ILTMImageProcessor,
     }

@@ -1,6 +1,15 @@
-"""Stage 2: a causal Performer over the VQ-VAE's codes."""
+"""How likely a token is: given the codes before it, or at its position."""
 
 from iltm_anomaly.prior.configuration_performer_prior import PerformerPriorConfig
+from iltm_anomaly.prior.configuration_position_prior import PositionPriorConfig
 from iltm_anomaly.prior.modeling_performer_prior import PerformerPriorModel, PriorOutput, PriorState
+from iltm_anomaly.prior.modeling_position_prior import PositionPriorModel
 
-__all__ = ["PerformerPriorConfig", "PerformerPriorModel", "PriorOutput", "PriorState"]
+__all__ = [
+    "PerformerPriorConfig",
+    "PerformerPriorModel",
+    "PositionPriorConfig",
+    "PositionPriorModel",
+    "PriorOutput",
+    "PriorState",
+]

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 from huggingface_hub.errors import StrictDataclassError
 from pydantic import (
     BeforeValidator,
-    ConfigDict,
     Field,
     StrictBool,
     StrictFloat,
@@ -28,6 +27,8 @@ from iltm_anomaly.masking import RejectionRule
 from iltm_anomaly.prior import PerformerPriorConfig
 from iltm_anomaly.prior.configuration_performer_prior import MASKING_MODES
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
+from iltm_anomaly.recipes.feature_recipe import FeatureRecipe
+from iltm_anomaly.recipes.kinds import CONFIG, Count, NotNegative, Share
 from iltm_anomaly.recipes.mistakes import explain
 from iltm_anomaly.recipes.reading import assign, read_yaml
 from iltm_anomaly.recipes.retired import REFUSED, without_retired
@@ -36,10 +37,6 @@ from iltm_anomaly.settings import RANGES, InferenceSettings
 from iltm_anomaly.tokenizers.vqvae import VQVAEConfig
 
 PRESETS = resources.files(f"{__package__}.presets")
-CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-Count = Annotated[StrictInt, Field(ge=1)]
-NotNegative = Annotated[StrictFloat, Field(ge=0)]
-Share = Annotated[StrictFloat, Field(ge=0, le=1)]
 RULE = ("token_threshold", "neighbourhood", "outlier_scale")  # what rounds and inference both have
 
 
@@ -284,7 +281,7 @@ def _made(table: str, make: Any, **values: Any) -> Any:
 
 def json_schema() -> str:
     """The schema of a recipe file for editors, as JSON text: what `recipe.schema.json` holds."""
-    schema = TypeAdapter(Recipe).json_schema()
+    schema = TypeAdapter(Recipe | FeatureRecipe).json_schema()
     inherited = schema["$defs"]["StageRecipe"]["properties"]
     schema["$defs"]["Stage1Recipe"]["properties"] |= inherited  # of these, pydantic reads the explanations only there
     return json.dumps(schema, indent=1) + "\n"
@@ -295,8 +292,17 @@ def preset_names() -> list[str]:
     return sorted(path.name.removesuffix(".yaml") for path in PRESETS.iterdir() if path.name.endswith(".yaml"))
 
 
-def load_recipe(preset: "str | Path | Recipe", overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe with other values in the place of some of its own.
+def recipe_from_dict(values: dict[str, Any]) -> Recipe | FeatureRecipe:
+    """A recipe of either kind from plain data: one on features has the table `features`.
+
+    Raises:
+        ValueError: if a field is unknown, missing or wrong; it is named.
+    """
+    return (FeatureRecipe if isinstance(values, dict) and "features" in values else Recipe).from_dict(values)
+
+
+def load_recipe(preset: "str | Path | Recipe | FeatureRecipe", overrides: Sequence[str] = ()) -> Any:
+    """A recipe, `Recipe` or `FeatureRecipe`, with other values in the place of some of its own.
 
     Args:
         preset: the name of a shipped recipe, the path of a YAML file, or a recipe itself.
@@ -305,7 +311,7 @@ def load_recipe(preset: "str | Path | Recipe", overrides: Sequence[str] = ()) ->
     Raises:
         ValueError: if there is no such recipe, or a field is unknown or wrong; it is named.
     """
-    if isinstance(preset, Recipe):
+    if isinstance(preset, Recipe | FeatureRecipe):
         values = preset.to_dict()
     elif str(preset) in preset_names():
         values = read_yaml((PRESETS / f"{preset}.yaml").read_text(encoding="utf-8"), str(preset))
@@ -314,8 +320,8 @@ def load_recipe(preset: "str | Path | Recipe", overrides: Sequence[str] = ()) ->
     else:
         raise ValueError(f"no preset and no file {str(preset)!r}; presets are {preset_names()}")
     if not overrides:
-        return Recipe.from_dict(values)
+        return recipe_from_dict(values)
     try:
-        return Recipe.from_dict(assign(values, overrides))
+        return recipe_from_dict(assign(values, overrides))
     except ValueError as error:
         raise ValueError(f"--set {' '.join(overrides)}: {error}") from None

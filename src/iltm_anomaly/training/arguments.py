@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from iltm_anomaly.recipes.feature_recipe import FeatureRecipe
 from iltm_anomaly.recipes.recipe import Recipe
 
 
@@ -17,9 +18,9 @@ class TrainArguments:
             there, which for a plain folder is all one can do.
         protocol: "disjoint", or "overlap" to contaminate with copies of test images.
         train_size: number of training images drawn; None takes all good ones.
-        preset: name of a shipped recipe, a YAML file, or a recipe itself; None takes "cpu", or "phantom" for volumes.
+        preset: name of a shipped recipe, a YAML file, or a recipe itself; None takes "features", or "phantom" for volumes.
         volumes: the data are volumes (NIfTI); the preset must be one for volumes.
-        overrides: values in place of the preset's, such as "stage1.steps=500".
+        overrides: values in place of the preset's, such as "rounds.rounds=1".
         rounds: masked rounds in place of the recipe's.
         seed: of everything random, the contamination split included.
         resume: continue the run in `output`.
@@ -36,7 +37,7 @@ class TrainArguments:
     contamination: float | None = None
     protocol: str = "disjoint"
     train_size: int | None = None
-    preset: str | Recipe | None = None
+    preset: str | Recipe | FeatureRecipe | None = None
     volumes: bool = False
     overrides: list[str] = field(default_factory=list)
     rounds: int | None = None

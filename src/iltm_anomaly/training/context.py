@@ -10,7 +10,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from iltm_anomaly.data.augmentation import AugmentationConfig, augment
-from iltm_anomaly.recipes.recipe import Recipe
 from iltm_anomaly.seeds import sample_seed
 from iltm_anomaly.training.batches import loading_threads, total_steps
 from iltm_anomaly.training.loop_settings import LoopSettings
@@ -26,7 +25,7 @@ class RunContext:
     """One run in one folder.
 
     Args:
-        recipe: every number of it.
+        recipe: every number of it, a `Recipe` or a `FeatureRecipe`.
         output: run folder; `model` in it becomes the pipeline folder.
         seed: of everything random.
         accelerator: device, processes and precision.
@@ -34,7 +33,7 @@ class RunContext:
         checkpoint_seconds: time between checkpoints.
     """
 
-    recipe: Recipe
+    recipe: Any
     output: Path
     seed: int
     accelerator: Accelerator
@@ -66,7 +65,7 @@ class RunContext:
 
     def placed(self, model: PreTrainedModel) -> Any:
         """The model on the run's device, with activation checkpointing if the recipe asks for it."""
-        if self.recipe.gradient_checkpointing:
+        if getattr(self.recipe, "gradient_checkpointing", False):  # nothing is optimised in a run on features
             model.activation_checkpointing_enable({"use_reentrant": False})
         return model.to(self.device)  # type: ignore[arg-type]
 

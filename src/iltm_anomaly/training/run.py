@@ -12,10 +12,12 @@ from iltm_anomaly.calibration import calibration_images
 from iltm_anomaly.data.cache import PixelCache
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.provenance import provenance
+from iltm_anomaly.recipes.feature_recipe import FeatureRecipe
 from iltm_anomaly.recipes.recipe import Recipe
 from iltm_anomaly.settings import InferenceSettings
 from iltm_anomaly.training.checkpoint import check_writable, fill_folder, load_json, remove_checkpoint
 from iltm_anomaly.training.context import RunContext
+from iltm_anomaly.training.features import fit_features
 from iltm_anomaly.training.fit_tokenizer import fit_tokenizer
 from iltm_anomaly.training.pixels import load_pixels
 from iltm_anomaly.training.processes import on_main
@@ -54,7 +56,9 @@ class TrainingRun(RunContext):
             NonFiniteLossError: if the loss is not finite.
             MainProcessError: in the other processes, if the main one failed.
         """
-        _check_batches(self.recipe, self.accelerator)
+        has_features = isinstance(self.recipe, FeatureRecipe)
+        if not has_features:
+            _check_batches(self.recipe, self.accelerator)
         expected = self.folder.claim(self.recipe, self.seed, resume)
         model_folder = self.output / "model"
         if expected is not None and model_folder.exists():
@@ -68,33 +72,40 @@ class TrainingRun(RunContext):
         data = self.folder.record(self.recipe, self.seed, len(pixels), pixels.digest, data_record)
         self._start_log()
 
-        tokenizer, stage1 = fit_tokenizer(self, pixels)
-        prior, rounds = fit_rounds(self, tokenizer, pixels, follows=stage1["weights_sha256"])
-        pipeline = ILTMAnomalyPipeline(tokenizer, prior, processor, InferenceSettings(**self.recipe.inference))
-        pipeline.training_report = {
+        about = {
             "recipe": self.recipe.to_dict(),
             "seed": self.seed,
             "data": data,
             "num_training_images": len(pixels),
-            "stage1": stage1,
-            "rounds": rounds,
-            # of both stages, over all sittings of a resumed run
-            "training_seconds": round(stage1["seconds"] + sum(entry["seconds"] for entry in rounds), 1),
         }
+        if has_features:
+            pipeline, rounds = fit_features(self, pixels, processor)
+            seconds = rounds
+        else:
+            tokenizer, stage1 = fit_tokenizer(self, pixels)
+            prior, rounds = fit_rounds(self, tokenizer, pixels, follows=stage1["weights_sha256"])
+            pipeline = ILTMAnomalyPipeline(tokenizer, prior, processor, InferenceSettings(**self.recipe.inference))
+            about["stage1"], seconds = stage1, [stage1, *rounds]
+        # of all stages, over all sittings of a resumed run
+        total = round(sum(entry["seconds"] for entry in seconds), 1)
+        pipeline.training_report = about | {"rounds": rounds, "training_seconds": total}
         on_main(self.accelerator, lambda: self._finish(pipeline, pixels, model_folder))
         return model_folder
 
     def _finish(self, pipeline: ILTMAnomalyPipeline, pixels: PixelCache, folder: Path) -> None:
         """Calibrates the pipeline on the training images and saves it."""
-        pipeline.to(self.device)
-        codes = pipeline.encode(pixels)
-        pipeline.calibrate(calibration_images(pixels, self.seed), codes, show_progress=self.show_progress)
+        if not pipeline.has_features:  # those are calibrated in every round
+            pipeline.to(self.device)
+            codes = pipeline.encode(pixels)
+            pipeline.calibrate(calibration_images(pixels, self.seed), codes, show_progress=self.show_progress)
         pipeline.training_report |= provenance(self.device)
         fill_folder(folder, pipeline.save_pretrained)
         remove_checkpoint(self.output / "checkpoint.bin")
 
     def _is_calibrated(self, model_folder: Path) -> bool:
         """Whether a finished pipeline has the recipe's settings of inference, whatever calibration has added to them."""
+        if isinstance(self.recipe, FeatureRecipe):
+            return True  # by the run itself: no recipe chooses
         measured: dict[str, Any] = {"surprise_limit": None, "score_threshold": None}
         try:
             found = InferenceSettings.from_dict(load_json(model_folder / "calibration.json"))

@@ -22,7 +22,7 @@ import yaml
 from accelerate import Accelerator
 
 from iltm_anomaly.provenance import provenance
-from iltm_anomaly.recipes.recipe import Recipe
+from iltm_anomaly.recipes.recipe import Recipe, recipe_from_dict
 from iltm_anomaly.training.checkpoint import load_checkpoint, load_json, save_checkpoint, write_atomically, write_json
 from iltm_anomaly.training.processes import on_main
 from iltm_anomaly.training.stage import Stage
@@ -128,7 +128,7 @@ def _completed(recipe: dict[str, Any]) -> dict[str, Any]:
     """What training depended on, of an earlier version with the fields that it did not have yet."""
     recipe = {name: value for name, value in recipe.items() if name != "inference"}
     try:
-        return Recipe.from_dict(recipe).training_fields()
+        return recipe_from_dict(recipe).training_fields()
     except ValueError:
         return recipe
 

@@ -26,7 +26,7 @@ def train(arguments: TrainArguments) -> Path:
         NonFiniteLossError: if training diverges.
         MainProcessError: in the other processes, if the main one failed.
     """
-    preset = arguments.preset or ("phantom" if arguments.volumes else "cpu")
+    preset = arguments.preset or ("phantom" if arguments.volumes else "features")
     rounds = [] if arguments.rounds is None else [f"rounds.rounds={arguments.rounds}"]
     recipe = load_recipe(preset, [*arguments.overrides, *rounds])
     if recipe.is_volumetric != arguments.volumes:

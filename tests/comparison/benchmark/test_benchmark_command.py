@@ -239,6 +239,9 @@ def test_another_image_size_is_that_of_all_methods(data, recipe, fake, tmp_path,
     cache = PixelCache(next(tmp_path.glob("runs/*/images.arrow")))
     assert tuple(cache.shape) == (20, 3, 72, 72)
     assert "72 x 72 pixels" in (tmp_path / "table.md").read_text()
+    methods = ["mean_image", "features"]
+    arguments = BenchmarkArguments(str(data), tmp_path, ["sets/part"], methods, [0.2], preset="tiny", image_size=72)
+    assert [make_plan(arguments).recipe_of(method).image_size for method in methods] == [72, 72]
     assert main([*words[:-1], "100"]) == 2
     assert "image_size must be a positive multiple of 8" in capsys.readouterr().err
 

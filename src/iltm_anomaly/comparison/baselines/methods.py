@@ -24,6 +24,7 @@ class Method:
         has_kde: its map is made by the recipe's settings of inference.
         in_all: it is one of "all".
         config: fields of the model's configuration in place of any preset's, for a second row of one class.
+        preset: the recipe of a run of ILTM of its own, whatever the benchmark's is; None for all others.
     """
 
     title: str
@@ -33,6 +34,7 @@ class Method:
     has_kde: bool = False
     in_all: bool = True
     config: dict[str, Any] = field(default_factory=dict)
+    preset: str | None = None
 
     def recipe_for(self, preset: str, category: str | None = None, config: dict[str, Any] | None = None) -> Any:
         """The recipe of its model, as of `BaselineModel.recipe_for`."""
@@ -52,6 +54,10 @@ METHODS = {
         "VQ-VAE + Transformer (residual)", VQVAETransformerModel, "vqvae_transformer", of_run=True
     ),
     "iltm": Method("ILTM", paper="iltm", of_run=True, has_kde=True),
+    "features_round_0": Method("ILTM on features, round 0", preset="features", in_all=False),
+    "features": Method("ILTM on features", preset="features", in_all=False),
+    # what rejecting tokens could give at most: the tokens of true defects are rejected, which takes labels
+    "features_oracle": Method("ILTM on features, true masks", preset="features", in_all=False),
     "mean_image": Method("Mean image", MeanImageModel),
     # these need weights of a network trained on ImageNet
     "patchcore": Method("PatchCore", PatchCoreModel, in_all=False),
@@ -59,4 +65,4 @@ METHODS = {
     "softpatch": Method("SoftPatch", SoftPatchModel, in_all=False),
 }
 # Those that `train_baseline` trains.
-BASELINES = {name: method for name, method in METHODS.items() if not method.of_run}
+BASELINES = {name: method for name, method in METHODS.items() if method.model_class and not method.of_run}

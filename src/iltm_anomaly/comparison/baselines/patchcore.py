@@ -6,35 +6,27 @@ from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.dataclasses import strict
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoBackbone, AutoConfig
 
-from iltm_anomaly.comparison.baselines.efficientnet_lite import EfficientNetLite0Features
 from iltm_anomaly.comparison.baselines.modeling import (
     AnomalyModelOutput,
     BaselineConfig,
     BaselineModel,
     BaselineRecipe,
-    imagenet_normalized,
 )
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
+from iltm_anomaly.tokenizers.features.backbones import (
+    OFFLINE_BACKBONE,
+    ONE_STRIDE,
+    backbone_of,
+    check_backbone,
+    pooled_levels,
+    pretrained_config,
+)
 
 logger = logging.getLogger(__name__)
 
-OFFLINE_BACKBONE = "efficientnet-lite0"
-# Backbones that a saved model may name: plain networks of transformers that load nothing by themselves.
-BACKBONE_TYPES = (
-    "resnet",
-    "convnext",
-    "convnextv2",
-    "swin",
-    "swinv2",
-    "focalnet",
-    "dinov2",
-    "dinov2_with_registers",
-)
-ONE_STRIDE = ("dinov2", "dinov2_with_registers")
 QUERIES_AT_ONCE = 2048
 CORESET_CANDIDATES = 100_000
 CORESET_DIMENSIONS = 64  # dimensions of the random projection that the coreset is chosen in
@@ -45,7 +37,8 @@ class PatchCoreConfig(BaselineConfig):
     """Configuration of `PatchCoreModel`.
 
     Args:
-        backbone: "efficientnet-lite0", or the name or folder of a backbone of transformers of one of `BACKBONE_TYPES`.
+        backbone: "efficientnet-lite0", or the name or folder of a backbone of transformers of one of
+            `tokenizers.features.backbones.BACKBONE_TYPES`.
         backbone_config: the backbone's own configuration, which `configure` fills in; None for EfficientNet-Lite0.
         levels: numbers of the feature maps used, counted from 1 after the stem; None takes those of strides 8 and 16 (the
             source's layers 2 and 3). For DINOv2, whose blocks all have one stride, they must be named.
@@ -79,13 +72,8 @@ class PatchCoreConfig(BaselineConfig):
         super().__post_init__(**kwargs)
 
     def validate_patchcore(self):
-        """Raises ValueError where a value is out of range, or for a backbone that is not of `BACKBONE_TYPES`."""
-        kind = None if self.backbone_config is None else self.backbone_config.get("model_type")
-        if (kind is not None and kind not in BACKBONE_TYPES) or (kind is None) != (self.backbone == OFFLINE_BACKBONE):
-            raise ValueError(
-                f"backbone {self.backbone!r} is of the kind {kind!r}, expected one of {', '.join(BACKBONE_TYPES)}, "
-                f"or {OFFLINE_BACKBONE!r}"
-            )
+        """Raises ValueError where a value is out of range, or for an unknown kind of backbone."""
+        check_backbone(self.backbone, self.backbone_config)
         if self.selection not in ("random", "coreset"):
             raise ValueError(f"selection must be 'random' or 'coreset', got {self.selection!r}")
         if min(self.bank_size, self.bank_rows) < 1 or not 0 < self.bank_share <= 1:
@@ -113,8 +101,7 @@ class PatchCoreModel(BaselineModel):
 
     def __init__(self, config: PatchCoreConfig):
         super().__init__(config)
-        offline, levels = config.backbone_config is None, tuple(config.levels or ())
-        self.backbone: Any = EfficientNetLite0Features(levels) if offline else TransformersBackbone(config)
+        self.backbone: Any = backbone_of(config.backbone_config, config.levels)
         self.register_buffer("bank", torch.zeros(config.bank_rows, sum(self.backbone.channels)))
         self.post_init()
         self.eval()
@@ -123,7 +110,7 @@ class PatchCoreModel(BaselineModel):
     def configure(cls, processor: ILTMImageProcessor, num_images: int, settings: dict[str, Any]) -> PatchCoreConfig:
         name = settings.get("backbone", OFFLINE_BACKBONE)
         if name != OFFLINE_BACKBONE and settings.get("backbone_config") is None:
-            settings = settings | {"backbone_config": AutoConfig.from_pretrained(name).to_diff_dict()}
+            settings = settings | {"backbone_config": pretrained_config(name)}
         config = super().configure(processor, num_images, settings)
         with torch.device("meta"):
             probe = cls(config)
@@ -132,10 +119,7 @@ class PatchCoreModel(BaselineModel):
         return config
 
     def load_pretrained_parts(self) -> None:
-        if self.config.backbone_config is None:
-            self.backbone.load_packaged_weights()
-        else:
-            self.backbone.load_pretrained(self.config.backbone)
+        self.backbone.load_pretrained(self.config.backbone)
 
     def train(self, mode: bool = True) -> "PatchCoreModel":
         return super().train(False)  # its batch normalisation keeps the statistics of ImageNet
@@ -148,10 +132,7 @@ class PatchCoreModel(BaselineModel):
         pixels = pixel_values.expand(-1, 3, -1, -1)
         if factor > 1:
             pixels = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
-        levels = [F.avg_pool2d(level, 3, 1, 1, count_include_pad=False) for level in self.backbone(pixels)]
-        finest = max((level.shape[2:] for level in levels), key=lambda shape: shape.numel())
-        same = [F.interpolate(level, size=finest, mode="bilinear", align_corners=False) for level in levels]
-        return torch.cat(same, 1).permute(0, 2, 3, 1)
+        return pooled_levels(self.backbone(pixels))
 
     def forward(self, pixel_values: Tensor) -> AnomalyModelOutput:
         """Prediction: distances (B, h, w) at the resolution of the features. There is no loss."""
@@ -190,28 +171,6 @@ class PatchCoreModel(BaselineModel):
         size = self.config.image_size
         maps = F.interpolate(distances[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
         return distances.amax((1, 2)), self.smoothed(maps)
-
-
-class TransformersBackbone(nn.Module):
-    """Feature maps of a backbone of transformers."""
-
-    def __init__(self, config: PatchCoreConfig):
-        super().__init__()
-        values = dict(config.backbone_config or {})
-        self.levels = list(config.levels or ())
-        own = AutoConfig.for_model(values.pop("model_type"), **values)
-        own.set_output_features_output_indices(out_indices=self.levels, out_features=None)
-        self.network = AutoBackbone.from_config(own)
-        self.channels = list(self.network.channels)
-
-    def forward(self, pixel_values: Tensor) -> list[Tensor]:
-        return list(self.network(imagenet_normalized(pixel_values)).feature_maps)
-
-    def load_pretrained(self, name: str) -> None:
-        """Loads the weights from the folder `name`, or from a hub if there is no such folder."""
-        # not by AutoBackbone, which asks the Hub about folders, too
-        stored = type(self.network).from_pretrained(name, out_indices=self.levels)
-        self.network.load_state_dict(stored.state_dict())
 
 
 def nearest_distances(queries: Tensor, bank: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from iltm_anomaly.comparison.baselines.methods import METHODS
 from iltm_anomaly.comparison.benchmark.plan import digest_of
 from iltm_anomaly.comparison.benchmark.statistics import ImageStatistics
 from iltm_anomaly.data.contamination import DISJOINT
-from iltm_anomaly.recipes.recipe import Recipe
+from iltm_anomaly.recipes.recipe import recipe_from_dict
 from iltm_anomaly.recipes.retired import without_retired_of_stage
 from iltm_anomaly.settings import InferenceSettings
 from iltm_anomaly.training.checkpoint import file_digest, write_atomically, write_json
@@ -128,7 +128,7 @@ def _completed(settings: dict[str, Any]) -> dict[str, Any]:
     settings = {"protocol": DISJOINT} | settings
     # what today's code cannot read stays as it is, and differs
     with suppress(ValueError, KeyError):
-        settings["recipe"] = Recipe.from_dict(settings["recipe"]).training_fields()
+        settings["recipe"] = recipe_from_dict(settings["recipe"]).training_fields()
     if settings["baseline"] is not None:
         with suppress(ValueError, KeyError):
             stage = without_retired_of_stage(settings["baseline"]["stage"])

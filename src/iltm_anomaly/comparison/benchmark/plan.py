@@ -192,8 +192,8 @@ class Plan:
     def settings(self, group: Group, method: str) -> dict[str, Any]:
         """All that a cell depends on, defaults of the code included. A cell with other settings is measured again."""
         about = METHODS[method]
-        recipe = self.recipe.training_fields()
-        if not about.of_run and not self.has_time_of_round(group, method):
+        recipe = self.recipe_of(method).training_fields()
+        if about.preset is None and not about.of_run and not self.has_time_of_round(group, method):
             recipe = {name: recipe[name] for name in ("image_size", "num_channels")}
         settings = {
             "method": method,
@@ -205,10 +205,15 @@ class Plan:
             "split_sha256": group.digest,
             "recipe": recipe,
             "baseline_seconds": self.given_seconds(group, method),
-            "baseline": None if about.of_run else self.baseline(group, method),
+            "baseline": self.baseline(group, method) if method in BASELINES else None,
             "inference": self._inference(about) if about.of_run else None,
         }
         return json.loads(json.dumps(settings))  # as they are read back from a cell
+
+    def recipe_of(self, method: str) -> Any:
+        """The recipe of the ILTM run that a method has of its own, or of that of all others."""
+        preset = METHODS[method].preset
+        return self.recipe if preset is None else _resized(load_recipe(preset), self.arguments.image_size)
 
     def _inference(self, about: Method) -> dict[str, Any]:
         return vars(InferenceSettings(**self.recipe.inference)) if about.has_kde else residual_settings()
@@ -243,7 +248,7 @@ class Plan:
 
     def is_trained(self, group: Group, method: str) -> bool:
         """Whether a method is trained on its own, by gradient descent."""
-        return not METHODS[method].of_run and self.baseline(group, method)["stage"] is not None
+        return method in BASELINES and self.baseline(group, method)["stage"] is not None
 
 
 def resolve_methods(names: list[str]) -> list[str]:
@@ -297,11 +302,9 @@ def make_plan(arguments: BenchmarkArguments) -> Plan:
         ValueError: for arguments that mean nothing.
     """
     recipe = load_recipe(arguments.preset)
-    if arguments.image_size is not None and not recipe.is_volumetric:
-        recipe = Recipe.from_dict(recipe.to_dict() | {"image_size": arguments.image_size})
     if recipe.is_volumetric:
         raise ValueError(f"preset {arguments.preset} is for volumes; the benchmark is one of images")
-    methods = resolve_methods(arguments.methods)
+    recipe, methods = _resized(recipe, arguments.image_size), resolve_methods(arguments.methods)
     _check_baseline_config(arguments, recipe)
     groups = []
     for category in resolve_categories(arguments.data, arguments.categories):
@@ -317,7 +320,14 @@ def make_plan(arguments: BenchmarkArguments) -> Plan:
                 if dataset is not None:
                     _split(group, dataset)
                 groups.append(group)
-    return Plan(arguments, recipe, groups)
+    plan = Plan(arguments, recipe, groups)
+    for method in methods:
+        plan.recipe_of(method)  # refuses an image size before hours of training
+    return plan
+
+
+def _resized(recipe: Any, side: int | None) -> Any:
+    return recipe if side is None else type(recipe).from_dict(recipe.to_dict() | {"image_size": side})
 
 
 def _check_baseline_config(arguments: BenchmarkArguments, recipe: Recipe) -> None:

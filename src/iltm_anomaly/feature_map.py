@@ -1,0 +1,141 @@
+"""The map of a pipeline on features: how far each token is from the codes, and from what its position usually holds.
+
+Both distances are put on one scale by the training images alone, and their weighted sum is divided by how much it usually varies
+at a position. Training images are judged by models that were fitted to the other half of them.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iltm_anomaly.prior import PositionPriorModel
+from iltm_anomaly.scoring import smooth, to_pixels
+from iltm_anomaly.settings import FeatureSettings
+from iltm_anomaly.tokenizers.base import TokenizerModel
+
+NORMAL_MAD = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
+EVENNESS = 3.0  # usual variation added to each position's own, so that still positions are not blown up
+QUARTILES = 3.449  # the 99 % quantile of a normal distribution, in distances from its median to its upper quartile
+HIGH = 0.9  # quantile of distances that sets their scale
+
+
+@dataclass
+class TokenDistances:
+    """
+    Args:
+        codes: (B, *grid) int64.
+        observed: (B, D, *grid) float32.
+        to_code, to_position: (B, *grid) float32, Mahalanobis distances.
+    """
+
+    codes: Tensor
+    observed: Tensor
+    to_code: Tensor
+    to_position: Tensor
+
+
+@torch.no_grad()
+def token_distances(tokenizer: TokenizerModel, prior: PositionPriorModel, pixel_values: Tensor) -> TokenDistances:
+    """Images (B, C, *spatial) in [0, 1] -> how far their tokens are from what is normal."""
+    codes, observed = tokenizer.tokenize(pixel_values)
+    to_code = (observed - tokenizer.expect(codes)).square().sum(1).sqrt()
+    return TokenDistances(codes, observed, to_code, prior(observed))
+
+
+def combined(to_code: Tensor, to_position: Tensor, settings: FeatureSettings, usual: Tensor | None) -> Tensor:
+    """Two distances (B, *grid) as one surprise (B, *grid), 0 or more.
+
+    Args:
+        settings: calibrated or not; without calibration distances have the scale that they have.
+        usual: (*grid), of `usual_variation`, or None.
+    """
+    share = settings.code_share
+    surprise = share * to_code / (settings.code_scale or 1.0) + (1 - share) * to_position / (
+        settings.position_scale or 1.0
+    )
+    return surprise if usual is None else surprise / usual.to(surprise.device)
+
+
+def token_limit(surprise: Tensor, keep: Tensor) -> float:
+    """Surprise that one in a thousand of the kept training tokens reaches; arguments as of `usual_variation`."""
+    return float(np.quantile(surprise[keep].numpy(), 0.999))
+
+
+@torch.no_grad()
+def score_images(
+    tokenizer: TokenizerModel,
+    prior: PositionPriorModel,
+    pixel_values: Tensor,
+    settings: FeatureSettings,
+    usual: Tensor | None,
+) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+    """Images (B, C, *spatial) in [0, 1] -> maps (*spatial), healed images (C, *spatial), log-likelihoods and healed tokens
+    (B, *grid), all on the CPU; likelihoods up to a constant."""
+    spatial = tuple(pixel_values.shape[2:])
+    # 1. images become tokens, which are compared with the codes and with what their positions usually hold
+    found = token_distances(tokenizer, prior, pixel_values)
+    surprise = combined(found.to_code, found.to_position, settings, usual)
+    # 2. in place of surprising tokens stand the normal patches that are most like them
+    healed = surprise > (math.inf if settings.token_limit is None else settings.token_limit)
+    pictures = []
+    for codes, where, pixels in zip(found.codes, healed, pixel_values, strict=True):
+        picture = pixels.float()
+        if bool(where.any()):
+            picture = tokenizer.show(tokenizer.expect(codes[None])[0]).where(
+                to_pixels(where, spatial, "nearest") > 0, picture
+            )
+        pictures.append(picture.cpu())
+    # 3. surprise becomes a map
+    maps = [to_map(one, spatial, settings, tokenizer.pixels_per_token) for one in surprise]
+    likelihood = -(found.to_code.square() + found.to_position.square()) / 2
+    return maps, pictures, likelihood.cpu(), healed.cpu()
+
+
+def to_map(surprise: Tensor, spatial: tuple[int, ...], settings: FeatureSettings, pixels_per_token: int) -> Tensor:
+    """Surprise of the tokens of one image (*grid) -> map (*spatial) on the CPU."""
+    return smooth(to_pixels(surprise.cpu(), spatial), settings.smoothing * pixels_per_token)
+
+
+def image_score(values: Tensor | np.ndarray, share: float) -> float:
+    """Mean of the highest values of a map, a `share` of it."""
+    flat = torch.as_tensor(values).flatten()
+    return float(flat.topk(max(1, round(share * len(flat)))).values.mean())
+
+
+def distance_scale(distances: Tensor) -> float:
+    """From the median of distances (N,) to their 90th percentile."""
+    median, high = np.quantile(distances.numpy(), [0.5, HIGH])
+    return max(float(high - median), 1e-6)
+
+
+def usual_variation(surprise: Tensor, keep: Tensor) -> Tensor:
+    """How much surprise usually varies at each position, over what it varies in all.
+
+    Args:
+        surprise: (N, *grid) of training images, each judged by a model that has not seen it.
+        keep: (N, *grid) bool, tokens that were not rejected.
+
+    Returns:
+        (*grid) float32, about 1: robust standard deviations, evened out by `EVENNESS` of the median one.
+    """
+    values = torch.where(keep, surprise, torch.nan)
+    deviation = NORMAL_MAD * (values - values.nanmedian(0).values).abs().nanmedian(0).values
+    typical = deviation.nanmedian().clamp(min=1e-6)
+    return (deviation.nan_to_num(nan=float(typical)) + EVENNESS * typical) / ((1 + EVENNESS) * typical)
+
+
+def threshold_of(scores: Tensor, clean: Tensor) -> tuple[float, float]:
+    """From which score on an image is called abnormal, and which share of the clean images reaches it.
+
+    Args:
+        scores: (N,) of training images, each judged by models that have not seen it.
+        clean: (N,) bool, images that no token was rejected in; defects may be left in some of them.
+    """
+    own = (scores[clean] if int(clean.sum()) >= len(scores) / 2 else scores).numpy()
+    # The tail of the logarithms, drawn out from the median and the upper quartile: a few defects in it move neither.
+    median, upper = np.quantile(np.log(np.maximum(own, 1e-6)), [0.5, 0.75])
+    threshold = float(np.exp(median + (upper - median) * QUARTILES))
+    return threshold, float((own >= threshold).mean())

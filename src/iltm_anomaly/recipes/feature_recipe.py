@@ -1,0 +1,88 @@
+"""Recipes of runs on frozen features."""
+
+from dataclasses import asdict, field, fields
+from typing import Annotated, Any
+
+from huggingface_hub.errors import StrictDataclassError
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from iltm_anomaly.recipes.kinds import CONFIG
+from iltm_anomaly.recipes.mistakes import explain
+from iltm_anomaly.recipes.tables import TableOf
+from iltm_anomaly.tokenizers.features import FeatureTokenizerConfig
+
+FEATURES = TableOf(FeatureTokenizerConfig, "backbone levels vocab_size pixels_per_token")
+
+
+@dataclass(config=CONFIG)
+class FeatureRoundsRecipe:
+    """The iterative part: tokens that other images do not have lose weight, and everything is fitted again."""
+
+    rounds: Annotated[StrictInt, Field(ge=0)] = 3
+    """Weighted rounds after round 0, at most."""
+    abnormal_share: Annotated[StrictFloat, Field(ge=0, lt=1)] = 0.25
+    """The largest share of training images that may be abnormal: at most so many of them lose tokens in a round."""
+    stop_early: StrictBool = True
+    """End once the rejected tokens hardly change from one round to the next (an overlap above 0.95)."""
+
+
+@dataclass(config=CONFIG)
+class FeatureRecipe:
+    """A whole run on tokens of frozen features."""
+
+    name: str
+    """Name of the recipe, in reports."""
+    features: Annotated[dict[str, Any], FEATURES]
+    """What differs from the defaults of `FeatureTokenizerConfig`; `{}` for nothing."""
+    image_size: StrictInt = 256
+    """Pixels along each side: a multiple of `features.pixels_per_token`. Smaller images are enlarged, to the size of objects that
+    backbones know."""
+    num_channels: StrictInt = 3
+    """3 for colour, 1 for grey."""
+    rounds: FeatureRoundsRecipe = field(default_factory=FeatureRoundsRecipe)
+    """How tokens are weighted between rounds."""
+
+    @model_validator(mode="after")
+    def _check_parts(self):
+        try:
+            values = {name: value for name, value in self.features.items() if name not in ("backbone", "levels")}
+            config = FeatureTokenizerConfig(in_channels=self.num_channels, **values)
+        except (StrictDataclassError, TypeError, ValueError) as error:
+            raise ValueError(f"recipe.features: {error.__cause__ or error}") from error
+        side = config.pixels_per_token
+        if self.image_size < side or self.image_size % side:
+            raise ValueError(f"recipe.image_size must be a positive multiple of {side}, got {self.image_size}")
+        return self
+
+    # What a run asks of any recipe
+    is_volumetric = False
+    volume = None
+    mixed_precision = "no"
+    augmentation = property(lambda self: {})
+    inference = property(lambda self: {})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as written to `recipe.yaml` of a run."""
+        return asdict(self)
+
+    training_fields = to_dict
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "FeatureRecipe":
+        """A recipe from plain data.
+
+        Raises:
+            ValueError: if a field is unknown, missing or wrong; it is named.
+        """
+        try:
+            return TypeAdapter(cls).validate_python(values)
+        except ValidationError as error:
+            raise ValueError(explain(error, FIELDS)) from None
+
+
+FIELDS = {
+    "": tuple(f.name for f in fields(FeatureRecipe)),
+    "rounds": tuple(f.name for f in fields(FeatureRoundsRecipe)),
+    "features": FEATURES.names,
+}

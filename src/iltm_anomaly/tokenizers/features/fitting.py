@@ -1,0 +1,57 @@
+"""What the tokenizer of features learns from weighted training tokens: a metric and a codebook."""
+
+import torch
+from torch import Tensor
+
+QUERIES_AT_ONCE = 4096
+SHRINKAGE = 0.02  # share of the mean variance that is added to every direction of the metric
+FITTED_TOKENS = 40_000  # tokens that the codebook is fitted to; more change it little
+ITERATIONS = 6  # of k-means
+
+
+def nearest(queries: Tensor, codebook: Tensor) -> Tensor:
+    """Indices (N,) of the row of `codebook` (K, D) that is nearest to each of the queries (N, D)."""
+    norms = codebook.square().sum(1)
+    parts = queries.split(QUERIES_AT_ONCE)
+    return torch.cat([torch.addmm(norms, part, codebook.T, alpha=-2).argmin(1) for part in parts])
+
+
+def fit_metric(features: Tensor, weights: Tensor) -> Tensor:
+    """The matrix in which the variation of tokens about the mean of their place is the same in all directions: the inverse root
+    of their covariance, pooled over all places.
+
+    Args:
+        features: (N, h, w, D) of all training images.
+        weights: (N, h, w) from 0 to 1.
+
+    Returns:
+        (D, D) float32.
+    """
+    count, mean, size = weights.sum(0).clamp(min=1e-6), torch.zeros(features.shape[1:]), features.shape[-1]
+    for image, weight in zip(features, weights, strict=True):
+        mean += image.float() * weight[..., None]
+    mean /= count[..., None]
+    covariance = torch.zeros(size, size)
+    for image, weight in zip(features, weights, strict=True):
+        offsets = ((image.float() - mean) * weight.sqrt()[..., None]).flatten(0, 1)
+        covariance += offsets.T @ offsets
+    covariance /= weights.sum().clamp(min=1)
+    covariance += torch.eye(size) * (SHRINKAGE * covariance.diagonal().mean()).clamp(min=1e-12)
+    values, vectors = torch.linalg.eigh(covariance)
+    return vectors / values.sqrt()
+
+
+def fit_codebook(tokens: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """k-means: codewords (count, D) of tokens (N, D), N at least 1. A codeword without tokens starts anew at one of them; where
+    there are fewer tokens than codewords, some codewords are equal."""
+    codebook = tokens[torch.randint(len(tokens), (count,), generator=generator)].clone()
+    distinct = torch.randperm(len(tokens), generator=generator)[:count]
+    codebook[: len(distinct)] = tokens[distinct]
+    for _ in range(ITERATIONS):
+        codes = nearest(tokens, codebook)
+        sums = torch.zeros_like(codebook).index_add_(0, codes, tokens)
+        used = torch.bincount(codes, minlength=count)
+        empty = used == 0
+        codebook = sums / used.clamp(min=1)[:, None]
+        codebook[empty] = tokens[torch.randint(len(tokens), (int(empty.sum()),), generator=generator)]
+    return codebook

@@ -1,0 +1,244 @@
+"""A run on frozen features: tokens of the training images are fitted, judged by recurrence, weighted, and fitted again."""
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from iltm_anomaly import feature_map, masking, recurrence
+from iltm_anomaly.data.cache import PixelCache
+from iltm_anomaly.pipeline import ILTMAnomalyPipeline
+from iltm_anomaly.prior import PositionPriorConfig, PositionPriorModel
+from iltm_anomaly.processing.image_processing import ILTMImageProcessor
+from iltm_anomaly.seeds import sample_seed
+from iltm_anomaly.settings import FeatureSettings
+from iltm_anomaly.tokenizers.features import FeatureTokenizerModel
+from iltm_anomaly.tokenizers.features.fitting import FITTED_TOKENS, fit_codebook, fit_metric, nearest
+from iltm_anomaly.training.checkpoint import fill_folder, remove_checkpoint
+from iltm_anomaly.training.context import RunContext
+from iltm_anomaly.training.processes import on_main, over_processes
+
+logger = logging.getLogger(__name__)
+
+FEWEST_IMAGES = 4  # of which halves have something to judge each other by
+IMAGES_AT_ONCE = 8
+SETTLED = 0.95  # overlap (IoU) of what two rounds reject, from where on another one changes nothing
+STREAM_TOKENS, STREAM_HALVES = 17, 18  # random streams beside those of `training.context`
+WEIGHTS_FILE = "token_weights.safetensors"  # of a round, beside its pipeline: "weights" (N, h, w)
+
+
+@dataclass
+class TrainingTokens:
+    """
+    Args:
+        features: (N, h, w, D) float16, before the metric.
+        pixels: the images that they are of.
+        seed: of the run.
+    """
+
+    features: Tensor
+    pixels: PixelCache
+    seed: int
+
+
+def fit_features(
+    run: RunContext, pixels: PixelCache, processor: ILTMImageProcessor
+) -> tuple[ILTMAnomalyPipeline, list[dict[str, Any]]]:
+    """The pipeline of the last round, and a report of each; every round is saved as a pipeline of its own.
+
+    Raises:
+        ValueError: for fewer than `FEWEST_IMAGES` images.
+    """
+    if len(pixels) < FEWEST_IMAGES:
+        raise ValueError(
+            f"{len(pixels)} training image(s) are too few to tell what is normal: give {FEWEST_IMAGES} at least"
+        )
+    started = time.monotonic()
+    made = FeatureTokenizerModel.from_backbone(in_channels=run.recipe.num_channels, **run.recipe.features)
+    tokenizer = run.placed(made)
+    features = run.folder.cached(
+        "features.bin",
+        pixels.digest,
+        lambda: over_processes(
+            run.accelerator, len(pixels), IMAGES_AT_ONCE, lambda rows: extract(tokenizer, pixels, rows, run.shows_bars)
+        ),
+    )
+    tokens = TrainingTokens(features, pixels, run.seed)
+    seconds = time.monotonic() - started
+    return on_main(run.accelerator, lambda: _fit_rounds(run, tokenizer.cpu(), tokens, processor, seconds))
+
+
+@torch.no_grad()
+def extract(
+    tokenizer: FeatureTokenizerModel, pixels: PixelCache, rows: range | None = None, show_progress: bool = False
+) -> Tensor:
+    """Features (N, h, w, D) float16 of images, those in `rows` or all."""
+    rows, found = range(len(pixels)) if rows is None else rows, []
+    starts = range(rows.start, rows.stop, IMAGES_AT_ONCE)
+    for start in tqdm(starts, desc="extracting features", unit="batch", disable=not show_progress):
+        batch = pixels[start : min(start + IMAGES_AT_ONCE, rows.stop)].to(tokenizer.device).float() / 255
+        found.append(tokenizer.features(batch).half().cpu())
+    return torch.cat(found)
+
+
+def _fit_rounds(
+    run: RunContext,
+    tokenizer: FeatureTokenizerModel,
+    tokens: TrainingTokens,
+    processor: ILTMImageProcessor,
+    seconds: float,
+) -> tuple[ILTMAnomalyPipeline, list[dict[str, Any]]]:
+    """As `fit_features`; `seconds` were spent before round 0."""
+    rounds, weights = run.recipe.rounds, torch.ones(tokens.features.shape[:3])
+    verdict: dict[str, Any] = {"masked_fraction": 0.0}
+    reports: list[dict[str, Any]] = []
+    for number in range(rounds.rounds + 1):
+        started = time.monotonic()
+        pipeline = fit_round(tokenizer, tokens, weights, processor)
+        seconds += time.monotonic() - started
+        reports.append({"round": number, **verdict, "seconds": round(seconds, 1)})
+        pipeline.training_report = {"rounds": list(reports), "seed": run.seed}
+        _save_round(run, number, pipeline, weights)
+        run.log.write(step=number, **reports[-1])
+        logger.info("round %d: %.2f %% of tokens rejected", number, 100 * verdict["masked_fraction"])
+        if number == rounds.rounds:
+            break
+        started = time.monotonic()
+        before, (weights, verdict) = weights, judge(tokens, weights, rounds.abnormal_share)
+        verdict["mask_iou"] = masking.mask_iou(before > 0.5, weights > 0.5)
+        seconds = time.monotonic() - started
+        if rounds.stop_early and verdict["mask_iou"] > SETTLED:
+            reports[-1]["stopped"] = f"round {number + 1} would reject nearly the same tokens"
+            break
+    remove_checkpoint(run.output / "features.bin")
+    return pipeline, reports
+
+
+def judge(tokens: TrainingTokens, weights: Tensor, abnormal_share: float) -> tuple[Tensor, dict[str, Any]]:
+    """New weights (N, h, w) of all tokens by their recurrence among those that `weights` keep, and how they came about. Blocks of
+    2 x 2 tokens are judged together: a quarter of the tokens is a sixteenth of the work."""
+    blocks = _averaged(tokens.features)
+    kept = _averaged(weights[..., None])[..., 0] > 0.5
+    surprise = recurrence.recurrence_surprise(blocks, kept, tokens.seed)
+    limit = recurrence.recurrence_limit(surprise, abnormal_share)
+    found = recurrence.soft_weights(surprise, limit)
+    height, width = weights.shape[1:]
+    found = found.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, :height, :width]
+    report = {"masked_fraction": masking.masked_fraction(found > 0.5), "surprise_limit": limit}
+    return found, report
+
+
+def _averaged(values: Tensor) -> Tensor:
+    """(N, h, w, D) -> (N, ceil(h / 2), ceil(w / 2), D)."""
+    return torch.cat(
+        [
+            torch.nn.functional.avg_pool2d(image[None].float().permute(0, 3, 1, 2), 2, ceil_mode=True)
+            .permute(0, 2, 3, 1)
+            .to(values.dtype)
+            for image in values
+        ]
+    )
+
+
+@torch.no_grad()
+def fit_round(
+    tokenizer: FeatureTokenizerModel, tokens: TrainingTokens, weights: Tensor, processor: ILTMImageProcessor
+) -> ILTMAnomalyPipeline:
+    """Metric, codebook and prior of the weighted tokens (N, h, w), calibrated: each half of the images is judged by what was
+    fitted to the other half."""
+    metric = fit_metric(tokens.features, weights)
+    tokenizer.set_codes(metric, *_codes_with_patches(tokenizer, tokens, weights, metric))
+    prior = _fit_prior(tokens.features, weights, metric)
+    settings, usual = calibrate(tokenizer, tokens, weights, metric)
+    return ILTMAnomalyPipeline(tokenizer, prior, processor, settings, noise=usual)
+
+
+def _fit_prior(features: Tensor, weights: Tensor, metric: Tensor) -> PositionPriorModel:
+    grid, size = tuple(features.shape[1:3]), features.shape[3]
+    config = PositionPriorConfig(grid_shape=grid, hidden_size=size, rank=min(16, size))
+    return PositionPriorModel(config).fit(features, weights, metric)
+
+
+def _sample(weights: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices of image, row and column of at most `FITTED_TOKENS` of the tokens that have weight, drawn by the seed."""
+    images, rows, columns = torch.where(weights > 0.5)
+    generator = torch.Generator().manual_seed(sample_seed(seed, STREAM_TOKENS))
+    chosen = torch.randperm(len(images), generator=generator)[:FITTED_TOKENS]
+    return images[chosen], rows[chosen], columns[chosen]
+
+
+def _fit_codes(features: Tensor, weights: Tensor, metric: Tensor, count: int, seed: int) -> Tensor:
+    sampled = features[_sample(weights, seed)].float() @ metric
+    return fit_codebook(sampled, count, torch.Generator().manual_seed(sample_seed(seed, STREAM_TOKENS, 1)))
+
+
+def _codes_with_patches(
+    tokenizer: FeatureTokenizerModel, tokens: TrainingTokens, weights: Tensor, metric: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The codebook (K, D), and the patch (K, C, p, p) uint8 of the training token that is nearest to each code."""
+    codebook = _fit_codes(tokens.features, weights, metric, tokenizer.vocab_size, tokens.seed)
+    images, rows, columns = _sample(weights, tokens.seed)
+    owners = nearest(codebook, tokens.features[images, rows, columns].float() @ metric)
+    side = tokenizer.pixels_per_token
+    patches = torch.empty_like(tokenizer.get_buffer("patches"))
+    for image in images[owners].unique().tolist():  # images are read from the disk one by one
+        pixels = tokens.pixels[image]
+        for code in (images[owners] == image).nonzero().flatten().tolist():
+            top, left = int(rows[owners[code]]) * side, int(columns[owners[code]]) * side
+            patches[code] = pixels[:, top : top + side, left : left + side]
+    return codebook, patches
+
+
+def calibrate(
+    tokenizer: FeatureTokenizerModel, tokens: TrainingTokens, weights: Tensor, metric: Tensor
+) -> tuple[FeatureSettings, Tensor]:
+    """The settings of a round's pipeline and the usual variation (h, w), from training images alone."""
+    to_code, to_position = _distances_of_halves(tokens, weights, metric, tokenizer.vocab_size)
+    keep, settings = weights > 0.5, FeatureSettings()
+    settings.code_scale = feature_map.distance_scale(to_code[keep])
+    settings.position_scale = feature_map.distance_scale(to_position[keep])
+    surprise = feature_map.combined(to_code, to_position, settings, None)
+    usual = feature_map.usual_variation(surprise, keep)
+    surprise = surprise / usual
+    settings.token_limit = feature_map.token_limit(surprise, keep)
+    side, spatial = tokenizer.pixels_per_token, tuple(tokens.pixels.shape[2:])
+    scores = [
+        feature_map.image_score(feature_map.to_map(one, spatial, settings, side), settings.score_share)
+        for one in surprise
+    ]
+    clean = keep.flatten(1).all(1)
+    settings.score_threshold, settings.false_alarm_share = feature_map.threshold_of(torch.tensor(scores), clean)
+    return settings, usual
+
+
+def _distances_of_halves(tokens: TrainingTokens, weights: Tensor, metric: Tensor, codes: int) -> tuple[Tensor, Tensor]:
+    """Distances to code and to position (N, h, w) of all training tokens, by what was fitted to the other half of the images."""
+    count = len(weights)
+    generator = torch.Generator().manual_seed(sample_seed(tokens.seed, STREAM_HALVES))
+    half = torch.randperm(count, generator=generator).argsort() % 2
+    to_code, to_position = torch.empty_like(weights), torch.empty_like(weights)
+    for side in (0, 1):
+        theirs = half != side
+        codebook = _fit_codes(tokens.features[theirs], weights[theirs], metric, codes, tokens.seed)
+        prior = _fit_prior(tokens.features[theirs], weights[theirs], metric)
+        for image in (half == side).nonzero().flatten().tolist():
+            observed = tokens.features[image].float() @ metric
+            own = observed.flatten(0, 1)
+            to_code[image] = (own - codebook[nearest(own, codebook)]).norm(dim=1).view(observed.shape[:2])
+            to_position[image] = prior(observed.permute(2, 0, 1)[None])[0]
+    return to_code, to_position
+
+
+def _save_round(run: RunContext, number: int, pipeline: ILTMAnomalyPipeline, weights: Tensor) -> None:
+    def save(folder: Any) -> None:
+        pipeline.save_pretrained(folder)
+        save_file({"weights": weights.half()}, folder / WEIGHTS_FILE)
+
+    folder = run.output / "rounds" / f"round_{number}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fill_folder(folder, save)
