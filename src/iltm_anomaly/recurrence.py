@@ -59,31 +59,29 @@ def recurrence_surprise(tokens: Tensor, keep: Tensor, seed: int) -> Tensor:
     return torch.from_numpy(averaged)
 
 
-def recurrence_limit(surprise: Tensor, abnormal_share: float) -> float:
-    """The largest surprise of a token that counts as normal, the higher of two.
+def recurrence_weights(surprise: Tensor, abnormal_share: float) -> tuple[Tensor, float]:
+    """Weights of training tokens by their surprise, and the limit from where on they are below 1.
 
-    - `SCALE` times as far above the median as the 90th percentile is: distances are heavy-tailed, and deviations about the median
-      would mask 3 to 5 % of normal tokens.
-    - What the most surprising token of all but `abnormal_share` of the images stays below: defects gather in a few images, and
-      what is rare in most of them is a normal detail.
+    The limit is `SCALE` times as far above the median as the 90th percentile is: distances are heavy-tailed, and deviations about
+    the median would reject 3 to 5 % of normal tokens. Defects gather in a few images. So there are two cases:
+
+    - At most `abnormal_share` of the images reach the limit: what lies beyond it is rejected.
+    - More do: what lies beyond it is in part a rare normal detail. The limit is raised until only that share reaches it, and
+      weights fall slowly, (limit / surprise)^4, to 0 from `REJECTED_AT` limits on: a redescending influence, as in Tukey's and
+      Geman and McClure's M-estimators.
 
     Args:
         surprise: (N, *grid) of all training images.
         abnormal_share: the largest share of training images, 0 to 1, that may be abnormal.
+
+    Returns:
+        Weights (N, *grid) from 0 to 1, and the limit.
     """
     values = surprise.numpy()
     median, high = np.quantile(values, [0.5, 0.9])
-    highest = values.reshape(len(values), -1).max(1)
-    return float(max(median + SCALE * (high - median), np.quantile(highest, 1 - abnormal_share)))
-
-
-def soft_weights(surprise: Tensor, limit: float) -> Tensor:
-    """Weights 1 up to the limit, (limit / surprise)^4 beyond, and 0 from `REJECTED_AT` limits on: a redescending influence, as in
-    Tukey's and Geman and McClure's M-estimators, so that little is lost where a rare normal token lies just above the limit.
-
-    Args:
-        surprise: of any shape.
-        limit: of `recurrence_limit`.
-    """
-    weights = (limit / surprise.clamp(min=1e-12)).clamp(max=1) ** 4
-    return weights.masked_fill(surprise > REJECTED_AT * limit, 0.0)
+    limit = float(median + SCALE * (high - median))
+    raised = float(np.quantile(values.reshape(len(values), -1).max(1), 1 - abnormal_share))
+    if raised <= limit:
+        return (surprise <= limit).float(), limit
+    weights = (raised / surprise.clamp(min=1e-12)).clamp(max=1) ** 4
+    return weights.masked_fill(surprise > REJECTED_AT * raised, 0.0), raised

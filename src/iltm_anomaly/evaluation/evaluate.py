@@ -54,11 +54,14 @@ def evaluate_run(
     rounds = load_rounds(pipeline, run_folder if all_rounds else None)
     shares = masked_token_shares(pipeline, rounds, train, run_folder if all_rounds else None)
     masks = ground_truth_masks(test, volumes)
-    results = []
+    results: list[dict[str, Any]] = []
+    first: tuple[list[np.ndarray], float, float] | None = None
     for entry, share in zip(each_round(pipeline, rounds, run_folder), shares, strict=True):
         scored, metrics, seconds = score_dataset(pipeline, test, masks, show_progress)
         if observe is not None:
             observe(entry["round"], scored)
+        if entry["round"] == 0 and len(rounds) > 1 and not volumes:
+            first = scored.anomaly_maps, pipeline.settings.score_threshold, lowest_value(pipeline.settings)
         results.append(
             {
                 **_conditions(report, category),
@@ -82,7 +85,7 @@ def evaluate_run(
         **provenance(pipeline.device),
     }
     write_json(output / "results.json", document)
-    _draw(pipeline, test, scored, output / "gallery.png")
+    _draw(pipeline, test, scored, output / "gallery.png", first)
     return document
 
 
@@ -197,10 +200,23 @@ def reconstruction_psnr(pipeline: ILTMAnomalyPipeline, dataset: Dataset) -> floa
     return float(np.mean(values))
 
 
-def _draw(pipeline: ILTMAnomalyPipeline, test: Dataset, scored: ILTMAnomalyOutput, path: Path) -> None:
+def _draw(
+    pipeline: ILTMAnomalyPipeline,
+    test: Dataset,
+    scored: ILTMAnomalyOutput,
+    path: Path,
+    first: tuple[list[np.ndarray], float, float] | None,
+) -> None:
     """Writes the gallery with maps coloured by the calibrated threshold. If all stay below it, the median of their highest values
-    takes its place, so that something is seen."""
-    rows, threshold = gallery_rows(test, scored), pipeline.settings.score_threshold
+    takes its place, so that something is seen. `first` has maps, threshold and lowest value of the first round."""
+    threshold, first_maps = pipeline.settings.score_threshold, None
+    if first is not None and threshold is not None:
+        lowest = lowest_value(pipeline.settings)
+        factor = (threshold - lowest) / max(
+            first[1] - first[2], 1e-12
+        )  # so that its own threshold has the same colour
+        first_maps = [(one - first[2]) * factor + lowest for one in first[0]]
+    rows = gallery_rows(test, scored, first_maps=first_maps)
     highest = [float(row.anomaly_map.max()) for row in rows]
     if threshold is None or threshold > max(highest):
         threshold = float(np.median(highest))

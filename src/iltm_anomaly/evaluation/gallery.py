@@ -17,6 +17,7 @@ CELL = 160  # pixels
 MARGIN = 6
 HEADER = 22
 LABELS = 150
+SCALE = 36
 
 
 @dataclass
@@ -27,6 +28,8 @@ class GalleryRow:
         image, healed: PIL images.
         anomaly_map: (H, W) float32 of the image's size.
         truth: (H, W) bool, the ground truth.
+        first_map: (H, W) float32, the map of the first round, scaled to the threshold of the last; None where there is no other
+            round.
     """
 
     label: list[str]
@@ -34,6 +37,7 @@ class GalleryRow:
     healed: Image.Image
     anomaly_map: np.ndarray
     truth: np.ndarray
+    first_map: np.ndarray | None = None
 
 
 def window_of(values: np.ndarray) -> tuple[float, float]:
@@ -122,12 +126,17 @@ def overlay(
 
 
 def draw_gallery(rows: list[GalleryRow], threshold: float, path: Path, lowest: float = 0.0) -> None:
-    """Writes the rows as one PNG, with columns for input, ground truth, healed image and map; `threshold` and `lowest` as of
-    `overlay`."""
-    font = ImageFont.load_default(13)
-    columns = ["input", "ground truth", "healed", "abnormality map"]
+    """Writes the rows as one PNG, with columns for input, ground truth, healed image, and map of the first round, if there is
+    another one, and of the last; below them is the scale of colours. `threshold` and `lowest` are as of `overlay`."""
+    font, compared = ImageFont.load_default(13), all(row.first_map is not None for row in rows)
+    columns = [
+        "input",
+        "ground truth",
+        "healed",
+        *(["first round", "last round"] if compared else ["abnormality map"]),
+    ]
     width = LABELS + len(columns) * (CELL + MARGIN) + MARGIN
-    sheet = Image.new("RGB", (width, HEADER + len(rows) * (CELL + MARGIN) + MARGIN), "white")
+    sheet = Image.new("RGB", (width, HEADER + len(rows) * (CELL + MARGIN) + MARGIN + SCALE), "white")
     pen = ImageDraw.Draw(sheet)
     lefts = [LABELS + MARGIN + index * (CELL + MARGIN) for index in range(len(columns))]
     for left, column in zip(lefts, columns, strict=True):
@@ -136,21 +145,43 @@ def draw_gallery(rows: list[GalleryRow], threshold: float, path: Path, lowest: f
         top = HEADER + MARGIN + index * (CELL + MARGIN)
         pen.multiline_text((MARGIN, top + 4), "\n".join(row.label), fill="black", font=font)
         truth = Image.fromarray(row.truth.astype(np.uint8) * 255)
-        coloured = overlay(row.image, row.anomaly_map, threshold, lowest=lowest)
-        for left, cell in zip(lefts, (row.image, truth, row.healed, coloured), strict=True):
+        maps = [row.first_map] if compared and row.first_map is not None else []
+        coloured = [overlay(row.image, one, threshold, lowest=lowest) for one in (*maps, row.anomaly_map)]
+        for left, cell in zip(lefts, (row.image, truth, row.healed, *coloured), strict=True):
             sheet.paste(cell.convert("RGB").resize((CELL, CELL), Image.Resampling.BICUBIC), (left, top))
+    _draw_scale(sheet, lefts[0], sheet.height - SCALE, lefts[-1] + CELL - lefts[0], font)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
 
 
-def gallery_rows(dataset: Dataset, output: ILTMAnomalyOutput, count: int = 10) -> list[GalleryRow]:
-    """Rows for up to two good images, and for defective ones spread evenly over the data set, up to `count` in all."""
+def _draw_scale(sheet: Image.Image, left: int, top: int, width: int, font: Any) -> None:
+    """Draws the colours of `overlay` from 0 to 2 thresholds, with words, in a strip of height `SCALE`."""
+    ramp = np.tile(np.linspace(0, 2, width), (10, 1))
+    sheet.paste(overlay(Image.new("RGB", (width, 10), "gray"), ramp, 1.0), (left, top))
+    pen = ImageDraw.Draw(sheet)
+    for share, text in ((0.0, "normal"), (0.5, "threshold: abnormal from here on"), (1.0, "twice the threshold")):
+        place = left + share * width
+        pen.line((place, top, place, top + 13), fill="black")
+        anchor = {0.0: "la", 0.5: "ma", 1.0: "ra"}[share]
+        pen.text((place, top + 14), text, fill="black", font=font, anchor=anchor)
+
+
+def gallery_rows(
+    dataset: Dataset, output: ILTMAnomalyOutput, count: int = 10, first_maps: list[np.ndarray] | None = None
+) -> list[GalleryRow]:
+    """Rows for up to two good images, and for defective ones spread evenly over the data set, up to `count` in all; `first_maps`
+    are the maps of the first round."""
     labels = np.array(dataset["label"])
     good, defective = np.flatnonzero(labels != 1), np.flatnonzero(labels == 1)
     spread = np.linspace(0, len(defective) - 1, min(count - 2, len(defective))).round().astype(int)
     chosen = [*good[:2], *defective[spread]]
     make_row = volume_row if dataset.features["image"].dtype == "string" else image_row
-    return [make_row(dataset[int(index)], output, int(index)) for index in chosen]
+    rows = [make_row(dataset[int(index)], output, int(index)) for index in chosen]
+    for index, row in zip(chosen, rows, strict=True):
+        row.label.append("abnormal" if output.masks[int(index)].any() else "normal")
+        if first_maps is not None and make_row is image_row:
+            row.first_map = first_maps[int(index)]
+    return rows
 
 
 def image_row(row: dict[str, Any], output: ILTMAnomalyOutput, index: int) -> GalleryRow:

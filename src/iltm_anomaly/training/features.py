@@ -125,8 +125,7 @@ def judge(tokens: TrainingTokens, weights: Tensor, abnormal_share: float) -> tup
     blocks = _averaged(tokens.features)
     kept = _averaged(weights[..., None])[..., 0] > 0.5
     surprise = recurrence.recurrence_surprise(blocks, kept, tokens.seed)
-    limit = recurrence.recurrence_limit(surprise, abnormal_share)
-    found = recurrence.soft_weights(surprise, limit)
+    found, limit = recurrence.recurrence_weights(surprise, abnormal_share)
     height, width = weights.shape[1:]
     found = found.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, :height, :width]
     report = {"masked_fraction": masking.masked_fraction(found > 0.5), "surprise_limit": limit}

@@ -103,10 +103,10 @@ class Results:
         seen: dict[tuple[Any, ...], tuple[Any, Any]] = {}
         for key, document in self.documents.items():
             _, category, level, seed = key
-            draws = document["draws"]
+            draws, size = document["draws"], document["settings"]["recipe"].get("image_size")
             for images, found in (
                 (("tested", category, seed), (draws["test_sha256"], draws["count"], draws["kind"])),
-                (("trained", category, level, seed), (document["images_sha256"], document["training_images"])),
+                (("trained", category, level, seed, size), (document["images_sha256"], document["training_images"])),
             ):
                 expected, other = seen.setdefault(images, (found, key))
                 if found != expected:
