@@ -93,8 +93,11 @@ def demo_volumes(
 
 
 def _train_and_evaluate(arguments: TrainArguments, output: Path) -> dict:
-    dimensions, kind = ("3-D ", "volumes") if arguments.volumes else ("", "images")
-    print(f"2. training: {dimensions}VQ-VAE, then a prior per round, each masking what the one before finds unlikely")
+    if arguments.volumes:
+        kind, how = "volumes", "3-D VQ-VAE, then a prior per round, each masking what the one before finds unlikely"
+    else:
+        kind, how = "images", "features of a frozen network; rounds reject tokens that other images do not have"
+    print(f"2. training: {how}")
     train(arguments)
     print(f"3. scoring held-out {kind} after every round")
     document = evaluate_run(arguments.output, arguments.data, None, output)

@@ -18,7 +18,7 @@ from iltm_anomaly.tokenizers.base import TokenizerModel
 
 NORMAL_MAD = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
 EVENNESS = 3.0  # usual variation added to each position's own, so that still positions are not blown up
-QUARTILES = 3.449  # the 99 % quantile of a normal distribution, in distances from its median to its upper quartile
+QUARTILES = 4.0  # from the median to the threshold, in distances to the upper quartile: 3 in 1000 of normally distributed scores
 HIGH = 0.9  # quantile of distances that sets their scale
 
 
@@ -46,7 +46,7 @@ def token_distances(tokenizer: TokenizerModel, prior: PositionPriorModel, pixel_
 
 
 def combined(to_code: Tensor, to_position: Tensor, settings: FeatureSettings, usual: Tensor | None) -> Tensor:
-    """Two distances (B, *grid) as one surprise (B, *grid), 0 or more.
+    """Two distances (B, *grid) as one surprise (B, *grid), about 0 where all is usual.
 
     Args:
         settings: calibrated or not; without calibration distances have the scale that they have.
@@ -56,7 +56,8 @@ def combined(to_code: Tensor, to_position: Tensor, settings: FeatureSettings, us
     surprise = share * to_code / (settings.code_scale or 1.0) + (1 - share) * to_position / (
         settings.position_scale or 1.0
     )
-    return surprise if usual is None else surprise / usual.to(surprise.device)
+    surprise = surprise if usual is None else surprise / usual.to(surprise.device)
+    return surprise - (settings.usual_surprise or 0.0)
 
 
 def token_limit(surprise: Tensor, keep: Tensor) -> float:

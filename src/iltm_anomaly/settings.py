@@ -26,6 +26,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "score_share": (1e-6, 1),
     "code_scale": (1e-12, 1e12),
     "position_scale": (1e-12, 1e12),
+    "usual_surprise": (0, 1e12),
     "token_limit": (0, 1e12),
     "false_alarm_share": (0, 1),
 }
@@ -124,7 +125,7 @@ class InferenceSettings:
 
 @dataclass
 class FeatureSettings:
-    """How the map of a pipeline on features is made; calibration sets the last five.
+    """How the map of a pipeline on features is made; calibration sets the last six.
 
     Args:
         code_share: weight of a token's distance to the nearest code, from 0 to 1; its distance to what its position usually holds
@@ -132,6 +133,7 @@ class FeatureSettings:
         smoothing: standard deviation, in tokens, of the Gaussian filter over the map.
         score_share: the score of an image is the mean of this share of its map, its highest values.
         code_scale, position_scale: what a distance of either kind is divided by, so that both are on one scale.
+        usual_surprise: median surprise of normal tokens, which is subtracted from the map: 0 is usual, and below it is less.
         token_limit: surprise from which on a token is healed.
         score_threshold: score from which on an image is called abnormal; None before calibration.
         false_alarm_share: of the training images that no token was rejected in, how many reach the threshold.
@@ -142,9 +144,10 @@ class FeatureSettings:
 
     code_share: float = 0.35
     smoothing: float = 0.6
-    score_share: float = 0.02
+    score_share: float = 0.01
     code_scale: float | None = None
     position_scale: float | None = None
+    usual_surprise: float | None = None
     token_limit: float | None = None
     score_threshold: float | None = None
     false_alarm_share: float | None = None

@@ -211,7 +211,11 @@ def calibrate(
         for one in surprise
     ]
     clean = keep.flatten(1).all(1)
-    settings.score_threshold, settings.false_alarm_share = feature_map.threshold_of(torch.tensor(scores), clean)
+    threshold, settings.false_alarm_share = feature_map.threshold_of(torch.tensor(scores), clean)
+    # what the map is like until here is at least 0, which thresholds rest on; from here on 0 is usual
+    settings.usual_surprise = float(surprise[keep].median())
+    settings.token_limit -= settings.usual_surprise
+    settings.score_threshold = threshold - settings.usual_surprise
     return settings, usual
 
 
