@@ -11,31 +11,42 @@ if TYPE_CHECKING:
     from iltm_anomaly.data.contamination import contaminate
     from iltm_anomaly.data.mvtec import load_mvtec
     from iltm_anomaly.pipeline import ILTMAnomalyOutput, ILTMAnomalyPipeline
-    from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
+    from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel, PositionPriorConfig, PositionPriorModel
     from iltm_anomaly.processing.image_processing import ILTMImageProcessor
-    from iltm_anomaly.settings import InferenceSettings
+    from iltm_anomaly.settings import FeatureSettings, InferenceSettings
+    from iltm_anomaly.tokenizers.features import FeatureTokenizerConfig, FeatureTokenizerModel
     from iltm_anomaly.tokenizers.vqvae import VQVAEConfig, VQVAEModel
 
 # Public names by module, imported on first use: `iltm-anomaly --help` must not wait for torch.
 _PUBLIC = {
     "VQVAEConfig": "tokenizers.vqvae",
     "VQVAEModel": "tokenizers.vqvae",
+    "FeatureTokenizerConfig": "tokenizers.features",
+    "FeatureTokenizerModel": "tokenizers.features",
+    "PositionPriorConfig": "prior",
+    "PositionPriorModel": "prior",
     "PerformerPriorConfig": "prior",
     "PerformerPriorModel": "prior",
     "ILTMImageProcessor": "processing.image_processing",
     "ILTMAnomalyPipeline": "pipeline",
     "ILTMAnomalyOutput": "pipeline",
     "InferenceSettings": "settings",
+    "FeatureSettings": "settings",
     "load_mvtec": "data.mvtec",
     "contaminate": "data.contamination",
 }
 __all__ = [
+    "FeatureSettings",
+    "FeatureTokenizerConfig",
+    "FeatureTokenizerModel",
     "ILTMAnomalyOutput",
     "ILTMAnomalyPipeline",
     "ILTMImageProcessor",
     "InferenceSettings",
     "PerformerPriorConfig",
     "PerformerPriorModel",
+    "PositionPriorConfig",
+    "PositionPriorModel",
     "VQVAEConfig",
     "VQVAEModel",
     "__version__",

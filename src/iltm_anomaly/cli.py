@@ -30,11 +30,11 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     add("--protocol", choices=PROTOCOLS, default=PROTOCOLS[0], help=PROTOCOL_HELP)
     add("--train-size", type=int, metavar="N", help="draw N training images in all; with --streaming the first N")
     presets = (
-        "recipe: paper, cpu, demo, tiny; for volumes pet, phantom, pet-crop, mri-crop, tiny-volumes; or a YAML file "
-        "(default: cpu; phantom with --volumes)"
+        "recipe: features; with a VQ-VAE paper, cpu, tiny; for volumes pet, phantom, pet-crop, mri-crop, tiny-volumes; for tests "
+        "tiny-features; or a YAML file (default: features; phantom with --volumes)"
     )
     add("--preset", metavar="NAME_OR_FILE", help=presets)
-    values = "values in place of the recipe's, such as stage1.steps=500 inference.num_samples=5"
+    values = "values in place of the recipe's, such as image_size=384 rounds.abnormal_share=0.4"
     add("--set", dest="overrides", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help=values)
     add("--rounds", type=int, metavar="N", help="masked rounds, in place of the recipe's")
     volumes = "the data are NIfTI volumes; ROOT may be a pattern like 'scans/*_suv.nii.gz'"

@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 from iltm_anomaly import headings
 from iltm_anomaly.hub.data_sources import CONTAMINATION, DEMO, DataSource, data_source
 from iltm_anomaly.provenance import training_commit
-from iltm_anomaly.recipes.recipe import Recipe, load_recipe, preset_names
+from iltm_anomaly.recipes.recipe import load_recipe, preset_names, recipe_from_dict
 
 MARKER = "<!-- Rendered by iltm-anomaly"
 TEMPLATE = Path(__file__).with_name("model_card.md")
@@ -167,7 +167,7 @@ def _recipe(report: dict[str, Any], name: str | None) -> tuple[dict[str, Any], s
         return recipe, None
     preset = load_recipe(name)
     try:
-        is_preset = not recipe or Recipe.from_dict(recipe) == preset
+        is_preset = not recipe or recipe_from_dict(recipe) == preset
     except ValueError:  # version 0.1 let more be chosen
         is_preset = False
     return recipe or preset.to_dict(), name if is_preset else None
@@ -203,6 +203,7 @@ def render_card(
         picture=picture is not None,
         plotted=plotted,
         is_demo=subject.source is DEMO,
+        has_features="features" in subject.recipe,
         table=rounds_table(documents) if documents else None,
         verdicts=_verdicts(documents),
         facts=_facts(subject),
@@ -238,7 +239,8 @@ def _metadata(name: str, subject: _Subject) -> ModelCardData:
         license=source.licence,
         library_name="iltm-anomaly",
         pipeline_tag="image-segmentation",
-        tags=["anomaly-detection", "iltm", "unsupervised", "vq-vae", "performer"],
+        tags=["anomaly-detection", "iltm", "unsupervised"]
+        + (["imagenet-features"] if "features" in subject.recipe else ["vq-vae", "performer"]),
         datasets=[source.hub_id] if source.hub_id else None,
         model_name=name,
         eval_results=evaluations or None,

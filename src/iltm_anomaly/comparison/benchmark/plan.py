@@ -25,6 +25,7 @@ from iltm_anomaly.data.images import files_below
 from iltm_anomaly.data.layout import is_category, list_categories
 from iltm_anomaly.data.mvtec import load_mvtec
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
+from iltm_anomaly.recipes.feature_recipe import FeatureRecipe
 from iltm_anomaly.recipes.recipe import Recipe, load_recipe
 from iltm_anomaly.settings import InferenceSettings
 from iltm_anomaly.training.checkpoint import file_digest
@@ -304,6 +305,8 @@ def make_plan(arguments: BenchmarkArguments) -> Plan:
     recipe = load_recipe(arguments.preset)
     if recipe.is_volumetric:
         raise ValueError(f"preset {arguments.preset} is for volumes; the benchmark is one of images")
+    if isinstance(recipe, FeatureRecipe):
+        raise ValueError(f"preset {arguments.preset} is one on features: leave it out and give --methods features")
     recipe, methods = _resized(recipe, arguments.image_size), resolve_methods(arguments.methods)
     _check_baseline_config(arguments, recipe)
     groups = []
