@@ -19,6 +19,7 @@ from iltm_anomaly.tokenizers.base import TokenizerModel
 NORMAL_MAD = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
 EVENNESS = 3.0  # usual variation added to each position's own, so that still positions are not blown up
 QUARTILES = 4.0  # from the median to the threshold, in distances to the upper quartile: 3 in 1000 of normally distributed scores
+LEAST_SCALE = 0.1  # of distances in a metric in which tokens usually vary by 1: images that are all alike do by less
 HIGH = 0.9  # quantile of distances that sets their scale
 
 
@@ -109,7 +110,7 @@ def image_score(values: Tensor | np.ndarray, share: float) -> float:
 def distance_scale(distances: Tensor) -> float:
     """From the median of distances (N,) to their 90th percentile."""
     median, high = np.quantile(distances.numpy(), [0.5, HIGH])
-    return max(float(high - median), 1e-6)
+    return max(float(high - median), LEAST_SCALE)
 
 
 def usual_variation(surprise: Tensor, keep: Tensor) -> Tensor:
@@ -124,7 +125,7 @@ def usual_variation(surprise: Tensor, keep: Tensor) -> Tensor:
     """
     values = torch.where(keep, surprise, torch.nan)
     deviation = NORMAL_MAD * (values - values.nanmedian(0).values).abs().nanmedian(0).values
-    typical = deviation.nanmedian().clamp(min=1e-6)
+    typical = deviation.nanmedian().clamp(min=0.01)
     return (deviation.nan_to_num(nan=float(typical)) + EVENNESS * typical) / ((1 + EVENNESS) * typical)
 
 

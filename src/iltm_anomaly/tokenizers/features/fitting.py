@@ -5,6 +5,7 @@ from torch import Tensor
 
 QUERIES_AT_ONCE = 4096
 SHRINKAGE = 0.02  # share of the mean variance that is added to every direction of the metric
+LEAST = 1e-4  # the same of the variance over all places: images that are all alike still differ by rounding
 FITTED_TOKENS = 40_000  # tokens that the codebook is fitted to; more change it little
 ITERATIONS = 6  # of k-means
 
@@ -36,7 +37,8 @@ def fit_metric(features: Tensor, weights: Tensor) -> Tensor:
         offsets = ((image.float() - mean) * weight.sqrt()[..., None]).flatten(0, 1)
         covariance += offsets.T @ offsets
     covariance /= weights.sum().clamp(min=1)
-    covariance += torch.eye(size) * (SHRINKAGE * covariance.diagonal().mean()).clamp(min=1e-12)
+    overall = mean.flatten(0, 1).var(0, correction=0).mean()
+    covariance += torch.eye(size) * (SHRINKAGE * covariance.diagonal().mean() + LEAST * overall).clamp(min=1e-12)
     values, vectors = torch.linalg.eigh(covariance)
     return vectors / values.sqrt()
 
