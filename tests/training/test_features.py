@@ -124,7 +124,7 @@ def test_a_finished_run_is_known_and_another_recipe_is_refused(run, data):
     before = (run / "model" / "training_report.json").stat().st_mtime_ns
     train(TrainArguments(str(data), run, preset="tiny-features", overrides=OVERRIDES, resume=True))
     assert (run / "model" / "training_report.json").stat().st_mtime_ns == before
-    with pytest.raises(RunFolderError, match="features.vocab_size"):
+    with pytest.raises(RunFolderError, match=r"features\.vocab_size"):
         train(
             TrainArguments(
                 str(data), run, preset="tiny-features", overrides=[*OVERRIDES, "features.vocab_size=32"], resume=True
