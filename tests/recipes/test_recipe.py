@@ -12,6 +12,8 @@ import yaml
 import iltm_anomaly.recipes.recipe as recipe_module
 from iltm_anomaly.data.augmentation import AugmentationConfig
 from iltm_anomaly.prior import PerformerPriorConfig
+from iltm_anomaly.recipes.feature_recipe import FIELDS as FEATURE_FIELDS
+from iltm_anomaly.recipes.feature_recipe import FeatureRecipe
 from iltm_anomaly.recipes.recipe import (
     FIELDS,
     Recipe,
@@ -24,19 +26,24 @@ from iltm_anomaly.recipes.recipe import (
 )
 from iltm_anomaly.recipes.retired import without_retired_of_stage
 from iltm_anomaly.settings import InferenceSettings
+from iltm_anomaly.tokenizers.features import FeatureTokenizerConfig
 from iltm_anomaly.tokenizers.vqvae import VQVAEConfig
 
 MINIMAL = {"name": "mine", "image_size": 64, "stage1": {"epochs": 2}, "stage2": {"epochs": 3}}
 
 
 def test_presets_are_there():
-    assert {"cpu", "demo", "paper", "tiny"} <= set(preset_names())
+    assert {"cpu", "demo", "features", "paper", "tiny"} <= set(preset_names())
 
 
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_loads_and_builds_its_parts(name):
     recipe = load_recipe(name)
     assert recipe.name == name
+    if isinstance(recipe, FeatureRecipe):
+        config = FeatureTokenizerConfig(in_channels=recipe.num_channels, **recipe.features)
+        assert recipe.image_size % config.pixels_per_token == 0 and not recipe.is_volumetric
+        return
     vqvae = VQVAEConfig(in_channels=recipe.num_channels, **recipe.vqvae)
     grid = (4, 5, 6)  # of a volume: its sides follow from the data
     if recipe.image_size is not None:
@@ -196,7 +203,7 @@ def test_what_is_healed_is_what_is_masked_unless_it_is_said():
     "preset, overrides, expected",
     [
         ("cpu", ["stage1.steps=500", "inference.num_samples=5"], {"stage1.steps": 500, "inference.num_samples": 5}),
-        ("demo", ["stage1.steps=500"], {"stage1.steps": 500, "stage1.epochs": None}),
+        ("tiny", ["stage1.steps=500"], {"stage1.steps": 500, "stage1.epochs": None}),
         ("cpu", ["stage2.epochs=3"], {"stage2.steps": None, "stage2.epochs": 3}),
         ("cpu", ["rounds.outlier_scale=2e0"], {"rounds.outlier_scale": 2.0, "inference.outlier_scale": 2.0}),
         (
@@ -255,11 +262,11 @@ def test_the_schema_is_up_to_date_and_explains_every_field():
     path = Path(recipe_module.__file__).with_name("recipe.schema.json")
     assert path.read_text() == json_schema(), "run `make schema`"
     schema = json.loads(json_schema())
-    found = dict(leaves(schema, schema["$defs"]))
-    assert [name for name, leaf in found.items() if len(leaf.get("description", "")) < 10] == []
-    assert found.keys() == {f"{table}.{name}".lstrip(".") for table, names in FIELDS.items() for name in names} - {
-        *FIELDS
-    }
+    for kind, fields in (("Recipe", FIELDS), ("FeatureRecipe", FEATURE_FIELDS)):
+        found = dict(leaves(schema["$defs"][kind], schema["$defs"]))
+        assert [name for name, leaf in found.items() if len(leaf.get("description", "")) < 10] == []
+        named = {f"{table}.{name}".lstrip(".") for table, names in fields.items() for name in names}
+        assert found.keys() == named - {*fields}
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -271,6 +278,7 @@ def test_presets_name_their_schema(name):
 # recipes of version 0.1
 
 OLD = json.loads((Path(__file__).parent / "presets_0_1.json").read_text())  # the presets, with all of their fields
+OLD.pop("demo")  # today's is on features
 
 
 @pytest.mark.parametrize("name", OLD)
@@ -428,3 +436,23 @@ def test_a_recipe_is_for_images_or_for_volumes():
     ):
         with pytest.raises(ValueError, match=reason):
             Recipe.from_dict(values)
+
+
+# recipes on features
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("features.vocab=3", r"recipe.features has no field 'vocab' \(do you mean 'vocab_size'\?\)"),
+        ("features.vocab_size=0", "recipe.features: vocab_size must be at least 1"),
+        ("features.pixels_per_token=a", "recipe.features.pixels_per_token must be a whole number, got 'a'"),
+        ("image_size=100", "recipe.image_size must be a positive multiple of 8, got 100"),
+        ("num_channels=2", "in_channels must be 1 or 3"),
+        ("stage1.steps=3", "recipe has no field 'stage1'"),
+        ("rounds.abnormal_share=1.0", "recipe.rounds.abnormal_share must be below 1"),
+    ],
+)
+def test_mistakes_in_a_recipe_on_features_are_named(override, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        load_recipe("features", [override])

@@ -55,23 +55,15 @@ def evaluate_run(
     shares = masked_token_shares(pipeline, rounds, train, run_folder if all_rounds else None)
     masks = ground_truth_masks(test, volumes)
     results: list[dict[str, Any]] = []
-    first: tuple[list[np.ndarray], float, float] | None = None
+    first: list[np.ndarray] | None = None
     for entry, share in zip(each_round(pipeline, rounds, run_folder), shares, strict=True):
         scored, metrics, seconds = score_dataset(pipeline, test, masks, show_progress)
         if observe is not None:
             observe(entry["round"], scored)
         if entry["round"] == 0 and len(rounds) > 1 and not volumes:
-            first = scored.anomaly_maps, pipeline.settings.score_threshold, lowest_value(pipeline.settings)
-        results.append(
-            {
-                **_conditions(report, category),
-                "round": entry["round"],
-                **metrics,
-                "masked_fraction": entry.get("masked_fraction"),
-                **share,
-                "seconds_per_image": round(seconds / len(test), 4),
-            }
-        )
+            first = _in_thresholds(scored.anomaly_maps, pipeline)
+        about = {"round": entry["round"], **metrics, "masked_fraction": entry.get("masked_fraction"), **share}
+        results.append(_conditions(report, category) | about | {"seconds_per_image": round(seconds / len(test), 4)})
     document = {
         "results": results,
         "test_images": len(test),
@@ -205,22 +197,24 @@ def _draw(
     test: Dataset,
     scored: ILTMAnomalyOutput,
     path: Path,
-    first: tuple[list[np.ndarray], float, float] | None,
+    first: list[np.ndarray] | None,
 ) -> None:
     """Writes the gallery with maps coloured by the calibrated threshold. If all stay below it, the median of their highest values
-    takes its place, so that something is seen. `first` has maps, threshold and lowest value of the first round."""
-    threshold, first_maps = pipeline.settings.score_threshold, None
-    if first is not None and threshold is not None:
-        lowest = lowest_value(pipeline.settings)
-        factor = (threshold - lowest) / max(
-            first[1] - first[2], 1e-12
-        )  # so that its own threshold has the same colour
-        first_maps = [(one - first[2]) * factor + lowest for one in first[0]]
-    rows = gallery_rows(test, scored, first_maps=first_maps)
+    takes its place, so that something is seen. `first` has the maps of the first round, `_in_thresholds`."""
+    threshold, lowest = pipeline.settings.score_threshold, lowest_value(pipeline.settings)
+    compared = None if first is None or threshold is None else [one * (threshold - lowest) + lowest for one in first]
+    rows = gallery_rows(test, scored, first_maps=compared)
     highest = [float(row.anomaly_map.max()) for row in rows]
     if threshold is None or threshold > max(highest):
         threshold = float(np.median(highest))
-    draw_gallery(rows, threshold, path, lowest_value(pipeline.settings))
+    draw_gallery(rows, threshold, path, lowest)
+
+
+def _in_thresholds(maps: list[np.ndarray], pipeline: ILTMAnomalyPipeline) -> list[np.ndarray]:
+    """Maps in units of the pipeline's own threshold, so that those of two rounds can have the same colours."""
+    threshold, lowest = pipeline.settings.score_threshold, lowest_value(pipeline.settings)
+    unit = max((threshold or 0.0) - lowest, 1e-12)
+    return [(one - lowest) / unit for one in maps]
 
 
 def format_results(document: dict[str, Any]) -> str:
