@@ -7,7 +7,7 @@ from typing import Any
 from iltm_anomaly.comparison.baselines.methods import METHODS
 from iltm_anomaly.comparison.benchmark.plot import draw_plot
 from iltm_anomaly.comparison.benchmark.published import comparable
-from iltm_anomaly.comparison.benchmark.results import REFERENCE, TRIVIAL, Estimate, Results
+from iltm_anomaly.comparison.benchmark.results import FEATURES, REFERENCE, TRIVIAL, Estimate, Results
 from iltm_anomaly.comparison.benchmark.statistics import DRAWS, LEVEL
 from iltm_anomaly.comparison.benchmark.tables import (
     IMPOSSIBLE,
@@ -31,6 +31,7 @@ REFERENCE_NOTES = (
     "difference, not other trainings: for that compare the seeds. The mean is over the categories that all methods have. "
     "*paper*: the same difference of printed figures."
 )
+FEATURES_NOTES = "Points that its last round is ahead, with intervals as above."
 TRIVIAL_NOTES = "Points ahead of a detector that learns nothing but the mean training image, with intervals as above."
 
 
@@ -70,6 +71,7 @@ def markdown(results: Results) -> str:
     parts += ["## Drop under contamination", markdown_drops(results)]
     for reference, title, notes in (
         (REFERENCE, "ILTM minus each method", REFERENCE_NOTES),
+        (FEATURES, "ILTM on features minus each method", FEATURES_NOTES),
         (TRIVIAL, "Each method minus the mean image", TRIVIAL_NOTES),
     ):
         parts += [f"## {title}", notes]
@@ -184,12 +186,13 @@ def markdown_differences(results: Results, level: float, metric: str, reference:
     figures, and one for the mean over categories. None if there is nothing to compare.
 
     Args:
-        reference: ILTM, from which the others are subtracted, or the mean image, which is subtracted from the others.
+        reference: ILTM, of either kind, from which the others are subtracted, or the mean image, which is subtracted from the
+            others.
     """
     methods = [method for method in results.methods(level) if method != reference]
     if not methods or reference not in results.methods(level):
         return None
-    pairs = [(reference, method) if reference == REFERENCE else (method, reference) for method in methods]
+    pairs = [(method, reference) if reference == TRIVIAL else (reference, method) for method in methods]
     lines = []
     for category in results.categories(level):
         seeds = results.seeds(reference, category, level)

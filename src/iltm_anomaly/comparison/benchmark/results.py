@@ -18,7 +18,7 @@ from iltm_anomaly.comparison.benchmark.statistics import interval, unpack
 from iltm_anomaly.data.contamination import DISJOINT, PROTOCOLS
 from iltm_anomaly.headings import METRICS
 
-REFERENCE, TRIVIAL = "iltm", "mean_image"
+REFERENCE, FEATURES, TRIVIAL = "iltm", "features", "mean_image"
 
 
 class NoCellsError(ValueError):
