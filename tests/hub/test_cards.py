@@ -179,7 +179,7 @@ def test_the_card_of_the_demo_says_how_it_was_made():
     assert card.data.license == "apache-2.0" and "30 % of the generated training images are defective" in text
     assert card.data.eval_results[0].metric_args["contamination"] == 0.3
     assert (
-        "96 pixels a side" in text
+        "256 pixels a side" in text
         and "(8 pixels of that size a side)" in text
         and "iltm-anomaly demo --seed 0" in text
         and f"git checkout {documents[0]['commit']}" in text

@@ -71,7 +71,7 @@ def markdown(results: Results) -> str:
     parts += ["## Drop under contamination", markdown_drops(results)]
     for reference, title, notes in (
         (REFERENCE, "ILTM minus each method", REFERENCE_NOTES),
-        (FEATURES, "ILTM on features minus each method", FEATURES_NOTES),
+        *([(FEATURES, "ILTM on features minus each method", FEATURES_NOTES)] if FEATURES in results.methods() else []),
         (TRIVIAL, "Each method minus the mean image", TRIVIAL_NOTES),
     ):
         parts += [f"## {title}", notes]
