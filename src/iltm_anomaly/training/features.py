@@ -26,6 +26,7 @@ from iltm_anomaly.training.processes import on_main, over_processes
 logger = logging.getLogger(__name__)
 
 FEWEST_IMAGES = 4  # of which halves have something to judge each other by
+FEW_IMAGES = 30  # of fewer the scores say too little of those of others
 IMAGES_AT_ONCE = 8
 SETTLED = 0.95  # overlap (IoU) of what two rounds reject, from where on another one changes nothing
 STREAM_TOKENS, STREAM_HALVES = 17, 18  # random streams beside those of `training.context`
@@ -57,6 +58,11 @@ def fit_features(
     if len(pixels) < FEWEST_IMAGES:
         raise ValueError(
             f"{len(pixels)} training image(s) are too few to tell what is normal: give {FEWEST_IMAGES} at least"
+        )
+    if len(pixels) < FEW_IMAGES and run.accelerator.is_main_process:
+        logger.warning(
+            "the threshold comes from %d images alone, and may call good ones abnormal: choose your own by what you see",
+            len(pixels),
         )
     started = time.monotonic()
     made = FeatureTokenizerModel.from_backbone(in_channels=run.recipe.num_channels, **run.recipe.features)
