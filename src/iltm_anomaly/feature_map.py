@@ -130,7 +130,7 @@ def usual_variation(surprise: Tensor, keep: Tensor) -> Tensor:
 
 
 def threshold_of(scores: Tensor, clean: Tensor) -> tuple[float, float]:
-    """From which score on an image is called abnormal, and which share of the clean images reaches it.
+    """From which score on an image is called abnormal, and which share of all training images reaches it.
 
     Args:
         scores: (N,) of training images, each judged by models that have not seen it.
@@ -140,4 +140,4 @@ def threshold_of(scores: Tensor, clean: Tensor) -> tuple[float, float]:
     # The tail of the logarithms, drawn out from the median and the upper quartile: a few defects in it move neither.
     median, upper = np.quantile(np.log(np.maximum(own, 1e-6)), [0.5, 0.75])
     threshold = float(np.exp(median + (upper - median) * QUARTILES))
-    return threshold, float((own >= threshold).mean())
+    return threshold, float((scores >= threshold).float().mean())

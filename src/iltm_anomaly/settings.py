@@ -136,7 +136,8 @@ class FeatureSettings:
         usual_surprise: median surprise of normal tokens, which is subtracted from the map: 0 is usual, and below it is less.
         token_limit: surprise from which on a token is healed.
         score_threshold: score from which on an image is called abnormal; None before calibration.
-        false_alarm_share: of the training images that no token was rejected in, how many reach the threshold.
+        false_alarm_share: share of training images that reach the threshold, defective ones among them: about the most that false
+            alarms are to be expected to be.
 
     Raises:
         ValueError: if a setting is not of its type or not in `RANGES`.
