@@ -5,45 +5,21 @@ at a position. Training images are judged by models that were fitted to the othe
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from iltm_anomaly.masking import NORMAL_MAD
 from iltm_anomaly.prior import PositionPriorModel
 from iltm_anomaly.scoring import smooth, to_pixels
 from iltm_anomaly.settings import FeatureSettings
-from iltm_anomaly.tokenizers.base import TokenizerModel
+from iltm_anomaly.tokenizers.features import FeatureTokenizerModel
 
-NORMAL_MAD = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
 EVENNESS = 3.0  # usual variation added to each position's own, so that still positions are not blown up
 QUARTILES = 4.0  # from the median to the threshold, in distances to the upper quartile: 3 in 1000 of normally distributed scores
 LEAST_SCALE = 0.1  # of distances in a metric in which tokens usually vary by 1: images that are all alike do by less
 HIGH = 0.9  # quantile of distances that sets their scale
-
-
-@dataclass
-class TokenDistances:
-    """
-    Args:
-        codes: (B, *grid) int64.
-        observed: (B, D, *grid) float32.
-        to_code, to_position: (B, *grid) float32, Mahalanobis distances.
-    """
-
-    codes: Tensor
-    observed: Tensor
-    to_code: Tensor
-    to_position: Tensor
-
-
-@torch.no_grad()
-def token_distances(tokenizer: TokenizerModel, prior: PositionPriorModel, pixel_values: Tensor) -> TokenDistances:
-    """Images (B, C, *spatial) in [0, 1] -> how far their tokens are from what is normal."""
-    codes, observed = tokenizer.tokenize(pixel_values)
-    to_code = (observed - tokenizer.expect(codes)).square().sum(1).sqrt()
-    return TokenDistances(codes, observed, to_code, prior(observed))
 
 
 def combined(to_code: Tensor, to_position: Tensor, settings: FeatureSettings, usual: Tensor | None) -> Tensor:
@@ -68,7 +44,7 @@ def token_limit(surprise: Tensor, keep: Tensor) -> float:
 
 @torch.no_grad()
 def score_images(
-    tokenizer: TokenizerModel,
+    tokenizer: FeatureTokenizerModel,
     prior: PositionPriorModel,
     pixel_values: Tensor,
     settings: FeatureSettings,
@@ -78,21 +54,18 @@ def score_images(
     (B, *grid), all on the CPU; likelihoods up to a constant."""
     spatial = tuple(pixel_values.shape[2:])
     # 1. images become tokens, which are compared with the codes and with what their positions usually hold
-    found = token_distances(tokenizer, prior, pixel_values)
-    surprise = combined(found.to_code, found.to_position, settings, usual)
+    codes, observed = tokenizer.tokenize(pixel_values)
+    to_code, to_position = (observed - tokenizer.expect(codes)).square().sum(1).sqrt(), prior(observed)
+    surprise = combined(to_code, to_position, settings, usual)
     # 2. in place of surprising tokens stand the normal patches that are most like them
     healed = surprise > (math.inf if settings.token_limit is None else settings.token_limit)
     pictures = []
-    for codes, where, pixels in zip(found.codes, healed, pixel_values, strict=True):
-        picture = pixels.float()
-        if bool(where.any()):
-            picture = tokenizer.show(tokenizer.expect(codes[None])[0]).where(
-                to_pixels(where, spatial, "nearest") > 0, picture
-            )
-        pictures.append(picture.cpu())
+    for own, where, pixels in zip(codes, healed, pixel_values, strict=True):
+        pasted = tokenizer.show_codes(own)
+        pictures.append(pasted.where(to_pixels(where, spatial, "nearest") > 0, pixels.float()).cpu())
     # 3. surprise becomes a map
     maps = [to_map(one, spatial, settings, tokenizer.pixels_per_token) for one in surprise]
-    likelihood = -(found.to_code.square() + found.to_position.square()) / 2
+    likelihood = -(to_code.square() + to_position.square()) / 2
     return maps, pictures, likelihood.cpu(), healed.cpu()
 
 

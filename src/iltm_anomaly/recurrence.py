@@ -15,7 +15,7 @@ from iltm_anomaly.seeds import sample_seed
 OTHER_IMAGES = 60  # that each image is compared with; more change little
 SUPPORT = 0.1  # share of these that must hold a token for it to be normal: one photograph is often taken several times
 NEIGHBOURHOOD = (
-    0.7  # standard deviation, in tokens, of the window over which surprise is averaged: defects cover several
+    0.7  # standard deviation, in tokens, of the window that surprise is averaged over: defects cover several
 )
 STREAM = 16  # the random stream that other images are drawn from
 SCALE = 2.0  # the limit, in distances from the median to the 90th percentile

@@ -28,10 +28,8 @@ class PositionPriorModel(SafetensorsModel):
         super().__init__(config)
         positions, size, rank = math.prod(config.grid_shape), config.hidden_size, config.rank
         shapes = {"mean": (size,), "directions": (size, rank), "variances": (rank,), "rest": ()}
-        for (
-            name,
-            shape,
-        ) in shapes.items():  # parameters, as a model without any has no device and type for transformers
+        # parameters: for transformers a model without any has no device and no type
+        for name, shape in shapes.items():
             self.register_parameter(name, nn.Parameter(torch.zeros(positions, *shape), requires_grad=False))
         self.post_init()
         self.eval()

@@ -21,13 +21,13 @@ from iltm_anomaly.comparison.baselines.density import GaussianDensity
 from iltm_anomaly.comparison.baselines.modeling import (
     AnomalyModelOutput,
     BaselineRecipe,
-    imagenet_normalized,
     unit_range,
 )
 from iltm_anomaly.comparison.baselines.resnet import ResNetBaselineConfig, ResNetBaselineModel, narrow
 from iltm_anomaly.processing.images import LUMA
 from iltm_anomaly.recipes.recipe import StageRecipe
 from iltm_anomaly.seeds import sample_seed
+from iltm_anomaly.tokenizers.features.backbones import imagenet_normalized
 
 NORMAL, CUT_PASTE, SCAR = range(3)  # classes
 REFERENCE_SIDE = 256  # side, in pixels, of the images that sizes of scars refer to

@@ -17,7 +17,6 @@ from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.recipes.recipe import StageRecipe
 from iltm_anomaly.scoring import smooth
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MAX_SIDE = 4096  # pixels of an image's side; a configuration that claims more is a mistake or malice
 IMAGES_AT_ONCE = 16
 
@@ -262,9 +261,3 @@ class BaselineModel(SafetensorsModel):
 def unit_range(images: Tensor) -> Tensor:
     """Images uint8 -> float32 in [0, 1]."""
     return images.float() / 255
-
-
-def imagenet_normalized(pixel_values: Tensor) -> Tensor:
-    """Images (B, C, H, W) in [0, 1], C = 1 or 3 -> (B, 3, H, W), normalised by ImageNet's mean and standard deviation."""
-    mean, std = (pixel_values.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return (pixel_values - mean) / std

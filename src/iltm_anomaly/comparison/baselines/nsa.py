@@ -23,7 +23,6 @@ from iltm_anomaly.comparison.baselines.modeling import (
     AnomalyModelOutput,
     BaselineRecipe,
     MissingExtraError,
-    imagenet_normalized,
     unit_range,
 )
 from iltm_anomaly.comparison.baselines.resnet import ResNetBaselineConfig, ResNetBaselineModel, narrow
@@ -31,6 +30,7 @@ from iltm_anomaly.data.augmentation import AugmentationConfig, augment
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.recipes.recipe import StageRecipe
 from iltm_anomaly.seeds import sample_seed
+from iltm_anomaly.tokenizers.features.backbones import imagenet_normalized
 
 REFERENCE_SIDE = 256  # side, in pixels, of the images that sizes of filters and areas refer to
 SMALLEST_AREA = 50  # pixels within the border of a patch; the source blends no smaller ones

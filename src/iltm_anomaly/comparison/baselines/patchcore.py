@@ -24,10 +24,10 @@ from iltm_anomaly.tokenizers.features.backbones import (
     pooled_levels,
     pretrained_config,
 )
+from iltm_anomaly.tokenizers.features.fitting import QUERIES_AT_ONCE, nearest
 
 logger = logging.getLogger(__name__)
 
-QUERIES_AT_ONCE = 2048
 CORESET_CANDIDATES = 100_000
 CORESET_DIMENSIONS = 64  # dimensions of the random projection that the coreset is chosen in
 
@@ -180,14 +180,9 @@ def nearest_distances(queries: Tensor, bank: Tensor) -> Tensor:
 
 def nearest_rows(queries: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
     """Euclidean distances (N,) of queries (N, D) to the nearest row of `bank` (M, D), and the indices (N,) of these rows."""
-    norms = bank.square().sum(1)
-    distances, rows = [], []
-    for part in queries.split(QUERIES_AT_ONCE):
-        # |b|^2 - 2 q.b ranks the bank; the distance to the nearest row is computed without its cancellation
-        nearest = torch.addmm(norms, part, bank.T, alpha=-2).argmin(1)
-        distances.append((part - bank[nearest]).norm(dim=1))
-        rows.append(nearest)
-    return torch.cat(distances), torch.cat(rows)
+    rows = nearest(queries, bank)
+    parts = zip(queries.split(QUERIES_AT_ONCE), rows.split(QUERIES_AT_ONCE), strict=True)
+    return torch.cat([(part - bank[own]).norm(dim=1) for part, own in parts]), rows
 
 
 def greedy_coreset(points: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -188,20 +188,7 @@ class GroupRun:
         return load_json(folder / "model" / "training_report.json")
 
     def _measure_iltm(self) -> Measured:
-        statistics: dict[int, ImageStatistics] = {}
-
-        def observe(number: int, output: Any) -> None:
-            statistics[number] = image_statistics(output.anomaly_maps, self.masks, output.scores.numpy())
-
-        evaluated = evaluate_run(
-            self.iltm,
-            self.group.category.source,
-            self.group.category.folder,
-            self.iltm / "evaluation",
-            device=self.device,
-            show_progress=self.arguments.show_progress,
-            observe=observe,
-        )
+        evaluated, statistics = self._evaluated(self.iltm)
         results, last = evaluated["results"], max(statistics)
         self.round_zero = Measured(results[:1], statistics[0])
         report = self.report(self.iltm)
@@ -237,6 +224,20 @@ class GroupRun:
         }
         if method == "features_oracle":
             return self._score(method, oracle_pipeline(folder, self.dataset["train"]), about, number=0)
+        evaluated, statistics = self._features_evaluated
+        results = [entry | {"method": method} for entry in evaluated["results"]]
+        if method == "features_round_0":
+            return Measured(results[:1], statistics[0], about)
+        about["at_threshold"] = evaluated["at_threshold"]
+        return Measured(results, statistics[max(statistics)], about)
+
+    @cached_property
+    def _features_evaluated(self) -> tuple[dict[str, Any], dict[int, ImageStatistics]]:
+        """All rounds of the run on features, measured once for the methods that are rounds of it."""
+        return self._evaluated(self.folder / "features")
+
+    def _evaluated(self, folder: Path) -> tuple[dict[str, Any], dict[int, ImageStatistics]]:
+        """What `evaluate_run` tells of a run, and the statistics of each round."""
         statistics: dict[int, ImageStatistics] = {}
 
         def observe(number: int, output: Any) -> None:
@@ -252,11 +253,7 @@ class GroupRun:
             show_progress=self.arguments.show_progress,
             observe=observe,
         )
-        results = [entry | {"method": method} for entry in evaluated["results"]]
-        if method == "features_round_0":
-            return Measured(results[:1], statistics[0], about)
-        about["at_threshold"] = evaluated["at_threshold"]
-        return Measured(results, statistics[max(statistics)], about)
+        return evaluated, statistics
 
     # The others
 

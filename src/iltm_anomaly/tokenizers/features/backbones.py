@@ -47,6 +47,14 @@ def pretrained_config(name: str) -> dict[str, Any] | None:
     return None if name == OFFLINE_BACKBONE else AutoConfig.from_pretrained(name).to_diff_dict()
 
 
+def imagenet_normalized(pixel_values: Tensor) -> Tensor:
+    """Images (B, C, H, W) in [0, 1], C = 1 or 3 -> (B, 3, H, W), normalised by ImageNet's mean and standard deviation."""
+    mean, std = (
+        pixel_values.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    )
+    return (pixel_values - mean) / std
+
+
 def pooled_levels(levels: Sequence[Tensor], grid: Sequence[int] | None = None) -> Tensor:
     """Feature maps (B, C, h, w) of several levels -> (B, *grid, sum of C): each averaged over 3 x 3 neighbours and brought to one
     grid, that of the finest level unless another is given."""
@@ -75,10 +83,7 @@ class TransformersBackbone(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W) in [0, 1] -> one feature map (B, C, h, w) per level."""
-        mean, std = (
-            pixel_values.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-        )
-        return list(self.network((pixel_values - mean) / std).feature_maps)
+        return list(self.network(imagenet_normalized(pixel_values)).feature_maps)
 
     def load_pretrained(self, name: str) -> None:
         """Loads the weights from the folder `name`, or from a hub if there is no such folder."""

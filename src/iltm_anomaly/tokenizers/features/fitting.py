@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-QUERIES_AT_ONCE = 4096
+QUERIES_AT_ONCE = 2048
 SHRINKAGE = 0.02  # share of the mean variance that is added to every direction of the metric
 LEAST = 1e-4  # the same of the variance over all places: images that are all alike still differ by rounding
 FITTED_TOKENS = 40_000  # tokens that the codebook is fitted to; more change it little
@@ -12,7 +12,7 @@ ITERATIONS = 6  # of k-means
 
 def nearest(queries: Tensor, codebook: Tensor) -> Tensor:
     """Indices (N,) of the row of `codebook` (K, D) that is nearest to each of the queries (N, D)."""
-    norms = codebook.square().sum(1)
+    norms = codebook.square().sum(1)  # |c|^2 - 2 q.c ranks them; distances are computed without its cancellation
     parts = queries.split(QUERIES_AT_ONCE)
     return torch.cat([torch.addmm(norms, part, codebook.T, alpha=-2).argmin(1) for part in parts])
 

@@ -104,5 +104,9 @@ class FeatureTokenizerModel(TokenizerModel):
         """Expected features (D, h, w) -> the patches of the nearest codes, side by side."""
         vectors = expected.permute(1, 2, 0)
         codes = nearest(vectors.flatten(0, 1).float(), self.get_buffer("codebook").float())
-        pasted = self.get_buffer("patches")[codes].view(*vectors.shape[:2], *self.get_buffer("patches").shape[1:])
+        return self.show_codes(codes.view(vectors.shape[:2]))
+
+    def show_codes(self, codes: Tensor) -> Tensor:
+        """The patches of codes (h, w) side by side, (C, *spatial) in [0, 1]."""
+        pasted = self.get_buffer("patches")[codes]
         return pasted.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2).float() / 255
