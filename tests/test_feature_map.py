@@ -1,4 +1,4 @@
-"""Two distances on one scale, how much they usually vary at a place, and the threshold of images."""
+"""Distances on one scale, two looks as one, how much they usually vary at a place, and the threshold of images."""
 
 import numpy as np
 import pytest
@@ -8,10 +8,33 @@ from iltm_anomaly import feature_map
 from iltm_anomaly.settings import FeatureSettings, InferenceSettings, read_settings
 
 
+def looks_of(fine, coarse):
+    return torch.stack([torch.as_tensor(fine), torch.as_tensor(coarse)])
+
+
 def test_distances_are_weighted_on_their_scales():
-    settings = FeatureSettings(code_share=0.25, code_scale=2.0, position_scale=4.0, usual_surprise=1.0)
-    found = feature_map.combined(torch.tensor([[8.0]]), torch.tensor([[16.0]]), settings, torch.tensor([2.0]))
-    assert found.item() == pytest.approx((0.25 * 8 / 2 + 0.75 * 16 / 4) / 2 - 1)
+    settings = FeatureSettings(code_share=0.25, code_scale=2.0, position_scale=4.0)
+    distances = feature_map.Distances(*torch.tensor([[[8.0]], [[16.0]], [[5.0]]]))
+    fine, coarse = feature_map.two_looks(distances, settings)
+    assert fine.item() == pytest.approx(0.25 * 8 / 2 + 0.75 * 16 / 4) and coarse.item() == 5.0
+
+
+def test_the_larger_look_counts_the_coarse_one_by_its_weight():
+    settings = FeatureSettings(coarse_weight=0.5, usual_fine=1.0, usual_coarse=2.0)
+    usual = torch.tensor([[2.0], [4.0]])
+    assert feature_map.combined(looks_of([[8.0]], [[12.0]]), settings, usual).item() == (8 - 1) / 2
+    assert feature_map.combined(looks_of([[8.0]], [[48.0]]), settings, usual).item() == 0.5 * (48 - 2) / 4
+
+
+def test_calibrated_looks_are_0_where_usual_and_1_where_one_in_a_hundred_is():
+    generator = torch.Generator().manual_seed(0)
+    looks = looks_of(
+        3 + torch.rand(4000, 2, 2, generator=generator), 50 + 9 * torch.rand(4000, 2, 2, generator=generator)
+    )
+    settings = FeatureSettings()
+    usual = feature_map.calibrate_looks(looks, torch.ones(4000, 2, 2, dtype=torch.bool), settings)
+    for look, scale, zero in zip(looks, usual, (settings.usual_fine, settings.usual_coarse), strict=True):
+        assert np.quantile((look - zero) / scale, [0.5, 0.99]) == pytest.approx([0, 1], abs=1e-4)
 
 
 def test_the_score_is_the_mean_of_the_highest_share():

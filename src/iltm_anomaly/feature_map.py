@@ -1,10 +1,12 @@
-"""The map of a pipeline on features: how far each token is from the codes, and from what its position usually holds.
+"""The map of a pipeline on features, from two looks at each token, fine and coarse.
 
-Both distances are put on one scale by the training images alone, and their weighted sum is divided by how much it usually varies
-at a position. Training images are judged by models that were fitted to the other half of them.
+The fine look is how far a token is from the codes and from what its position usually holds; the coarse one how far the mean of
+the tokens around it is from what is usual there. All are put on one scale by the training images alone, and divided by how much
+they usually vary at a position. Training images are judged by models that were fitted to the other half of them.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,25 +18,64 @@ from iltm_anomaly.scoring import smooth, to_pixels
 from iltm_anomaly.settings import FeatureSettings
 from iltm_anomaly.tokenizers.features import FeatureTokenizerModel
 
+LOOKS = 2
 EVENNESS = 3.0  # usual variation added to each position's own, so that still positions are not blown up
 QUARTILES = 4.0  # from the median to the threshold, in distances to the upper quartile: 3 in 1000 of normally distributed scores
 LEAST_SCALE = 0.1  # of distances in a metric in which tokens usually vary by 1: images that are all alike do by less
 HIGH = 0.9  # quantile of distances that sets their scale
+RARE = 0.99  # quantile of a look that one training token in a hundred exceeds, and both looks are weighed at
 
 
-def combined(to_code: Tensor, to_position: Tensor, settings: FeatureSettings, usual: Tensor | None) -> Tensor:
-    """Two distances (B, *grid) as one surprise (B, *grid), about 0 where all is usual.
+class Distances(NamedTuple):
+    """Of tokens, each (B, *grid).
 
     Args:
-        settings: calibrated or not; without calibration distances have the scale that they have.
-        usual: (*grid), of `usual_variation`, or None.
+        code: to the nearest code.
+        position: to what the position usually holds.
+        surroundings: of the mean of the tokens around, to what that usually is.
     """
-    share = settings.code_share
-    surprise = share * to_code / (settings.code_scale or 1.0) + (1 - share) * to_position / (
-        settings.position_scale or 1.0
-    )
-    surprise = surprise if usual is None else surprise / usual.to(surprise.device)
-    return surprise - (settings.usual_surprise or 0.0)
+
+    code: Tensor
+    position: Tensor
+    surroundings: Tensor
+
+
+def two_looks(distances: Distances, settings: FeatureSettings) -> Tensor:
+    """The fine and the coarse look (2, B, *grid), before calibration."""
+    fine = settings.code_share * distances.code / (settings.code_scale or 1.0)
+    fine = fine + (1 - settings.code_share) * distances.position / (settings.position_scale or 1.0)
+    return torch.stack([fine, distances.surroundings])
+
+
+def combined(looks: Tensor, settings: FeatureSettings, usual: Tensor | None) -> Tensor:
+    """Two looks (2, B, *grid) as one surprise (B, *grid): the larger of both, the coarse one times its weight. It is 0 where all
+    is usual, and 1 where one training token in a hundred is.
+
+    Args:
+        settings: calibrated or not; without calibration looks have the scale that they have.
+        usual: (2, *grid), of `calibrate_looks`, or None.
+    """
+    fine, coarse = looks[0] - (settings.usual_fine or 0.0), looks[1] - (settings.usual_coarse or 0.0)
+    if usual is not None:
+        fine, coarse = fine / usual[0].to(fine.device), coarse / usual[1].to(fine.device)
+    return torch.maximum(fine, settings.coarse_weight * coarse)
+
+
+def calibrate_looks(looks: Tensor, keep: Tensor, settings: FeatureSettings) -> Tensor:
+    """Sets what both looks usually are, and returns what the difference from it is divided by, (2, *grid).
+
+    Args:
+        looks: (2, N, *grid) of training images, each judged by a model that has not seen it.
+        keep: (N, *grid) bool, tokens that were not rejected.
+    """
+    usual, medians = [], []
+    for look in looks:
+        median, variation = float(look[keep].median()), usual_variation(look, keep)
+        rare = float(np.quantile(((look - median) / variation)[keep].numpy(), RARE))
+        usual.append(variation * max(rare, LEAST_SCALE))
+        medians.append(median)
+    settings.usual_fine, settings.usual_coarse = medians
+    return torch.stack(usual)
 
 
 def token_limit(surprise: Tensor, keep: Tensor) -> float:
@@ -53,10 +94,11 @@ def score_images(
     """Images (B, C, *spatial) in [0, 1] -> maps (*spatial), healed images (C, *spatial), log-likelihoods and healed tokens
     (B, *grid), all on the CPU; likelihoods up to a constant."""
     spatial = tuple(pixel_values.shape[2:])
-    # 1. images become tokens, which are compared with the codes and with what their positions usually hold
+    # 1. images become tokens, which are compared with the codes and with what their positions usually hold, alone and together
     codes, observed = tokenizer.tokenize(pixel_values)
-    to_code, to_position = (observed - tokenizer.expect(codes)).square().sum(1).sqrt(), prior(observed)
-    surprise = combined(to_code, to_position, settings, usual)
+    to_code = (observed - tokenizer.expect(codes)).square().sum(1).sqrt()
+    distances = Distances(to_code, *prior(observed))
+    surprise = combined(two_looks(distances, settings), settings, usual)
     # 2. in place of surprising tokens stand the normal patches that are most like them
     healed = surprise > (math.inf if settings.token_limit is None else settings.token_limit)
     pictures = []
@@ -65,7 +107,7 @@ def score_images(
         pictures.append(pasted.where(to_pixels(where, spatial, "nearest") > 0, pixels.float()).cpu())
     # 3. surprise becomes a map
     maps = [to_map(one, spatial, settings, tokenizer.pixels_per_token) for one in surprise]
-    likelihood = -(to_code.square() + to_position.square()) / 2
+    likelihood = -(distances.code.square() + distances.position.square()) / 2
     return maps, pictures, likelihood.cpu(), healed.cpu()
 
 

@@ -68,8 +68,8 @@ class ILTMAnomalyPipeline(SavedPipeline):
             `FeatureTokenizerModel` and a `PositionPriorModel`.
         settings: how maps are made, `InferenceSettings` or, of features, `FeatureSettings`; `calibrate` sets the threshold in it.
         training_report: how the parts came about, saved along.
-        noise: (*observed) float32, the usual error of what is expected, at each pixel for a VQ-VAE, at each token for features;
-            `calibrate` measures it.
+        noise: float32, the usual error of what is expected, (*observed) of each pixel for a VQ-VAE, (2, *grid) of both looks at
+            each token for features; `calibrate` measures it.
 
     Raises:
         ValueError: if the parts do not fit each other.
@@ -93,20 +93,24 @@ class ILTMAnomalyPipeline(SavedPipeline):
         noise: Tensor | None = None,
     ):
         _check_fit(tokenizer, prior, image_processor)
-        observed = tokenizer.observed_shape(image_processor.padded_size)
-        if noise is not None and tuple(noise.shape) != observed:
-            raise ValueError(f"noise has shape {tuple(noise.shape)}, images {observed}")
         self.tokenizer: Any = tokenizer.eval()
         self.prior: Any = prior.eval()
         self.image_processor = image_processor
         self.settings: Any = settings or (FeatureSettings() if self.has_features else InferenceSettings())
         self.training_report = training_report or {}
+        if noise is not None and tuple(noise.shape) != self._noise_shape:
+            raise ValueError(f"noise has shape {tuple(noise.shape)}, not {self._noise_shape}")
         self.noise = noise
 
     @property
     def has_features(self) -> bool:
         """Whether tokens are judged by their features at their position, not by codes and pixels."""
         return isinstance(self.prior, PositionPriorModel)
+
+    @property
+    def _noise_shape(self) -> tuple[int, ...]:
+        observed = self.tokenizer.observed_shape(self.image_processor.padded_size)
+        return (feature_map.LOOKS, *observed) if self.has_features else observed
 
     @property
     def vqvae(self) -> VQVAEModel:
@@ -296,8 +300,7 @@ class ILTMAnomalyPipeline(SavedPipeline):
         (folder / "config.json").write_text(json.dumps({"model_type": TASK_MODEL_TYPE}, indent=2) + "\n")
 
     def load_extra_files(self, folder: Path) -> None:
-        observed = self.tokenizer.observed_shape(self.image_processor.padded_size)
-        self.noise = _read_noise(folder / NOISE_FILE, observed)
+        self.noise = _read_noise(folder / NOISE_FILE, self._noise_shape)
 
     def push_to_hub(
         self,

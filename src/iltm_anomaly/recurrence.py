@@ -19,7 +19,7 @@ NEIGHBOURHOOD = (
 )
 STREAM = 16  # the random stream that other images are drawn from
 SCALE = 2.0  # the limit, in distances from the median to the 90th percentile
-REJECTED_AT = 1.35  # limits, from where on a token has no weight at all
+REJECTED_AT = 1.35  # raised limits, from where on at the latest a token has no weight at all
 
 
 @torch.no_grad()
@@ -67,8 +67,8 @@ def recurrence_weights(surprise: Tensor, abnormal_share: float) -> tuple[Tensor,
 
     - At most `abnormal_share` of the images reach the limit: what lies beyond it is rejected.
     - More do: what lies beyond it is in part a rare normal detail. The limit is raised until only that share reaches it, and
-      weights fall slowly, (limit / surprise)^4, to 0 from `REJECTED_AT` limits on: a redescending influence, as in Tukey's and
-      Geman and McClure's M-estimators.
+      weights fall slowly, (limit / surprise)^4, before they are 0: a redescending influence, as in Tukey's and Geman and
+      McClure's M-estimators. The more the limit had to be raised, the later they are, so that one case passes into the other.
 
     Args:
         surprise: (N, *grid) of all training images.
@@ -84,4 +84,4 @@ def recurrence_weights(surprise: Tensor, abnormal_share: float) -> tuple[Tensor,
     if raised <= limit:
         return (surprise <= limit).float(), limit
     weights = (raised / surprise.clamp(min=1e-12)).clamp(max=1) ** 4
-    return weights.masked_fill(surprise > REJECTED_AT * raised, 0.0), raised
+    return weights.masked_fill(surprise > raised * min(raised / max(limit, 1e-12), REJECTED_AT), 0.0), raised

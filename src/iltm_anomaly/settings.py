@@ -26,7 +26,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "score_share": (1e-6, 1),
     "code_scale": (1e-12, 1e12),
     "position_scale": (1e-12, 1e12),
-    "usual_surprise": (0, 1e12),
+    "coarse_weight": (0, 1e3),
+    "usual_fine": (0, 1e12),
+    "usual_coarse": (0, 1e12),
     "token_limit": (0, 1e12),
     "false_alarm_share": (0, 1),
 }
@@ -125,15 +127,16 @@ class InferenceSettings:
 
 @dataclass
 class FeatureSettings:
-    """How the map of a pipeline on features is made; calibration sets the last six.
+    """How the map of a pipeline on features is made (`feature_map`); calibration sets the last seven.
 
     Args:
         code_share: weight of a token's distance to the nearest code, from 0 to 1; its distance to what its position usually holds
             has the rest.
+        coarse_weight: weight of the coarse look: of how unusual the tokens around are together.
         smoothing: standard deviation, in tokens, of the Gaussian filter over the map.
         score_share: the score of an image is the mean of this share of its map, its highest values.
         code_scale, position_scale: what a distance of either kind is divided by, so that both are on one scale.
-        usual_surprise: median surprise of normal tokens, which is subtracted from the map: 0 is usual, and below it is less.
+        usual_fine, usual_coarse: medians of the two looks at normal tokens, which count as 0.
         token_limit: surprise from which on a token is healed.
         score_threshold: score from which on an image is called abnormal; None before calibration.
         false_alarm_share: share of training images that reach the threshold, defective ones among them: about the most that false
@@ -144,11 +147,13 @@ class FeatureSettings:
     """
 
     code_share: float = 0.35
+    coarse_weight: float = 0.6
     smoothing: float = 0.6
     score_share: float = 0.01
     code_scale: float | None = None
     position_scale: float | None = None
-    usual_surprise: float | None = None
+    usual_fine: float | None = None
+    usual_coarse: float | None = None
     token_limit: float | None = None
     score_threshold: float | None = None
     false_alarm_share: float | None = None

@@ -4,6 +4,7 @@ from dataclasses import asdict, field, fields
 from typing import Annotated, Any
 
 from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
@@ -59,6 +60,7 @@ class FeatureRecipe:
     is_volumetric = False
     volume = None
     mixed_precision = "no"
+    resample = Image.Resampling.BILINEAR  # what Lanczos adds to edges of enlarged images, fine tokens see
     augmentation = property(lambda self: {})
     inference = property(lambda self: {})
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
 from pydantic import (
     BeforeValidator,
     Field,
@@ -244,6 +245,8 @@ class Recipe:
     def is_volumetric(self) -> bool:
         """Whether it trains on volumes."""
         return self.volume is not None
+
+    resample = Image.Resampling.LANCZOS  # as in version 0.1
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as written to `recipe.yaml` of a run."""

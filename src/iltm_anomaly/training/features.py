@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from iltm_anomaly import feature_map, masking, recurrence
 from iltm_anomaly.data.cache import PixelCache
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
-from iltm_anomaly.prior import PositionPriorConfig, PositionPriorModel
+from iltm_anomaly.prior import PositionPriorConfig, PositionPriorModel, block_means, coarse_tokens
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.seeds import sample_seed
 from iltm_anomaly.settings import FeatureSettings
@@ -126,28 +126,16 @@ def _fit_rounds(
 
 
 def judge(tokens: TrainingTokens, weights: Tensor, abnormal_share: float) -> tuple[Tensor, dict[str, Any]]:
-    """New weights (N, h, w) of all tokens by their recurrence among those that `weights` keep, and how they came about. Blocks of
-    2 x 2 tokens are judged together: a quarter of the tokens is a sixteenth of the work."""
-    blocks = _averaged(tokens.features)
-    kept = _averaged(weights[..., None])[..., 0] > 0.5
+    """New weights (N, h, w) of all tokens by their recurrence among those that `weights` keep, and how they came about. Coarse
+    tokens are judged, each for the 2 x 2 in its middle: a quarter of the tokens is a sixteenth of the work."""
+    blocks = coarse_tokens(tokens.features)
+    kept = block_means(weights) > 0.5
     surprise = recurrence.recurrence_surprise(blocks, kept, tokens.seed)
     found, limit = recurrence.recurrence_weights(surprise, abnormal_share)
     height, width = weights.shape[1:]
     found = found.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, :height, :width]
     report = {"masked_fraction": masking.masked_fraction(found > 0.5), "surprise_limit": limit}
     return found, report
-
-
-def _averaged(values: Tensor) -> Tensor:
-    """(N, h, w, D) -> (N, ceil(h / 2), ceil(w / 2), D)."""
-    return torch.cat(
-        [
-            torch.nn.functional.avg_pool2d(image[None].float().permute(0, 3, 1, 2), 2, ceil_mode=True)
-            .permute(0, 2, 3, 1)
-            .to(values.dtype)
-            for image in values
-        ]
-    )
 
 
 @torch.no_grad()
@@ -203,34 +191,34 @@ def calibrate(
     tokenizer: FeatureTokenizerModel, tokens: TrainingTokens, weights: Tensor, metric: Tensor
 ) -> tuple[FeatureSettings, Tensor]:
     """The settings of a round's pipeline and the usual variation (h, w), from training images alone."""
-    to_code, to_position = _distances_of_halves(tokens, weights, metric, tokenizer.vocab_size)
+    distances = _distances_of_halves(tokens, weights, metric, tokenizer.vocab_size)
     keep, settings = weights > 0.5, FeatureSettings()
-    settings.code_scale = feature_map.distance_scale(to_code[keep])
-    settings.position_scale = feature_map.distance_scale(to_position[keep])
-    surprise = feature_map.combined(to_code, to_position, settings, None)
-    usual = feature_map.usual_variation(surprise, keep)
-    surprise = surprise / usual
+    settings.code_scale = feature_map.distance_scale(distances.code[keep])
+    settings.position_scale = feature_map.distance_scale(distances.position[keep])
+    looks = feature_map.two_looks(distances, settings)
+    usual = feature_map.calibrate_looks(looks, keep, settings)
+    surprise = feature_map.combined(looks, settings, usual)
     settings.token_limit = feature_map.token_limit(surprise, keep)
     side, spatial = tokenizer.pixels_per_token, tuple(tokens.pixels.shape[2:])
-    scores = [
-        feature_map.image_score(feature_map.to_map(one, spatial, settings, side), settings.score_share)
-        for one in surprise
-    ]
-    clean = keep.flatten(1).all(1)
-    threshold, settings.false_alarm_share = feature_map.threshold_of(torch.tensor(scores), clean)
-    # what the map is like until here is at least 0, which thresholds rest on; from here on 0 is usual
-    settings.usual_surprise = float(surprise[keep].median())
-    settings.token_limit -= settings.usual_surprise
-    settings.score_threshold = threshold - settings.usual_surprise
+    scores = torch.tensor(
+        [
+            feature_map.image_score(feature_map.to_map(one, spatial, settings, side), settings.score_share)
+            for one in surprise
+        ]
+    )
+    clean, zero = keep.flatten(1).all(1), float((settings.usual_fine or 0.0) / usual[0].mean())
+    # the threshold rests on logarithms, of scores counted from where nothing surprises at all
+    threshold, settings.false_alarm_share = feature_map.threshold_of(scores + zero, clean)
+    settings.score_threshold = threshold - zero
     return settings, usual
 
 
-def _distances_of_halves(tokens: TrainingTokens, weights: Tensor, metric: Tensor, codes: int) -> tuple[Tensor, Tensor]:
-    """Distances to code and to position (N, h, w) of all training tokens, by what was fitted to the other half of the images."""
+def _distances_of_halves(tokens: TrainingTokens, weights: Tensor, metric: Tensor, codes: int) -> feature_map.Distances:
+    """Distances (N, h, w) of all training tokens, by what was fitted to the other half of the images."""
     count = len(weights)
     generator = torch.Generator().manual_seed(sample_seed(tokens.seed, STREAM_HALVES))
     half = torch.randperm(count, generator=generator).argsort() % 2
-    to_code, to_position = torch.empty_like(weights), torch.empty_like(weights)
+    found = feature_map.Distances(*torch.empty(3, *weights.shape))
     for side in (0, 1):
         theirs = half != side
         codebook = _fit_codes(tokens.features[theirs], weights[theirs], metric, codes, tokens.seed)
@@ -238,9 +226,10 @@ def _distances_of_halves(tokens: TrainingTokens, weights: Tensor, metric: Tensor
         for image in (half == side).nonzero().flatten().tolist():
             observed = tokens.features[image].float() @ metric
             own = observed.flatten(0, 1)
-            to_code[image] = (own - codebook[nearest(own, codebook)]).norm(dim=1).view(observed.shape[:2])
-            to_position[image] = prior(observed.permute(2, 0, 1)[None])[0]
-    return to_code, to_position
+            found.code[image] = (own - codebook[nearest(own, codebook)]).norm(dim=1).view(observed.shape[:2])
+            position, surroundings = prior(observed.permute(2, 0, 1)[None])
+            found.position[image], found.surroundings[image] = position[0], surroundings[0]
+    return found
 
 
 def _save_round(run: RunContext, number: int, pipeline: ILTMAnomalyPipeline, weights: Tensor) -> None:

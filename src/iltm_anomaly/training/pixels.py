@@ -62,7 +62,7 @@ def _make_processor(recipe: Recipe, images: Iterable[Any]) -> ILTMImageProcessor
     if recipe.volume is not None:
         divisor = VQVAEConfig(**recipe.vqvae).pixels_per_token
         return ILTMImageProcessor.for_volumes(images, size_divisor=divisor, **recipe.volume)
-    return ILTMImageProcessor(size=recipe.image_size, num_channels=recipe.num_channels)
+    return ILTMImageProcessor(size=recipe.image_size, num_channels=recipe.num_channels, resample=recipe.resample)
 
 
 def _fill_cache(

@@ -2,6 +2,7 @@
 how far the ImageNet features of a patch are from the nearest ones of training patches. Nothing is trained."""
 
 import logging
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -21,7 +22,7 @@ from iltm_anomaly.tokenizers.features.backbones import (
     ONE_STRIDE,
     backbone_of,
     check_backbone,
-    pooled_levels,
+    on_one_grid,
     pretrained_config,
 )
 from iltm_anomaly.tokenizers.features.fitting import QUERIES_AT_ONCE, nearest
@@ -132,7 +133,8 @@ class PatchCoreModel(BaselineModel):
         pixels = pixel_values.expand(-1, 3, -1, -1)
         if factor > 1:
             pixels = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
-        return pooled_levels(self.backbone(pixels))
+        levels = [F.avg_pool2d(level, 3, 1, 1, count_include_pad=False) for level in self.backbone(pixels)]
+        return on_one_grid(levels, max((level.shape[2:] for level in levels), key=math.prod))
 
     def forward(self, pixel_values: Tensor) -> AnomalyModelOutput:
         """Prediction: distances (B, h, w) at the resolution of the features. There is no loss."""

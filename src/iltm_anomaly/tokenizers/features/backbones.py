@@ -55,16 +55,14 @@ def imagenet_normalized(pixel_values: Tensor) -> Tensor:
     return (pixel_values - mean) / std
 
 
-def pooled_levels(levels: Sequence[Tensor], grid: Sequence[int] | None = None) -> Tensor:
-    """Feature maps (B, C, h, w) of several levels -> (B, *grid, sum of C): each averaged over 3 x 3 neighbours and brought to one
-    grid, that of the finest level unless another is given."""
-    pooled = [F.avg_pool2d(level, 3, 1, 1, count_include_pad=False) for level in levels]
-    size = tuple(grid or max((level.shape[2:] for level in pooled), key=lambda shape: shape.numel()))
+def on_one_grid(levels: Sequence[Tensor], grid: Sequence[int]) -> Tensor:
+    """Feature maps (B, C, h, w) of several levels, finer ones averaged and coarser ones interpolated -> (B, *grid, sum of C)."""
+    size = (grid[0], grid[1])
     same = [
-        F.adaptive_avg_pool2d(level, (size[0], size[1]))
+        F.adaptive_avg_pool2d(level, size)
         if level.shape[2] > size[0]
         else F.interpolate(level, size=size, mode="bilinear", align_corners=False)
-        for level in pooled
+        for level in levels
     ]
     return torch.cat(same, 1).permute(0, 2, 3, 1)
 

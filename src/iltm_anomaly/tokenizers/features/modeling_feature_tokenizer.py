@@ -8,15 +8,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from iltm_anomaly.tokenizers.base import TokenizerModel
-from iltm_anomaly.tokenizers.features.backbones import backbone_of, pooled_levels, pretrained_config
+from iltm_anomaly.tokenizers.features.backbones import backbone_of, on_one_grid, pretrained_config
 from iltm_anomaly.tokenizers.features.configuration_feature_tokenizer import FeatureTokenizerConfig
 from iltm_anomaly.tokenizers.features.fitting import nearest
 
 
 class FeatureTokenizerModel(TokenizerModel):
-    """A token is observed as a vector of D features: several levels of a frozen backbone, each averaged over neighbours and
-    brought to one grid, times a matrix in which the usual variation of a token about its place has the same size in all
-    directions. Its code is the nearest of K codewords, and the distance to it, the residual, is kept by whoever compares the two.
+    """A token is observed as a vector of D features: several levels of a frozen backbone, brought to one grid, times a matrix in
+    which the usual variation of a token about its place has the same size in all directions. Its code is the nearest of K
+    codewords, and the distance to it, the residual, is kept by whoever compares the two.
 
     Attributes:
         metric: (D, D) float32.
@@ -75,7 +75,7 @@ class FeatureTokenizerModel(TokenizerModel):
             )
         pixels = pixel_values.to(self.dtype).expand(-1, 3, -1, -1)
         levels = self.backbone(pixels.contiguous(memory_format=torch.channels_last))  # faster, on CPUs too
-        return pooled_levels(levels, self.grid_shape(tuple(sides))).float()
+        return on_one_grid(levels, self.grid_shape(tuple(sides))).float()
 
     def observe(self, pixel_values: Tensor) -> Tensor:
         metric = self.get_buffer("metric").float()
