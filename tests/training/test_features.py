@@ -1,5 +1,6 @@
 """A run on frozen features, from images to a pipeline that finds what was hidden in them."""
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from iltm_anomaly.evaluation.evaluate import evaluate_run
 from iltm_anomaly.synthetic.dataset import generate_dataset, write_mvtec_tree
 from iltm_anomaly.training.features import WEIGHTS_FILE
 from iltm_anomaly.training.run_folder import RunFolderError
+from iltm_anomaly.training.suspects import LIST, PICTURE
 from iltm_anomaly.training.train import TrainArguments, train
 
 IMAGES = 24
@@ -183,3 +185,17 @@ def test_nothing_can_be_drawn_in_it(pipeline, images):
 def test_parts_that_do_not_belong_together_are_refused(pipeline):
     with pytest.raises(ValueError, match="do not belong together"):
         ILTMAnomalyPipeline(pipeline.tokenizer, tiny_prior(), pipeline.image_processor)
+
+
+def test_training_images_that_look_defective_are_listed_first(run, data, pipeline):
+    rows = list(csv.DictReader((run / LIST).read_text().splitlines()))
+    assert sorted(Path(row["path"]) for row in rows) == sorted(data.glob("train/**/*.png"))
+    assert all(Path(row["path"]).parent.name not in ("good", "train") for row in rows[:4])
+    scores = [float(row["score"]) for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    threshold = pipeline.settings.score_threshold
+    assert [row["looks_defective"] == "1" for row in rows] == [score >= threshold for score in scores]
+    weights = load_file(run / "rounds" / "round_2" / WEIGHTS_FILE)["weights"]
+    rejected = [float(row["rejected_share"]) for row in rows]
+    assert sum(rejected) / IMAGES == pytest.approx((weights <= 0.5).float().mean().item(), abs=1e-3)
+    assert Image.open(run / PICTURE).size[0] > 900
