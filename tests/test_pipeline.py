@@ -25,7 +25,9 @@ def make_pipeline(**settings) -> ILTMAnomalyPipeline:
     torch.nn.init.normal_(prior.head.weight, std=1.0)  # so that some codes are unlikely
     processor = ILTMImageProcessor(size={"height": 32, "width": 32})
     defaults = {"num_samples": 3, "num_dropout_passes": 2, "token_threshold": 0.05, "score_threshold": 3.0}
-    return ILTMAnomalyPipeline(vqvae, prior, processor, InferenceSettings(**defaults | settings))
+    return ILTMAnomalyPipeline(
+        vqvae, prior, processor, InferenceSettings(**defaults | settings), noise=torch.zeros(32, 32)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -234,6 +236,16 @@ def test_what_the_decoder_is_unsure_of_surprises_less():
 def test_an_absolute_density_is_no_factor():
     with pytest.raises(ValueError, match="'likelihood_share' above 0 needs 'relative_density'"):
         InferenceSettings(relative_density=False)
+
+
+def test_a_threshold_without_the_noise_it_was_set_with_is_not_saved(tmp_path):
+    pipeline = make_pipeline()
+    pipeline.noise = None
+    with pytest.raises(ValueError, match=r"a score_threshold but no noise.*`calibrate` it"):
+        pipeline.save_pretrained(tmp_path)
+    pipeline.settings.reconstruction_noise = False
+    pipeline.save_pretrained(tmp_path)
+    assert ILTMAnomalyPipeline.from_pretrained(tmp_path).noise is None
 
 
 def test_numbers_of_numpy_can_be_saved(images, tmp_path):

@@ -20,13 +20,13 @@ from iltm_anomaly import feature_map, hub, masking
 from iltm_anomaly.calibration import surprise_limit, usual_error
 from iltm_anomaly.data.cache import PixelCache
 from iltm_anomaly.healing import heal_grids
-from iltm_anomaly.hub.checks import check_finite, read_json, tensor_shapes
-from iltm_anomaly.hub.parts import FORMER_TOKENIZER, expected_classes
+from iltm_anomaly.hub.checks import NOISE_FILE, check_finite, tensor_shapes
+from iltm_anomaly.hub.parts import FORMER_TOKENIZER, expected_classes, needs_noise, read_calibration
 from iltm_anomaly.prior import PerformerPriorModel, PositionPriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.saved_pipeline import SavedPipeline
 from iltm_anomaly.scoring import anomaly_map
-from iltm_anomaly.settings import FeatureSettings, InferenceSettings, lowest_value, read_settings
+from iltm_anomaly.settings import FeatureSettings, InferenceSettings, lowest_value
 from iltm_anomaly.tokenizers.base import TokenizerModel, images_at_once
 from iltm_anomaly.tokenizers.features import FeatureTokenizerModel
 from iltm_anomaly.tokenizers.vqvae import VQVAEModel
@@ -35,7 +35,6 @@ logger = logging.getLogger(__name__)
 
 FEW_IMAGES = 8  # from so few no threshold is told without a warning
 
-NOISE_FILE = "calibration.safetensors"
 TASK_MODEL_TYPE = "iltm"  # of the whole pipeline, for `transformers.pipeline`
 
 
@@ -289,10 +288,19 @@ class ILTMAnomalyPipeline(SavedPipeline):
 
     @classmethod
     def read_settings(cls, path: Path) -> InferenceSettings | FeatureSettings:
-        return read_settings(read_json(path), path)
+        return read_calibration(path)
 
     def save_extra_files(self, folder: Path) -> None:
-        """`noise`, and what makes `transformers.pipeline` take the folder. What another pipeline has left there goes."""
+        """`noise`, and what makes `transformers.pipeline` take the folder. What another pipeline has left there goes.
+
+        Raises:
+            ValueError: if the settings need `noise` and there is none: the folder could not be loaded.
+        """
+        if self.noise is None and needs_noise(self.settings):
+            raise ValueError(
+                "the pipeline has a score_threshold but no noise, which its maps need: `calibrate` it before it is saved, "
+                "or of a VQ-VAE set reconstruction_noise to False"
+            )
         (folder / NOISE_FILE).unlink(missing_ok=True)
         shutil.rmtree(folder / FORMER_TOKENIZER, ignore_errors=True)
         if self.noise is not None:

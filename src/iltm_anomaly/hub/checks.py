@@ -20,12 +20,14 @@ from transformers.initialization import no_init_weights
 
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 
+NOISE_FILE = "calibration.safetensors"
+
 # The files of a pipeline of ILTM or of a baseline. Nothing else is downloaded or read. Version 0.1 wrote vqvae/ for tokenizer/.
 PIPELINE_FILES = (
     "model_index.json",
     "config.json",
     "calibration.json",
-    "calibration.safetensors",
+    NOISE_FILE,
     "training_report.json",
     "README.md",
     *(
