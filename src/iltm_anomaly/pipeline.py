@@ -20,7 +20,7 @@ from iltm_anomaly import feature_map, hub, masking
 from iltm_anomaly.calibration import surprise_limit, usual_error
 from iltm_anomaly.data.cache import PixelCache
 from iltm_anomaly.healing import heal_grids
-from iltm_anomaly.hub.checks import NOISE_FILE, check_finite, tensor_shapes
+from iltm_anomaly.hub.checks import NOISE_FILE, Stored, check_finite, stored_tensors
 from iltm_anomaly.hub.parts import FORMER_TOKENIZER, expected_classes, needs_noise, read_calibration
 from iltm_anomaly.prior import PerformerPriorModel, PositionPriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
@@ -36,6 +36,10 @@ logger = logging.getLogger(__name__)
 FEW_IMAGES = 8  # from so few no threshold is told without a warning
 
 TASK_MODEL_TYPE = "iltm"  # of the whole pipeline, for `transformers.pipeline`
+
+
+class NonFiniteScoreError(ValueError):
+    """The score of an image is NaN or infinite, so that nothing can be said of it."""
 
 
 @dataclass
@@ -145,6 +149,7 @@ class ILTMAnomalyPipeline(SavedPipeline):
 
         Raises:
             ImageReadError: if an image cannot be read.
+            NonFiniteScoreError: if the score of an image is NaN or infinite.
             ValueError: if `images` is empty, or values or a shape are none of an image.
             TypeError: if something is no image.
         """
@@ -166,6 +171,11 @@ class ILTMAnomalyPipeline(SavedPipeline):
             for values, healed, size in zip(scored[0], scored[1], batch["original_sizes"], strict=True):
                 maps.append(self.image_processor.restore_map(values, size, lowest_value(settings)))
                 scores.append(self._score(maps[-1]))
+                if not math.isfinite(scores[-1]):
+                    raise NonFiniteScoreError(
+                        f"the score of image {len(scores)} is {scores[-1]}: its values are too large to compute with, or weights "
+                        "or image processor of the pipeline are damaged. If other images fail too, get its folder again"
+                    )
                 healed_images.append(self.image_processor.restore_image(healed, size))
             log_likelihoods.append(scored[2])
             resampled.append(scored[3])
@@ -304,7 +314,7 @@ class ILTMAnomalyPipeline(SavedPipeline):
         (folder / NOISE_FILE).unlink(missing_ok=True)
         shutil.rmtree(folder / FORMER_TOKENIZER, ignore_errors=True)
         if self.noise is not None:
-            save_file({"noise": self.noise.cpu().contiguous()}, folder / NOISE_FILE)
+            save_file({"noise": self.noise.float().cpu().contiguous()}, folder / NOISE_FILE)
         (folder / "config.json").write_text(json.dumps({"model_type": TASK_MODEL_TYPE}, indent=2) + "\n")
 
     def load_extra_files(self, folder: Path) -> None:
@@ -363,10 +373,10 @@ def _check_fit(tokenizer: Any, prior: PerformerPriorModel | PositionPriorModel, 
 def _read_noise(path: Path, size: tuple[int, ...]) -> Tensor | None:
     if not path.is_file():
         return None
-    shapes = tensor_shapes(path)
-    if shapes != {"noise": size}:
-        raise ValueError(f"{path} must hold one tensor named noise, of shape {size}; it holds {shapes}")
-    noise = load_file(path)["noise"].float()
+    stored = stored_tensors(path)
+    if stored != {"noise": Stored(size, "F32")}:
+        raise ValueError(f"{path} must hold one tensor named noise, of shape {size} and type F32; it holds {stored}")
+    noise = load_file(path)["noise"]
     check_finite({"noise": noise}, path)
     if bool((noise < 0).any()):
         raise ValueError(f"{path}: noise, a reconstruction error, is negative")

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hostile import Bomb, edit, spoil
@@ -16,6 +17,7 @@ from transformers import AutoModel, pipeline
 from iltm_anomaly import ILTMAnomalyPipeline
 from iltm_anomaly.hub.parts import read_calibration
 from iltm_anomaly.hub.upload import plan_upload
+from iltm_anomaly.pipeline import NonFiniteScoreError
 from iltm_anomaly.settings import FeatureSettings, InferenceSettings
 from iltm_anomaly.tokenizers.vqvae import VQVAEModel
 
@@ -126,6 +128,19 @@ ATTACKS = {
     "missing tensor": (lambda f: edit(f / VQVAE, num_res_blocks=2), r"not those of its config.json"),
     "NaN": (lambda f: spoil(f / HEAD, "decoder_head.bias", lambda t: t * torch.nan), r"decoder_head.bias holds NaN"),
     "lost noise": (lose_noise, r"not complete: it has no calibration.safetensors.*Copy the whole folder"),
+    "weights of bits": (
+        lambda f: spoil(f / HEAD, "decoder_head.bias", lambda t: t > 0),
+        r"decoder_head.bias is stored as BOOL, not as F32 or F16 or BF16",
+    ),
+    "weights of bytes": (
+        lambda f: spoil(f / HEAD, "decoder_head.bias", lambda t: t.to(torch.int8)),
+        r"decoder_head.bias is stored as I8",
+    ),
+    "weights under another type": (
+        lambda f: spoil(f / HEAD, "decoder_head.bias", lambda t: t.view(torch.int32)),
+        r"decoder_head.bias is stored as I32",
+    ),
+    "whole noise": (lambda f: save_file({"noise": torch.ones(32, 32, dtype=torch.int64)}, f / NOISE), r"type F32"),
     "NaN noise": (
         lambda f: save_file({"noise": torch.full((32, 32), torch.nan)}, f / NOISE),
         r"noise holds NaN",
@@ -253,6 +268,12 @@ def test_a_folder_without_its_noise_is_not_pushed(folder):
 def test_the_folder_they_were_made_from_loads(folder):
     assert ILTMAnomalyPipeline.from_pretrained(folder).settings.num_samples == 2
     assert pipeline("anomaly-detection", model=str(folder)).model.detector.settings.num_samples == 2
+
+
+def test_a_score_that_is_no_number_is_an_error_of_its_image(folder):
+    spoil(folder / HEAD, "quantizer.codebook", lambda t: torch.full_like(t, 3e38))
+    with pytest.raises(NonFiniteScoreError, match="the score of image 1 is nan"):
+        ILTMAnomalyPipeline.from_pretrained(folder)(np.zeros((32, 32, 3), np.uint8))
 
 
 def test_shards_load_like_one_file(folder):
