@@ -171,11 +171,7 @@ class ILTMAnomalyPipeline(SavedPipeline):
             for values, healed, size in zip(scored[0], scored[1], batch["original_sizes"], strict=True):
                 maps.append(self.image_processor.restore_map(values, size, lowest_value(settings)))
                 scores.append(self._score(maps[-1]))
-                if not math.isfinite(scores[-1]):
-                    raise NonFiniteScoreError(
-                        f"the score of image {len(scores)} is {scores[-1]}: its values are too large to compute with, or weights "
-                        "or image processor of the pipeline are damaged. If other images fail too, get its folder again"
-                    )
+                _check_score(scores[-1], len(scores))
                 healed_images.append(self.image_processor.restore_image(healed, size))
             log_likelihoods.append(scored[2])
             resampled.append(scored[3])
@@ -343,6 +339,15 @@ class ILTMAnomalyPipeline(SavedPipeline):
             return hub.upload.upload(
                 plan, private=private, token=token, revision=revision, commit_message=commit_message
             )
+
+
+def _check_score(score: float, number: int) -> None:
+    """Raises NonFiniteScoreError unless the score of image `number` is finite."""
+    if not math.isfinite(score):
+        raise NonFiniteScoreError(
+            f"the score of image {number} is {score}: its values are too large to compute with, or weights or image processor of "
+            "the pipeline are damaged. If other images fail too, get the folder of the pipeline again"
+        )
 
 
 def _check_fit(tokenizer: Any, prior: PerformerPriorModel | PositionPriorModel, processor: ILTMImageProcessor) -> None:

@@ -9,6 +9,7 @@ from PIL import Image
 from tiny_models import tiny_pipeline
 
 from iltm_anomaly.evaluation.detect import detect
+from iltm_anomaly.locks import InUseError, locked
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline, NonFiniteScoreError
 
 
@@ -35,3 +36,12 @@ def test_a_score_that_is_not_finite_is_an_error_of_its_file_alone(images, tmp_pa
     assert not second["score"] and not second["abnormal"] and not second["map"]
     with pytest.raises(NonFiniteScoreError, match=r"b\.png"):
         detect(pipeline, [images / "b.png"], tmp_path / "out")
+
+
+def test_two_do_not_write_into_one_folder(images, tmp_path):
+    with (
+        locked(tmp_path / "out" / ".lock"),
+        pytest.raises(InUseError, match=r"out is in use by process \d+ on .* since 20.*give another --output"),
+    ):
+        detect(tiny_pipeline(), [images], tmp_path / "out")
+    assert len(detect(tiny_pipeline(), [images], tmp_path / "out")) == 3

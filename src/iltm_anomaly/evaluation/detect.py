@@ -23,6 +23,7 @@ from iltm_anomaly.data.volume_files import (
 )
 from iltm_anomaly.data.volume_grid import Volume
 from iltm_anomaly.evaluation.gallery import draw_projections, overlay
+from iltm_anomaly.locks import LOCK_FILE, locked
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline, NonFiniteScoreError
 from iltm_anomaly.saved_pipeline import check_batch_size
 from iltm_anomaly.settings import InferenceSettings, lowest_value
@@ -124,12 +125,13 @@ def detect(
 
     Raises:
         ValueError: if an input is missing, if the only file given cannot be read or scored, or if `batch_size` is below 1.
+        InUseError: if another process writes to `output`.
     """
     check_batch_size(batch_size)
     files = list_inputs(inputs, pipeline.image_processor.is_volumetric, output)
-    output.mkdir(parents=True, exist_ok=True)
     rows: list[dict] = []
     with (
+        locked(output / LOCK_FILE),
         open(output / "results.csv", "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
         tqdm(total=len(files), disable=not show_progress) as bar,
     ):
