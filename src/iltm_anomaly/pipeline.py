@@ -22,6 +22,7 @@ from iltm_anomaly.data.cache import PixelCache
 from iltm_anomaly.healing import heal_grids
 from iltm_anomaly.hub.checks import NOISE_FILE, Stored, check_finite, stored_tensors
 from iltm_anomaly.hub.parts import FORMER_TOKENIZER, expected_classes, needs_noise, read_calibration
+from iltm_anomaly.modeling import share_tensors
 from iltm_anomaly.prior import PerformerPriorModel, PositionPriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.saved_pipeline import SavedPipeline
@@ -309,9 +310,10 @@ class ILTMAnomalyPipeline(SavedPipeline):
             )
         (folder / NOISE_FILE).unlink(missing_ok=True)
         shutil.rmtree(folder / FORMER_TOKENIZER, ignore_errors=True)
+        (folder / "config.json").write_text(json.dumps({"model_type": TASK_MODEL_TYPE}, indent=2) + "\n")
         if self.noise is not None:
             save_file({"noise": self.noise.float().cpu().contiguous()}, folder / NOISE_FILE)
-        (folder / "config.json").write_text(json.dumps({"model_type": TASK_MODEL_TYPE}, indent=2) + "\n")
+            share_tensors(folder)
 
     def load_extra_files(self, folder: Path) -> None:
         self.noise = _read_noise(folder / NOISE_FILE, self._noise_shape)
