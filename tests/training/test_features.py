@@ -59,6 +59,7 @@ def test_every_round_is_a_pipeline_with_its_weights(run):
         folder = run / "rounds" / f"round_{number}"
         assert ILTMAnomalyPipeline.from_pretrained(folder).has_features
         weights = load_file(folder / WEIGHTS_FILE)["weights"]
+        assert (folder / WEIGHTS_FILE).stat().st_mode == (folder / "config.json").stat().st_mode
         assert weights.shape == (IMAGES, 16, 16) and bool(((weights >= 0) & (weights <= 1)).all())
         assert bool(weights.all()) == (number == 0)
     assert not (run / "features.bin").exists()  # it may be large
@@ -98,6 +99,16 @@ def test_an_image_is_marked_if_and_only_if_its_score_reaches_the_threshold(pipel
     out = pipeline(images)
     marked = torch.tensor([bool(mask.any()) for mask in out.masks])
     assert torch.equal(marked, out.scores >= pipeline.settings.score_threshold)
+
+
+def test_no_label_flips_in_float16(pipeline, run, images):
+    """At a threshold in the midst of the scores."""
+    half = ILTMAnomalyPipeline.from_pretrained(run, dtype=torch.float16)
+    scores, same = pipeline(images).scores, half(images).scores
+    middle = scores.sort().values[5:7].mean()
+    assert torch.equal(same >= middle, scores >= middle)
+    with pytest.raises(ValueError, match=r"does not compute in torch\.bfloat16"):
+        half.to(dtype=torch.bfloat16)
 
 
 def test_what_is_healed_is_pasted_and_the_rest_is_the_image(pipeline, images):

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+from iltm_anomaly.locks import InUseError, locked
 from iltm_anomaly.recipes.recipe import Recipe, load_recipe
 from iltm_anomaly.training import checkpoint, pixels, rounds, stage_checkpoint
 from iltm_anomaly.training import fit as loop
@@ -426,3 +427,10 @@ def test_fewer_images_than_processes_are_told_before_training(tmp_path, monkeypa
 def test_masks_of_much_are_warned_of(tmp_path, caplog):
     train(tmp_path / "run", changes={"rounds": RECIPE["rounds"] | {"outlier_scale": 0.0}})
     assert "% of all tokens are masked, beyond a limit of" in caplog.text
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_two_runs_do_not_share_a_folder(tmp_path, resume):
+    with locked(tmp_path / ".lock"), pytest.raises(InUseError, match=rf"in use by process {os.getpid()} on"):
+        train(tmp_path, resume=resume)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]

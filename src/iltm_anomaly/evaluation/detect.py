@@ -1,4 +1,4 @@
-"""`iltm-anomaly detect`: files in, scores and pictures out; a file that cannot be read is reported and skipped."""
+"""`iltm-anomaly detect`: files in, scores and pictures out; a file that cannot be read or scored is reported and skipped."""
 
 import csv
 import logging
@@ -23,7 +23,8 @@ from iltm_anomaly.data.volume_files import (
 )
 from iltm_anomaly.data.volume_grid import Volume
 from iltm_anomaly.evaluation.gallery import draw_projections, overlay
-from iltm_anomaly.pipeline import ILTMAnomalyPipeline
+from iltm_anomaly.locks import LOCK_FILE, locked
+from iltm_anomaly.pipeline import ILTMAnomalyPipeline, NonFiniteScoreError
 from iltm_anomaly.saved_pipeline import check_batch_size
 from iltm_anomaly.settings import InferenceSettings, lowest_value
 
@@ -69,10 +70,24 @@ class _Scored:
     mask: np.ndarray
 
 
+def _score_images(pipeline: ILTMAnomalyPipeline, images: list[Any]) -> Iterator[tuple | NonFiniteScoreError]:
+    """Score, map and mask of each image, or the reason why it has none."""
+    try:
+        output = pipeline(images, batch_size=len(images))
+    except NonFiniteScoreError as error:
+        if len(images) == 1:
+            yield error
+        else:  # one after the other, to find which it is
+            for image in images:
+                yield from _score_images(pipeline, [image])
+    else:
+        yield from zip(output.scores.tolist(), output.anomaly_maps, output.masks, strict=True)
+
+
 def _score_files(
     pipeline: ILTMAnomalyPipeline, files: list[Path], batch_size: int
-) -> Iterator[tuple[Path, _Scored | ImageReadError]]:
-    """Each file with its result, or with the reason why it cannot be read. No more than a batch is held in memory."""
+) -> Iterator[tuple[Path, _Scored | ValueError]]:
+    """Each file with its result, or with the reason why it cannot be read or scored. No more than a batch is held in memory."""
     volumes = pipeline.image_processor.is_volumetric
     size = 1 if volumes else batch_size
     for start in range(0, len(files), size):
@@ -82,12 +97,15 @@ def _score_files(
                 batch.append((path, read_volume(path) if volumes else read_image(path)))
             except ImageReadError as error:
                 batch.append((path, error))
-        results: Iterator[Any] = iter(())
-        if images := [image for _, image in batch if not isinstance(image, ImageReadError)]:
-            output = pipeline(images, batch_size=batch_size)
-            results = zip(output.scores.tolist(), output.anomaly_maps, output.masks, strict=True)
+        images = [image for _, image in batch if not isinstance(image, ImageReadError)]
+        results = _score_images(pipeline, images) if images else iter(())
         for path, image in batch:
-            yield path, image if isinstance(image, ImageReadError) else _Scored(path, image, *next(results))
+            if isinstance(image, ImageReadError):
+                yield path, image
+            elif isinstance(found := next(results), NonFiniteScoreError):
+                yield path, NonFiniteScoreError(f"{path}: {found}")
+            else:
+                yield path, _Scored(path, image, *found)
 
 
 def detect(
@@ -103,16 +121,17 @@ def detect(
     outline of the ground truth if that lies beside the file (`data.volume_files.find_mask_beside`).
 
     Returns:
-        The rows. A file that could not be read has an error and no score.
+        The rows. A file that could not be read, or whose score is not finite, has an error and no score.
 
     Raises:
-        ValueError: if an input is missing, if the only file given cannot be read, or if `batch_size` is below 1.
+        ValueError: if an input is missing, if the only file given cannot be read or scored, or if `batch_size` is below 1.
+        InUseError: if another process writes to `output`.
     """
     check_batch_size(batch_size)
     files = list_inputs(inputs, pipeline.image_processor.is_volumetric, output)
-    output.mkdir(parents=True, exist_ok=True)
     rows: list[dict] = []
     with (
+        locked(output / LOCK_FILE),
         open(output / "results.csv", "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
         tqdm(total=len(files), disable=not show_progress) as bar,
     ):
@@ -120,7 +139,7 @@ def detect(
         writer.writeheader()
         for path, found in _score_files(pipeline, files, batch_size):
             row: dict = dict.fromkeys(COLUMNS, "") | {"path": str(path)}
-            if not isinstance(found, ImageReadError):
+            if isinstance(found, _Scored):
                 row |= _verdict(found, pipeline.settings.score_threshold)
                 row |= _write_maps(output, len(rows), found, pipeline.settings) if save_maps else {}
             elif len(files) == 1:

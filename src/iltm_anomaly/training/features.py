@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from iltm_anomaly import feature_map, masking, recurrence
 from iltm_anomaly.data.cache import PixelCache
+from iltm_anomaly.modeling import share_tensors
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.prior import PositionPriorConfig, PositionPriorModel, block_means, coarse_tokens
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
@@ -239,6 +240,7 @@ def _save_round(run: RunContext, number: int, pipeline: ILTMAnomalyPipeline, wei
     def save(folder: Any) -> None:
         pipeline.save_pretrained(folder)
         save_file({"weights": weights.half()}, folder / WEIGHTS_FILE)
+        share_tensors(folder)
 
     folder = run.output / "rounds" / f"round_{number}"
     folder.parent.mkdir(parents=True, exist_ok=True)
