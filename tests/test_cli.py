@@ -119,6 +119,13 @@ def test_a_killed_run_resumes_to_the_same_weights(run, data, recipe, tmp_path, m
     assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1", "soon"])
+def test_a_time_after_which_no_checkpoint_is_due_is_refused(seconds, capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["train", "--data=x", "--output=y", f"--checkpoint-seconds={seconds}"])
+    assert f"{seconds!r} is no number of seconds: give one from 0 on" in capsys.readouterr().err
+
+
 def test_resuming_another_run_is_refused(run, data, recipe, capsys):
     assert train(data, recipe, run) == 2
     assert "already holds a run: pass --resume" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -42,11 +43,22 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="seed of everything random (default: 0)")
     add("--resume", action="store_true", help="continue the run in DIR")
     seconds = "time between checkpoints (default: 120)"
-    add("--checkpoint-seconds", type=float, default=120.0, metavar="S", help=seconds)
+    add("--checkpoint-seconds", type=_seconds, default=120.0, metavar="S", help=seconds)
     add("--streaming", action="store_true", help="read the images one by one from a Hub data set without storing it")
     trackers = "tensorboard, trackio, wandb; DIR/training_log.jsonl is always written"
     add("--report-to", nargs="+", default=[], metavar="TRACKER", help=trackers)
     add("--cpu", action="store_true", help="do not use a GPU")
+
+
+def _seconds(text: str) -> float:
+    """A time that comes: with NaN or infinity, no checkpoint would ever be due."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds: give one from 0 on, such as 120")
+    return seconds
 
 
 def run_train(arguments: argparse.Namespace) -> None:
