@@ -257,7 +257,7 @@ def test_detect_skips_bad_files_and_names_them(run, data, tmp_path, capsys):
         Image.open(path).save(folder / path.name)
     (folder / "empty.png").touch()
     (folder / "text.jpg").write_text("no image")
-    assert main(["detect", str(run), str(folder), "--output", str(tmp_path / "out")]) == 0
+    assert main(["detect", str(run), str(folder), "--output", str(tmp_path / "out")]) == 1
     assert "2 scored" in capsys.readouterr().out
     rows = list(csv.DictReader((tmp_path / "out" / "results.csv").read_text().splitlines()))
     by_name = {Path(row["path"]).name: row for row in rows}
@@ -270,7 +270,7 @@ def test_detect_skips_bad_files_and_names_them(run, data, tmp_path, capsys):
     for name in ("empty.png", "text.jpg"):
         assert name in by_name[name]["error"] and not by_name[name]["score"]
     for _ in range(2):  # what it has drawn beside its inputs is no input
-        assert main(["detect", str(run), str(folder), "--output", str(folder / "found")]) == 0
+        assert main(["detect", str(run), str(folder), "--output", str(folder / "found")]) == 1
         assert "2 scored, " in capsys.readouterr().out
 
 

@@ -96,7 +96,7 @@ def test_evaluate_reports_metrics_of_volumes(root, tmp_path, capsys):
 def test_detect_writes_maps_on_the_grid_of_the_input(root, tmp_path, capsys):
     good, bad = root / "data" / "test" / "lesion" / "0.nii.gz", tmp_path / "bad.nii.gz"
     bad.write_bytes(good.read_bytes()[:200])
-    assert main(["detect", str(root / "run"), str(good), str(bad), "--output", str(tmp_path / "out")]) == 0
+    assert main(["detect", str(root / "run"), str(good), str(bad), "--output", str(tmp_path / "out")]) == 1
     rows = list(csv.DictReader((tmp_path / "out" / "results.csv").read_text().splitlines()))
     assert rows[1]["error"].startswith("cannot read volume") and not rows[1]["score"]
     row, scan = rows[0], nib.load(good)

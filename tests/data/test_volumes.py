@@ -269,7 +269,7 @@ def test_folders_that_are_not_meant_get_an_error_that_helps(tmp_path, caplog):
     with pytest.raises(VolumeReadError, match="of a DICOM series give the folder"):
         read_volume(dicom)
     (tmp_path / "dicom" / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
-    assert list_inputs([tmp_path / "dicom"], volumes=True) == [dicom.parent]
+    assert list_inputs([tmp_path / "dicom"], volumes=True) == [(dicom.parent, None)]
     save(tmp_path / "train" / "good" / "no_lesion.nii.gz")
     save(tmp_path / "train" / "good" / "b.nii.gz")
     assert load_volumes(tmp_path)["train"].num_rows == 1

@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 
 from iltm_anomaly.data.dicom import is_dicom_file, read_dicom_series
-from iltm_anomaly.data.images import check_name, data_files
+from iltm_anomaly.data.images import check_name, data_files, find_problem, warn_of_folder
 from iltm_anomaly.data.volume_grid import ROUNDING, Volume, VolumeGrid, VolumeReadError
 
 logger = logging.getLogger(__name__)
@@ -37,12 +37,14 @@ def volume_stem(path: str | os.PathLike) -> str:
     return re.sub(r"\.nii(\.gz)?\Z", "", Path(path).name, flags=re.IGNORECASE)
 
 
-def find_volumes(folder: str | os.PathLike, recursive: bool = False) -> list[Path]:
+def find_volumes(
+    folder: str | os.PathLike, recursive: bool = False, refused: Callable[[OSError], None] = warn_of_folder
+) -> list[Path]:
     """NIfTI files of a folder, as `data_files` lists them, without those that are named like ground truth.
 
     A warning names each file that is left out although no volume has the rest of its name, such as `no_lesion.nii`.
     """
-    found = data_files(Path(folder), recursive, is_volume_file)
+    found = data_files(Path(folder), recursive, is_volume_file, refused)
     volumes = [path for path in found if not is_mask_name(path)]
     stems, parents = [volume_stem(path) for path in volumes], {path.parent for path in volumes}
     for path in filter(is_mask_name, found):
@@ -104,13 +106,11 @@ def read_volume(source: str | os.PathLike | nib.spatialimages.SpatialImage, scal
         _check_header(Path(file))
         return Volume.from_image(source, file, Path(file))
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):
         return read_dicom_series(path)
     check_name(path)
-    if not path.exists():
-        raise VolumeReadError(f"cannot read volume {path}: no such file")
-    if path.stat().st_size == 0:
-        raise VolumeReadError(f"cannot read volume {path}: the file is empty (0 bytes)")
+    if problem := find_problem(path):
+        raise VolumeReadError(f"cannot read volume {path}: {problem}")
     if not is_volume_file(path):
         hint = "; of a DICOM series give the folder" if is_dicom_file(path) else ""
         raise VolumeReadError(f"cannot read volume {path}: not a NIfTI file ({' or '.join(VOLUME_SUFFIXES)}){hint}")
