@@ -26,6 +26,12 @@ MASK_NAMES = ("mask", "lesion", "lesions", "seg", "label")
 REFUSED_UNITS = {1: "metres", 3: "micrometres"}
 """Codes of units of length in a header (`xyzt_units`). Any other is read as millimetres: 2 says so, and 0 says nothing."""
 
+DEFLATE = 1032
+"""Bytes that one byte of a gzip file holds at the most."""
+
+MOST_BYTES_BEFORE_VOXELS = 2**26
+"""Of header and extensions, which are read as a whole."""
+
 
 def is_volume_file(path: str | os.PathLike) -> bool:
     """Whether a name ends like that of a NIfTI file."""
@@ -87,7 +93,8 @@ def first_file(folder: Path, stems: Iterable[str]) -> Path | None:
 
 
 def read_volume(source: str | os.PathLike | nib.spatialimages.SpatialImage, scaled: bool = True) -> Volume:
-    """Reads a NIfTI file or a folder with one DICOM series (needs the extra `dicom`), or takes a nibabel image.
+    """Reads a NIfTI file or a folder with one DICOM series (needs the extra `dicom`), or takes a nibabel image. Size and voxel
+    size are checked before voxels are read.
 
     Values are those stored, times the slope of the file, plus its intercept.
 
@@ -97,7 +104,7 @@ def read_volume(source: str | os.PathLike | nib.spatialimages.SpatialImage, scal
 
     Raises:
         VolumeReadError: missing, empty, truncated or unknown file; not one three-dimensional image; a single slice; NaN or
-            infinite voxels; voxel size, orientation or scaling that are missing or impossible. Says what to do.
+            infinite voxels; too many voxels; voxel size, orientation or scaling that are missing or impossible. Says what to do.
     """
     if isinstance(source, nib.spatialimages.SpatialImage):
         file = source.get_filename()
@@ -147,6 +154,14 @@ def _check_header(path: Path, scaled: bool = True) -> None:
             f"cannot read volume {path}: the file is truncated or no NIfTI file: it has no such header"
         )
     header = kind(start, check=False)
+    stored = math.prod(map(int, header.get_data_shape())) * header.get_data_dtype().itemsize
+    before, held = float(header["vox_offset"]), path.stat().st_size * DEFLATE
+    if before > MOST_BYTES_BEFORE_VOXELS or stored > held:
+        raise VolumeReadError(
+            f"cannot read volume {path}: the file is truncated or damaged: its header claims {stored:,} bytes of voxels after "
+            f"{before:,.0f} others, but a file of its size holds {held:,} at the most, and no more than "
+            f"{MOST_BYTES_BEFORE_VOXELS:,} are read before voxels"
+        )
     spacing = [float(size) for size in header["pixdim"][1:4]]
     if not all(math.isfinite(size) and size > 0 for size in spacing):
         raise VolumeReadError(
