@@ -1,5 +1,6 @@
 import json
 import math
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -25,7 +26,9 @@ def make_pipeline(**settings) -> ILTMAnomalyPipeline:
     torch.nn.init.normal_(prior.head.weight, std=1.0)  # so that some codes are unlikely
     processor = ILTMImageProcessor(size={"height": 32, "width": 32})
     defaults = {"num_samples": 3, "num_dropout_passes": 2, "token_threshold": 0.05, "score_threshold": 3.0}
-    return ILTMAnomalyPipeline(vqvae, prior, processor, InferenceSettings(**defaults | settings))
+    return ILTMAnomalyPipeline(
+        vqvae, prior, processor, InferenceSettings(**defaults | settings), noise=torch.zeros(32, 32)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +125,19 @@ def test_save_and_reload_is_bit_equal(pipeline, images, tmp_path):
     for one, two in zip(before.anomaly_maps, after.anomaly_maps, strict=True):
         np.testing.assert_array_equal(one, two)
     assert torch.equal(before.token_log_likelihoods, after.token_log_likelihoods)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="files have no modes")
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_saved_files_follow_the_umask(pipeline, tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        pipeline.save_pretrained(tmp_path)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
+    assert {"calibration.safetensors", "model.safetensors", "config.json"} <= modes.keys()
+    assert set(modes.values()) == {0o666 & ~umask}
 
 
 def test_a_calibrated_pipeline_reloads_to_the_same_scores(images, tmp_path):
@@ -236,21 +252,37 @@ def test_an_absolute_density_is_no_factor():
         InferenceSettings(relative_density=False)
 
 
+def test_a_threshold_without_the_noise_it_was_set_with_is_not_saved(tmp_path):
+    pipeline = make_pipeline()
+    pipeline.noise = None
+    with pytest.raises(ValueError, match=r"a score_threshold but no noise.*`calibrate` it"):
+        pipeline.save_pretrained(tmp_path)
+    pipeline.settings.reconstruction_noise = False
+    pipeline.save_pretrained(tmp_path)
+    assert ILTMAnomalyPipeline.from_pretrained(tmp_path).noise is None
+
+
 def test_numbers_of_numpy_can_be_saved(images, tmp_path):
     pipeline = make_pipeline(score_threshold=np.float32(0.5), num_samples=np.int64(3))
     pipeline.save_pretrained(tmp_path)
     assert ILTMAnomalyPipeline.from_pretrained(tmp_path).settings == pipeline.settings
 
 
-def test_bfloat16_stays_near_float32(images, tmp_path):
-    pipeline = make_pipeline()
-    reference = pipeline(images)
-    pipeline.save_pretrained(tmp_path)
-    out = ILTMAnomalyPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)(images)
+def test_no_label_flips_in_float16_and_bfloat16_is_refused(tmp_path):
+    """The threshold lies in the midst of the scores. In bfloat16 they differ by as much as the images do."""
+    generator = np.random.default_rng(0)
+    images = list(generator.integers(0, 256, (16, 32, 32, 3), dtype=np.uint8))
+    scores = make_pipeline()(images).scores
+    middle = scores.sort().values[7:9].mean()
+    make_pipeline(score_threshold=float(middle)).save_pretrained(tmp_path)
+    half = ILTMAnomalyPipeline.from_pretrained(tmp_path, dtype=torch.float16)
+    out = half(images)
     assert out.scores.dtype == torch.float32
-    # codes may flip where two are nearly as near
-    same = (out.token_log_likelihoods - reference.token_log_likelihoods).abs() < 0.3
-    assert same.float().mean() > 0.6
+    assert [bool(mask.any()) for mask in out.masks] == (scores >= middle).tolist()
+    with pytest.raises(ValueError, match=r"does not compute in torch.bfloat16.*Take torch.float16 or torch.float32"):
+        ILTMAnomalyPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match=r"does not compute in torch\.bfloat16"):
+        half.to(dtype=torch.bfloat16)
 
 
 def test_float16_takes_sums_of_the_codebook_that_it_cannot_hold(images, tmp_path):

@@ -153,6 +153,7 @@ def make_pipeline(**settings):
     size = {"depth": 14, "height": 12, "width": 19}
     processor = ILTMImageProcessor(size=size, size_divisor=4, spacing=3, intensity_range=(0, 10))
     defaults = {"num_samples": 2, "num_dropout_passes": 2, "token_threshold": 0.05, "score_threshold": 3.0}
+    defaults["reconstruction_noise"] = False  # nothing is calibrated
     return ILTMAnomalyPipeline(vqvae, prior, processor, InferenceSettings(**defaults | settings))
 
 

@@ -44,7 +44,7 @@ def time_round(images: int) -> ILTMAnomalyPipeline:
     tokens = TrainingTokens(features, pixels, seed=0)
     weights = torch.ones(features.shape[:3])
     started = time.monotonic()
-    pipeline = fit_round(tokenizer, tokens, weights, ILTMImageProcessor(size=SIDE))
+    pipeline, _ = fit_round(tokenizer, tokens, weights, ILTMImageProcessor(size=SIDE))
     fitted = time.monotonic()
     judge(tokens, weights, 0.25)
     judged = time.monotonic()

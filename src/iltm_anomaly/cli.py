@@ -123,7 +123,7 @@ def run_detect(arguments: argparse.Namespace) -> int:
     rows = detect(pipeline, arguments.inputs, arguments.output, arguments.batch_size, save_maps=not arguments.no_maps)
     failed = sum(bool(row["error"]) for row in rows)
     abnormal = sum(row["abnormal"] == 1 for row in rows)
-    print(f"{len(rows) - failed} scored, {abnormal} abnormal, {failed} unreadable: {arguments.output / 'results.csv'}")
+    print(f"{len(rows) - failed} scored, {abnormal} abnormal, {failed} failed: {arguments.output / 'results.csv'}")
     return 0 if not failed else 2 if failed == len(rows) else 1
 
 

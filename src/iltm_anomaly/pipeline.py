@@ -20,13 +20,14 @@ from iltm_anomaly import feature_map, hub, masking
 from iltm_anomaly.calibration import surprise_limit, usual_error
 from iltm_anomaly.data.cache import PixelCache
 from iltm_anomaly.healing import heal_grids
-from iltm_anomaly.hub.checks import check_finite, read_json, tensor_shapes
-from iltm_anomaly.hub.parts import FORMER_TOKENIZER, expected_classes
+from iltm_anomaly.hub.checks import NOISE_FILE, Stored, check_finite, stored_tensors
+from iltm_anomaly.hub.parts import FORMER_TOKENIZER, expected_classes, needs_noise, read_calibration
+from iltm_anomaly.modeling import share_tensors
 from iltm_anomaly.prior import PerformerPriorModel, PositionPriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.saved_pipeline import SavedPipeline
 from iltm_anomaly.scoring import anomaly_map
-from iltm_anomaly.settings import FeatureSettings, InferenceSettings, lowest_value, read_settings
+from iltm_anomaly.settings import FeatureSettings, InferenceSettings, lowest_value
 from iltm_anomaly.tokenizers.base import TokenizerModel, images_at_once
 from iltm_anomaly.tokenizers.features import FeatureTokenizerModel
 from iltm_anomaly.tokenizers.vqvae import VQVAEModel
@@ -35,8 +36,11 @@ logger = logging.getLogger(__name__)
 
 FEW_IMAGES = 8  # from so few no threshold is told without a warning
 
-NOISE_FILE = "calibration.safetensors"
 TASK_MODEL_TYPE = "iltm"  # of the whole pipeline, for `transformers.pipeline`
+
+
+class NonFiniteScoreError(ValueError):
+    """The score of an image is NaN or infinite, so that nothing can be said of it."""
 
 
 @dataclass
@@ -146,6 +150,7 @@ class ILTMAnomalyPipeline(SavedPipeline):
 
         Raises:
             ImageReadError: if an image cannot be read.
+            NonFiniteScoreError: if the score of an image is NaN or infinite.
             ValueError: if `images` is empty, or values or a shape are none of an image.
             TypeError: if something is no image.
         """
@@ -167,6 +172,7 @@ class ILTMAnomalyPipeline(SavedPipeline):
             for values, healed, size in zip(scored[0], scored[1], batch["original_sizes"], strict=True):
                 maps.append(self.image_processor.restore_map(values, size, lowest_value(settings)))
                 scores.append(self._score(maps[-1]))
+                _check_score(scores[-1], len(scores))
                 healed_images.append(self.image_processor.restore_image(healed, size))
             log_likelihoods.append(scored[2])
             resampled.append(scored[3])
@@ -289,15 +295,25 @@ class ILTMAnomalyPipeline(SavedPipeline):
 
     @classmethod
     def read_settings(cls, path: Path) -> InferenceSettings | FeatureSettings:
-        return read_settings(read_json(path), path)
+        return read_calibration(path)
 
     def save_extra_files(self, folder: Path) -> None:
-        """`noise`, and what makes `transformers.pipeline` take the folder. What another pipeline has left there goes."""
+        """`noise`, and what makes `transformers.pipeline` take the folder. What another pipeline has left there goes.
+
+        Raises:
+            ValueError: if the settings need `noise` and there is none: the folder could not be loaded.
+        """
+        if self.noise is None and needs_noise(self.settings):
+            raise ValueError(
+                "the pipeline has a score_threshold but no noise, which its maps need: `calibrate` it before it is saved, "
+                "or of a VQ-VAE set reconstruction_noise to False"
+            )
         (folder / NOISE_FILE).unlink(missing_ok=True)
         shutil.rmtree(folder / FORMER_TOKENIZER, ignore_errors=True)
-        if self.noise is not None:
-            save_file({"noise": self.noise.cpu().contiguous()}, folder / NOISE_FILE)
         (folder / "config.json").write_text(json.dumps({"model_type": TASK_MODEL_TYPE}, indent=2) + "\n")
+        if self.noise is not None:
+            save_file({"noise": self.noise.float().cpu().contiguous()}, folder / NOISE_FILE)
+            share_tensors(folder)
 
     def load_extra_files(self, folder: Path) -> None:
         self.noise = _read_noise(folder / NOISE_FILE, self._noise_shape)
@@ -325,6 +341,15 @@ class ILTMAnomalyPipeline(SavedPipeline):
             return hub.upload.upload(
                 plan, private=private, token=token, revision=revision, commit_message=commit_message
             )
+
+
+def _check_score(score: float, number: int) -> None:
+    """Raises NonFiniteScoreError unless the score of image `number` is finite."""
+    if not math.isfinite(score):
+        raise NonFiniteScoreError(
+            f"the score of image {number} is {score}: its values are too large to compute with, or weights or image processor of "
+            "the pipeline are damaged. If other images fail too, get the folder of the pipeline again"
+        )
 
 
 def _check_fit(tokenizer: Any, prior: PerformerPriorModel | PositionPriorModel, processor: ILTMImageProcessor) -> None:
@@ -355,10 +380,10 @@ def _check_fit(tokenizer: Any, prior: PerformerPriorModel | PositionPriorModel, 
 def _read_noise(path: Path, size: tuple[int, ...]) -> Tensor | None:
     if not path.is_file():
         return None
-    shapes = tensor_shapes(path)
-    if shapes != {"noise": size}:
-        raise ValueError(f"{path} must hold one tensor named noise, of shape {size}; it holds {shapes}")
-    noise = load_file(path)["noise"].float()
+    stored = stored_tensors(path)
+    if stored != {"noise": Stored(size, "F32")}:
+        raise ValueError(f"{path} must hold one tensor named noise, of shape {size} and type F32; it holds {stored}")
+    noise = load_file(path)["noise"]
     check_finite({"noise": noise}, path)
     if bool((noise < 0).any()):
         raise ValueError(f"{path}: noise, a reconstruction error, is negative")

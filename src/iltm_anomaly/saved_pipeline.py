@@ -82,7 +82,12 @@ class SavedPipeline:
         return self.models[0].device
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Moves all models."""
+        """Moves all models.
+
+        Raises:
+            ValueError: if `dtype` is neither float32 nor float16.
+        """
+        _check_dtype(dtype)
         for model in self.models:
             model.to(device=device, dtype=dtype)
         return self
@@ -140,8 +145,10 @@ class SavedPipeline:
         """Loads a pipeline from a local folder or a Hub repository (one snapshot, of one revision).
 
         Raises:
-            ValueError: if the folder is not such a pipeline of this package, or names classes that are not its own.
+            ValueError: if the folder is not such a pipeline of this package, or names classes that are not its own, or `dtype` is
+                neither float32 nor float16.
         """
+        _check_dtype(dtype)
         folder = local_folder(
             name_or_path, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
@@ -159,6 +166,15 @@ def check_batch_size(batch_size: int) -> None:
     """Raises ValueError below 1."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+
+
+def _check_dtype(dtype: torch.dtype | None) -> None:
+    """Raises ValueError for a type in which scores differ so much from those of float32 that its threshold means nothing."""
+    if dtype not in (None, torch.float32, torch.float16):
+        raise ValueError(
+            f"a pipeline does not compute in {dtype}: its threshold was set in float32, from which scores would differ too much. "
+            "Take torch.float16 or torch.float32"
+        )
 
 
 def _load_part(folder: Path, part_class: Any) -> Any:

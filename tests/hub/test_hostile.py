@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hostile import Bomb, edit, spoil
@@ -13,6 +15,10 @@ from tiny_models import tiny_pipeline
 from transformers import AutoModel, pipeline
 
 from iltm_anomaly import ILTMAnomalyPipeline
+from iltm_anomaly.hub.parts import read_calibration
+from iltm_anomaly.hub.upload import plan_upload
+from iltm_anomaly.pipeline import NonFiniteScoreError
+from iltm_anomaly.settings import FeatureSettings, InferenceSettings
 from iltm_anomaly.tokenizers.vqvae import VQVAEModel
 
 
@@ -72,6 +78,11 @@ def nested_processor(folder: Path) -> None:
     (folder / "image_processor" / "processor_config.json").write_text(json.dumps({"image_processor": values}))
 
 
+def lose_noise(folder: Path) -> None:
+    edit(folder / CALIBRATION, score_threshold=1.0)
+    (folder / NOISE).unlink()
+
+
 def endless(folder: Path) -> None:
     (folder / PRIOR).unlink()
     (folder / PRIOR).symlink_to("/dev/zero")
@@ -116,6 +127,20 @@ ATTACKS = {
     ),
     "missing tensor": (lambda f: edit(f / VQVAE, num_res_blocks=2), r"not those of its config.json"),
     "NaN": (lambda f: spoil(f / HEAD, "decoder_head.bias", lambda t: t * torch.nan), r"decoder_head.bias holds NaN"),
+    "lost noise": (lose_noise, r"not complete: it has no calibration.safetensors.*Copy the whole folder"),
+    "weights of bits": (
+        lambda f: spoil(f / HEAD, "decoder_head.bias", lambda t: t > 0),
+        r"decoder_head.bias is stored as BOOL, not as F32 or F16 or BF16",
+    ),
+    "weights of bytes": (
+        lambda f: spoil(f / HEAD, "decoder_head.bias", lambda t: t.to(torch.int8)),
+        r"decoder_head.bias is stored as I8",
+    ),
+    "weights under another type": (
+        lambda f: spoil(f / HEAD, "decoder_head.bias", lambda t: t.view(torch.int32)),
+        r"decoder_head.bias is stored as I32",
+    ),
+    "whole noise": (lambda f: save_file({"noise": torch.ones(32, 32, dtype=torch.int64)}, f / NOISE), r"type F32"),
     "NaN noise": (
         lambda f: save_file({"noise": torch.full((32, 32), torch.nan)}, f / NOISE),
         r"noise holds NaN",
@@ -225,9 +250,30 @@ def test_a_folder_of_version_0_1_is_checked_too(folder, name):
     assert not (folder / "owned").exists()
 
 
+@pytest.mark.parametrize("settings", [FeatureSettings(score_threshold=1.0), InferenceSettings(score_threshold=1.0)])
+def test_what_the_threshold_needs_belongs_to_either_kind_of_folder(tmp_path, settings):
+    (tmp_path / CALIBRATION).write_text(json.dumps(asdict(settings)))
+    with pytest.raises(ValueError, match="not complete"):
+        read_calibration(tmp_path / CALIBRATION)
+    (tmp_path / CALIBRATION).write_text(json.dumps(asdict(settings) | {"score_threshold": None}))
+    assert read_calibration(tmp_path / CALIBRATION).score_threshold is None
+
+
+def test_a_folder_without_its_noise_is_not_pushed(folder):
+    lose_noise(folder)
+    with pytest.raises(ValueError, match=r"has no calibration.safetensors"):
+        plan_upload(folder, "owner/name")
+
+
 def test_the_folder_they_were_made_from_loads(folder):
     assert ILTMAnomalyPipeline.from_pretrained(folder).settings.num_samples == 2
     assert pipeline("anomaly-detection", model=str(folder)).model.detector.settings.num_samples == 2
+
+
+def test_a_score_that_is_no_number_is_an_error_of_its_image(folder):
+    spoil(folder / HEAD, "quantizer.codebook", lambda t: torch.full_like(t, 3e38))
+    with pytest.raises(NonFiniteScoreError, match="the score of image 1 is nan"):
+        ILTMAnomalyPipeline.from_pretrained(folder)(np.zeros((32, 32, 3), np.uint8))
 
 
 def test_shards_load_like_one_file(folder):

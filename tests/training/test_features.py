@@ -1,5 +1,6 @@
 """A run on frozen features, from images to a pipeline that finds what was hidden in them."""
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from iltm_anomaly.evaluation.evaluate import evaluate_run
 from iltm_anomaly.synthetic.dataset import generate_dataset, write_mvtec_tree
 from iltm_anomaly.training.features import WEIGHTS_FILE
 from iltm_anomaly.training.run_folder import RunFolderError
+from iltm_anomaly.training.suspects import LIST, PICTURE
 from iltm_anomaly.training.train import TrainArguments, train
 
 IMAGES = 24
@@ -57,6 +59,7 @@ def test_every_round_is_a_pipeline_with_its_weights(run):
         folder = run / "rounds" / f"round_{number}"
         assert ILTMAnomalyPipeline.from_pretrained(folder).has_features
         weights = load_file(folder / WEIGHTS_FILE)["weights"]
+        assert (folder / WEIGHTS_FILE).stat().st_mode == (folder / "config.json").stat().st_mode
         assert weights.shape == (IMAGES, 16, 16) and bool(((weights >= 0) & (weights <= 1)).all())
         assert bool(weights.all()) == (number == 0)
     assert not (run / "features.bin").exists()  # it may be large
@@ -96,6 +99,16 @@ def test_an_image_is_marked_if_and_only_if_its_score_reaches_the_threshold(pipel
     out = pipeline(images)
     marked = torch.tensor([bool(mask.any()) for mask in out.masks])
     assert torch.equal(marked, out.scores >= pipeline.settings.score_threshold)
+
+
+def test_no_label_flips_in_float16(pipeline, run, images):
+    """At a threshold in the midst of the scores."""
+    half = ILTMAnomalyPipeline.from_pretrained(run, dtype=torch.float16)
+    scores, same = pipeline(images).scores, half(images).scores
+    middle = scores.sort().values[5:7].mean()
+    assert torch.equal(same >= middle, scores >= middle)
+    with pytest.raises(ValueError, match=r"does not compute in torch\.bfloat16"):
+        half.to(dtype=torch.bfloat16)
 
 
 def test_what_is_healed_is_pasted_and_the_rest_is_the_image(pipeline, images):
@@ -183,3 +196,17 @@ def test_nothing_can_be_drawn_in_it(pipeline, images):
 def test_parts_that_do_not_belong_together_are_refused(pipeline):
     with pytest.raises(ValueError, match="do not belong together"):
         ILTMAnomalyPipeline(pipeline.tokenizer, tiny_prior(), pipeline.image_processor)
+
+
+def test_training_images_that_look_defective_are_listed_first(run, data, pipeline):
+    rows = list(csv.DictReader((run / LIST).read_text().splitlines()))
+    assert sorted(Path(row["path"]) for row in rows) == sorted(data.glob("train/**/*.png"))
+    assert all(Path(row["path"]).parent.name not in ("good", "train") for row in rows[:4])
+    scores = [float(row["score"]) for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    threshold = pipeline.settings.score_threshold
+    assert [row["looks_defective"] == "1" for row in rows] == [score >= threshold for score in scores]
+    weights = load_file(run / "rounds" / "round_2" / WEIGHTS_FILE)["weights"]
+    rejected = [float(row["rejected_share"]) for row in rows]
+    assert sum(rejected) / IMAGES == pytest.approx((weights <= 0.5).float().mean().item(), abs=1e-3)
+    assert Image.open(run / PICTURE).size[0] > 900

@@ -1,20 +1,24 @@
 """What one process does for all of them."""
 
+import os
+
 import pytest
 import torch.multiprocessing
 from accelerate import Accelerator
 from two_processes import joined
 
+from iltm_anomaly.locks import InUseError
 from iltm_anomaly.training.processes import MainProcessError, on_main, own_accelerator
+from iltm_anomaly.training.run_folder import RunFolder
 
 
 def process(rank, folder):
     with joined(rank, folder / "store"):
-        ask(rank)
+        ask(rank, folder / "store")
     (folder / f"done_{rank}").touch()
 
 
-def ask(rank):
+def ask(rank, store):
     accelerator = Accelerator(cpu=True)
     calls = []
     assert on_main(accelerator, lambda: calls.append(rank) or "answer") == "answer"
@@ -28,6 +32,15 @@ def ask(rank):
     with pytest.raises(told[0], match=told[1]):
         on_main(accelerator, fail)
     assert on_main(accelerator, lambda: rank) == 0
+    # the lock of a run is taken by one of them, and kept from the others that run
+    folder = RunFolder(store.parent / "run", accelerator)
+    with folder.held():
+        holder = (folder.path / ".lock.holder").read_text()
+        assert (f"process {os.getpid()} on" in holder) == (rank == 0)
+        accelerator.wait_for_everyone()
+        error, message = (InUseError, "in use by") if rank == 0 else (MainProcessError, "InUseError")
+        with pytest.raises(error, match=message), folder.held():
+            pass
 
 
 def fail():

@@ -18,7 +18,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from iltm_anomaly.recipes.recipe import Recipe
+from iltm_anomaly.locks import InUseError, locked
+from iltm_anomaly.recipes.recipe import Recipe, load_recipe
 from iltm_anomaly.training import checkpoint, pixels, rounds, stage_checkpoint
 from iltm_anomaly.training import fit as loop
 from iltm_anomaly.training.checkpoint import CheckpointError, load_checkpoint
@@ -326,6 +327,31 @@ def test_precision_that_the_device_is_not_built_for(tmp_path, caplog):
     assert "cpu is not built for fp16: training in float32" in caplog.text
 
 
+@pytest.mark.parametrize("seconds, expected", [((1.0, 2.0), "no"), ((2.0, 1.0), "bf16")])
+def test_precision_is_the_faster_one_and_a_resumed_run_keeps_its_own(tmp_path, monkeypatch, seconds, expected):
+    from iltm_anomaly.training import accelerator, precision
+
+    monkeypatch.setattr(precision, "_step_seconds", lambda model, pixels, reduced: seconds[reduced])
+    monkeypatch.setattr(accelerator, "_has_precision", lambda device, name: True)
+    recipe = Recipe.from_dict(RECIPE | {"mixed_precision": "auto"})
+    state = torch.get_rng_state()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert accelerator.make_accelerator(recipe, tmp_path, [], cpu=True).mixed_precision == expected
+    assert torch.equal(state, torch.get_rng_state())
+    (tmp_path / "run.json").write_text(json.dumps({"sittings": [{"precision": "no"}, {"precision": expected}]}))
+    monkeypatch.setattr(precision, "_step_seconds", lambda *_: pytest.fail("measured again"))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert accelerator.make_accelerator(recipe, tmp_path, [], cpu=True).mixed_precision == expected
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_both_precisions_are_really_timed():
+    from iltm_anomaly.training.precision import faster_precision
+
+    assert faster_precision(Recipe.from_dict(RECIPE), torch.device("cpu")) in ("no", "bf16")
+    assert faster_precision(load_recipe("tiny-volumes"), torch.device("cpu")) in ("no", "bf16")
+
+
 # disks and losses
 
 
@@ -401,3 +427,10 @@ def test_fewer_images_than_processes_are_told_before_training(tmp_path, monkeypa
 def test_masks_of_much_are_warned_of(tmp_path, caplog):
     train(tmp_path / "run", changes={"rounds": RECIPE["rounds"] | {"outlier_scale": 0.0}})
     assert "% of all tokens are masked, beyond a limit of" in caplog.text
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_two_runs_do_not_share_a_folder(tmp_path, resume):
+    with locked(tmp_path / ".lock"), pytest.raises(InUseError, match=rf"in use by process {os.getpid()} on"):
+        train(tmp_path, resume=resume)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]

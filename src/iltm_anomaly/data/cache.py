@@ -29,7 +29,10 @@ class PixelCache:
     """Rows of one shape and type, read like the first axis of a tensor.
 
     `cache[3]`, `cache[2:9]` and `cache[tensor_of_indices]` are copies, as tensors of the stored type. The file has the columns
-    `pixels` and `sha256`, their digest; its metadata hold shape, type and `source`.
+    `pixels`, `sha256`, their digest, and `name`; its metadata hold shape, type and `source`.
+
+    Attributes:
+        names: path that each image was read from, empty where it has none or an earlier version has written the file.
 
     Raises:
         CacheDamagedError: if the file is no complete cache.
@@ -49,6 +52,9 @@ class PixelCache:
         self._parts = [p.reshape(-1, *self._item_shape)[: len(b)] for p, b in zip(pixels, batches, strict=True)]
         self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
         self.digests: list[str] = [digest for batch in batches for digest in batch.column("sha256").to_pylist()]
+        named = "name" in reader.schema.names
+        columns = (batch.column("name").to_pylist() if named else [""] * len(batch) for batch in batches)
+        self.names: list[str] = [name for column in columns for name in column]
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -145,15 +151,17 @@ class _Writer:
         self.file = open(path, "wb")  # noqa: SIM115 - closed by `build_cache`, whatever happens
         self.kind = (first.shape, first.dtype)
         about = {"shape": first.shape, "dtype": first.dtype.str, "source": source}
-        columns = [("sha256", pa.string()), ("pixels", pa.binary(first.nbytes))]
+        columns = [("sha256", pa.string()), ("name", pa.string()), ("pixels", pa.binary(first.nbytes))]
         self.schema = pa.schema(columns, metadata={"iltm": json.dumps(about)})
         self.rows = pa.ipc.new_file(self.file, self.schema)
         self.arrays: list[np.ndarray] = []
+        self.names: list[str] = []
 
     def add(self, name: str, array: np.ndarray) -> None:
         if (array.shape, array.dtype) != self.kind:
             raise ValueError(f"{name or 'an image'} has shape {array.shape}, the first image {self.kind[0]}")
         self.arrays.append(array)
+        self.names.append(name.encode("utf-8", "backslashreplace").decode())  # a path may hold bytes that are no text
         if len(self.arrays) * array.nbytes >= BATCH_BYTES:
             self._flush()
 
@@ -162,8 +170,8 @@ class _Writer:
             self.schema.field("pixels").type, len(self.arrays), [None, pa.py_buffer(np.stack(self.arrays).tobytes())]
         )
         digests = pa.array([_digest(array) for array in self.arrays])
-        self.rows.write_batch(pa.record_batch([digests, pixels], self.schema))
-        self.arrays = []
+        self.rows.write_batch(pa.record_batch([digests, pa.array(self.names, pa.string()), pixels], self.schema))
+        self.arrays, self.names = [], []
 
     def finish(self) -> None:
         if self.arrays:

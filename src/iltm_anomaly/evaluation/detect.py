@@ -1,4 +1,4 @@
-"""`iltm-anomaly detect`: files in, scores and pictures out; a file that cannot be read is reported and skipped."""
+"""`iltm-anomaly detect`: files in, scores and pictures out; a file that cannot be read or scored is reported and skipped."""
 
 import csv
 import logging
@@ -26,6 +26,7 @@ from iltm_anomaly.data.volume_files import (
 )
 from iltm_anomaly.data.volume_grid import Volume
 from iltm_anomaly.evaluation.gallery import draw_projections, overlay
+from iltm_anomaly.locks import LOCK_FILE, locked
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.saved_pipeline import check_batch_size
 from iltm_anomaly.settings import InferenceSettings, lowest_value
@@ -118,24 +119,36 @@ def _read_batches(
         yield batch
 
 
+def _score_images(pipeline: ILTMAnomalyPipeline, images: list[Any]) -> Iterator[tuple | ValueError]:
+    """Score, map and mask of each image, or the reason why it has none."""
+    try:
+        output = pipeline(images, batch_size=len(images))
+    except ValueError as error:
+        if len(images) == 1:
+            yield error
+        else:  # one after the other, to find which it is
+            for image in images:
+                yield from _score_images(pipeline, [image])
+    else:
+        yield from zip(output.scores.tolist(), output.anomaly_maps, output.masks, strict=True)
+
+
 def _score_files(
     pipeline: ILTMAnomalyPipeline, files: list[tuple[Path, ImageReadError | None]], batch_size: int
-) -> Iterator[tuple[Path, _Scored | ImageReadError]]:
-    """Each file with its result, or with the reason why it cannot be used. No more than a batch is held in memory."""
+) -> Iterator[tuple[Path, _Scored | ValueError]]:
+    """Each file with its result, or with the reason why it cannot be read or scored. No more than a batch is held in memory."""
     volumes = pipeline.image_processor.is_volumetric
     for batch in _read_batches(files, 1 if volumes else batch_size, volumes):
-        results: Iterator[Any] = iter(())
-        if images := [image for _, image in batch if not isinstance(image, ImageReadError)]:
-            try:
-                output = pipeline(images, batch_size=batch_size)
-            except ValueError as error:
-                if not volumes:
-                    raise
-                yield batch[0][0], ImageReadError(f"cannot use volume {batch[0][0]}: {error}")
-                continue
-            results = zip(output.scores.tolist(), output.anomaly_maps, output.masks, strict=True)
+        images = [image for _, image in batch if not isinstance(image, ImageReadError)]
+        results = _score_images(pipeline, images) if images else iter(())
         for path, image in batch:
-            yield path, image if isinstance(image, ImageReadError) else _Scored(path, image, *next(results))
+            if isinstance(image, ImageReadError):
+                yield path, image
+            elif isinstance(found := next(results), ValueError):
+                found.args = (f"{path}: {found}",)
+                yield path, found
+            else:
+                yield path, _Scored(path, image, *found)
 
 
 def detect(
@@ -155,22 +168,22 @@ def detect(
     path to the same file.
 
     Returns:
-        The rows. A file that could not be read has an error and no score, and so has a folder that cannot be looked into.
+        The rows. A file that could not be read or scored has an error and no score, and so has a folder that cannot be listed.
 
     Raises:
-        ValueError: if a folder holds no image, if the only file given cannot be read, or if `batch_size` is below 1.
+        ValueError: if a folder holds no image, if the only file given cannot be read or scored, or if `batch_size` is below 1.
         OSError: if something cannot be written; the message names it.
+        InUseError: if another process writes to `output`.
     """
     check_batch_size(batch_size)
     files = list_inputs(inputs, pipeline.image_processor.is_volumetric, output)
-    output.mkdir(parents=True, exist_ok=True)
     table = output / TABLE
-    _write_row(table, dict(zip(COLUMNS, COLUMNS, strict=True)), "w")
     rows: list[dict] = []
-    with tqdm(total=len(files), disable=not show_progress) as bar:
+    with locked(output / LOCK_FILE), tqdm(total=len(files), disable=not show_progress) as bar:
+        _write_row(table, dict(zip(COLUMNS, COLUMNS, strict=True)), "w")
         for path, found in _score_files(pipeline, files, batch_size):
             row: dict = dict.fromkeys(COLUMNS, "") | {"path": f"./{path}" if str(path)[0] in FORMULA else str(path)}
-            if not isinstance(found, ImageReadError):
+            if isinstance(found, _Scored):
                 row |= _verdict(found, pipeline.settings.score_threshold)
                 row |= _write_maps(output, len(rows), found, pipeline.settings) if save_maps else {}
             elif len(files) == 1:

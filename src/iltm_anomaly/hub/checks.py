@@ -9,7 +9,7 @@ import math
 from dataclasses import fields
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -20,12 +20,14 @@ from transformers.initialization import no_init_weights
 
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 
+NOISE_FILE = "calibration.safetensors"
+
 # The files of a pipeline of ILTM or of a baseline. Nothing else is downloaded or read. Version 0.1 wrote vqvae/ for tokenizer/.
 PIPELINE_FILES = (
     "model_index.json",
     "config.json",
     "calibration.json",
-    "calibration.safetensors",
+    NOISE_FILE,
     "training_report.json",
     "README.md",
     *(
@@ -41,7 +43,17 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # What transformers writes into the configuration file of a model. It would read more there, but we have no use for it.
 SERVICE_KEYS = frozenset({"architectures", "dtype", "model_type", "transformers_version"})
 DTYPES = (None, "float32", "float16", "bfloat16")
+# Types in a safetensors file: those that weights may have, and by the type of a model's tensor those of whole numbers.
+FLOATS = ("F32", "F16", "BF16")
+WHOLE_NUMBERS = {torch.uint8: "U8", torch.int64: "I64"}
 MAX_JSON_BYTES = 64 * 2**20
+
+
+class Stored(NamedTuple):
+    """Shape and type of a tensor in a safetensors file, such as (3,) and "F32"."""
+
+    shape: tuple[int, ...]
+    type: str
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -122,27 +134,35 @@ def _check_processor(path: Path) -> None:
 
 def check_model(folder: Path, model_class: type[PreTrainedModel]) -> None:
     """Raises ValueError unless the weights in `folder` are safetensors of exactly the names and shapes that its config.json
-    describes."""
+    describes, and of the types that the model has, or other floating-point ones in place of its own."""
     config = _read_config(folder, model_class)
-    stored: dict[str, tuple[int, ...]] = {}
+    stored: dict[str, Stored] = {}
     for file in _weight_files(folder):
-        for name, shape in tensor_shapes(file).items():
+        for name, tensor in stored_tensors(file).items():
             if name in stored:
                 raise ValueError(f"{file} holds {name} a second time")
-            stored[name] = shape
-    _check_claims(folder, config, stored)
+            stored[name] = tensor
+    shapes = {name: tensor.shape for name, tensor in stored.items()}
+    _check_claims(folder, config, shapes)
     try:
         with torch.device("meta"), no_init_weights():
             model = model_class(config)
     except (RuntimeError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'} describes no possible model: {error}") from None
     described = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if stored != described:
-        name = sorted(set(stored.items()) ^ set(described.items()))[0][0]
+    if shapes != described:
+        name = sorted(set(shapes.items()) ^ set(described.items()))[0][0]
         raise ValueError(
             f"the weights in {folder} are not those of its config.json: {name} is "
-            f"{stored.get(name, 'missing')} in the file, {described.get(name, 'unknown')} in the model"
+            f"{shapes.get(name, 'missing')} in the file, {described.get(name, 'unknown')} in the model"
         )
+    for name, tensor in model.state_dict().items():
+        legal = FLOATS if tensor.is_floating_point() else (WHOLE_NUMBERS.get(tensor.dtype),)
+        if stored[name].type not in legal:
+            raise ValueError(
+                f"the weights in {folder} are not those of its model: {name} is stored as {stored[name].type}, not as "
+                f"{' or '.join(map(str, legal))}. Get the folder again, or save the model anew"
+            )
 
 
 def _read_config(folder: Path, model_class: type[PreTrainedModel]) -> Any:
@@ -181,15 +201,16 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes from the header of a safetensors file.
+def stored_tensors(path: Path) -> dict[str, Stored]:
+    """Shape and type of each tensor by name, from the header of a safetensors file.
 
     Raises:
         ValueError: if the file is damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {name: Stored(tuple(one.get_shape()), one.get_dtype()) for name, one in slices.items()}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is no readable safetensors file: {error}") from None
 

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from iltm_anomaly.hub.checks import read_json
+from iltm_anomaly.hub.checks import NOISE_FILE, read_json
 from iltm_anomaly.prior import PerformerPriorModel, PositionPriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
+from iltm_anomaly.settings import FeatureSettings, InferenceSettings, read_settings
 from iltm_anomaly.tokenizers.features import FeatureTokenizerModel
 from iltm_anomaly.tokenizers.vqvae import VQVAEModel
 
@@ -30,3 +31,25 @@ def expected_classes(folder: Path) -> dict[str, Any]:
         "prior": PRIORS.get(named, PerformerPriorModel),
         "image_processor": ILTMImageProcessor,
     }
+
+
+def needs_noise(settings: InferenceSettings | FeatureSettings) -> bool:
+    """Whether the threshold is that of maps made with the usual error of training images, so that it means nothing without it."""
+    uses_noise = isinstance(settings, FeatureSettings) or settings.reconstruction_noise
+    return uses_noise and settings.score_threshold is not None
+
+
+def read_calibration(path: Path) -> InferenceSettings | FeatureSettings:
+    """The settings in the calibration.json of a pipeline folder.
+
+    Raises:
+        ValueError: if it holds anything else, or the usual error of training images that they need is not beside it.
+    """
+    settings = read_settings(read_json(path), path)
+    if needs_noise(settings) and not (path.parent / NOISE_FILE).is_file():
+        raise ValueError(
+            f"{path.parent} is not complete: it has no {NOISE_FILE}, without which the threshold in {path.name} calls good "
+            "images abnormal. Copy the whole folder again; if it is the model of a run, remove it and continue the run with "
+            "`iltm-anomaly train ... --resume`, which makes it anew"
+        )
+    return settings

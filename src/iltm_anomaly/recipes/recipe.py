@@ -194,9 +194,10 @@ class Recipe:
     num_channels: StrictInt = 3
     """3 for colour, 1 for grey; volumes have 1."""
     mixed_precision: Annotated[
-        Literal["no", "bf16", "fp16"], BeforeValidator(lambda value: "no" if value is False else value)
+        Literal["auto", "no", "bf16", "fp16"], BeforeValidator(lambda value: "no" if value is False else value)
     ] = "no"
-    """no is float32. A bare no, which YAML takes for false, means it too."""
+    """no is float32; a bare no, which YAML takes for false, means it too. auto is bf16 where a few steps show that it is faster,
+    else no."""
     codebook_start: Annotated[StrictInt, Field(ge=0)] | None = 0
     """Step of stage 1 at which k-means puts the codebook onto the encoder's outputs; before it nothing is quantised. null starts
     from random codes, as the authors' code does; few of them ever live."""

@@ -8,8 +8,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
+from accelerate.utils import broadcast_object_list
 
 from iltm_anomaly.recipes.recipe import Recipe
+from iltm_anomaly.training.checkpoint import load_json
+from iltm_anomaly.training.precision import faster_precision
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +21,9 @@ TRACKERS = ("tensorboard", "trackio", "wandb")
 
 def make_accelerator(recipe: Recipe, output: Path, report_to: list[str], cpu: bool = False) -> Accelerator:
     """Devices, processes, precision and trackers of a run. float32 replaces a precision that the device is not built for.
+
+    Args:
+        output: the run's folder.
 
     Raises:
         ValueError: if a tracker is unknown or not installed.
@@ -34,7 +40,7 @@ def make_accelerator(recipe: Recipe, output: Path, report_to: list[str], cpu: bo
             raise ValueError(f"--report-to {name} needs a package that is not installed: pip install {name}")
     waiting = InitProcessGroupKwargs(timeout=timedelta(hours=6))  # while the main process decodes the images
     state = PartialState(cpu=cpu, timeout=waiting.timeout)
-    precision = recipe.mixed_precision
+    precision = _chosen(recipe, output, state) if recipe.mixed_precision == "auto" else recipe.mixed_precision
     if precision != "no" and not _has_precision(state.device, precision):
         if state.is_main_process:
             logger.warning("%s is not built for %s: training in float32", state.device.type, precision)
@@ -50,6 +56,19 @@ def make_accelerator(recipe: Recipe, output: Path, report_to: list[str], cpu: bo
             waiting,
         ],
     )
+
+
+def _chosen(recipe: Recipe, output: Path, state: PartialState) -> str:
+    """The precision that a run in `output` was begun in, so that it goes on bit for bit; of a new run the faster one."""
+    found: list[str | None] = [None]
+    if state.is_main_process:
+        record = output / "run.json"
+        sittings = (load_json(record) if record.exists() else {}).get("sittings", [])
+        if sittings:
+            found = [sittings[-1]["precision"]]
+        elif _has_precision(state.device, "bf16"):
+            found = [faster_precision(recipe, state.device)]
+    return broadcast_object_list(found)[0] or "no"
 
 
 def _has_precision(device: Any, precision: str) -> bool:

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from iltm_anomaly import feature_map, masking, recurrence
 from iltm_anomaly.data.cache import PixelCache
+from iltm_anomaly.modeling import share_tensors
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.prior import PositionPriorConfig, PositionPriorModel, block_means, coarse_tokens
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
@@ -22,6 +23,7 @@ from iltm_anomaly.tokenizers.features.fitting import FITTED_TOKENS, fit_codebook
 from iltm_anomaly.training.checkpoint import fill_folder, remove_checkpoint
 from iltm_anomaly.training.context import RunContext
 from iltm_anomaly.training.processes import on_main, over_processes
+from iltm_anomaly.training.suspects import report_suspects
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +107,7 @@ def _fit_rounds(
     reports: list[dict[str, Any]] = []
     for number in range(rounds.rounds + 1):
         started = time.monotonic()
-        pipeline = fit_round(tokenizer, tokens, weights, processor)
+        pipeline, scores = fit_round(tokenizer, tokens, weights, processor)
         seconds += time.monotonic() - started
         reports.append({"round": number, **verdict, "seconds": round(seconds, 1)})
         pipeline.training_report = {"rounds": list(reports), "seed": run.seed}
@@ -122,6 +124,7 @@ def _fit_rounds(
             reports[-1]["stopped"] = f"round {number + 1} would reject nearly the same tokens"
             break
     remove_checkpoint(run.output / "features.bin")
+    report_suspects(run.output, tokens.pixels, scores, weights, pipeline.settings.score_threshold)
     return pipeline, reports
 
 
@@ -141,14 +144,14 @@ def judge(tokens: TrainingTokens, weights: Tensor, abnormal_share: float) -> tup
 @torch.no_grad()
 def fit_round(
     tokenizer: FeatureTokenizerModel, tokens: TrainingTokens, weights: Tensor, processor: ILTMImageProcessor
-) -> ILTMAnomalyPipeline:
+) -> tuple[ILTMAnomalyPipeline, Tensor]:
     """Metric, codebook and prior of the weighted tokens (N, h, w), calibrated: each half of the images is judged by what was
-    fitted to the other half."""
+    fitted to the other half. Their scores (N,) come along."""
     metric = fit_metric(tokens.features, weights)
     tokenizer.set_codes(metric, *_codes_with_patches(tokenizer, tokens, weights, metric))
     prior = _fit_prior(tokens.features, weights, metric)
-    settings, usual = calibrate(tokenizer, tokens, weights, metric)
-    return ILTMAnomalyPipeline(tokenizer, prior, processor, settings, noise=usual)
+    settings, usual, scores = calibrate(tokenizer, tokens, weights, metric)
+    return ILTMAnomalyPipeline(tokenizer, prior, processor, settings, noise=usual), scores
 
 
 def _fit_prior(features: Tensor, weights: Tensor, metric: Tensor) -> PositionPriorModel:
@@ -189,8 +192,9 @@ def _codes_with_patches(
 
 def calibrate(
     tokenizer: FeatureTokenizerModel, tokens: TrainingTokens, weights: Tensor, metric: Tensor
-) -> tuple[FeatureSettings, Tensor]:
-    """The settings of a round's pipeline and the usual variation (h, w), from training images alone."""
+) -> tuple[FeatureSettings, Tensor, Tensor]:
+    """The settings of a round's pipeline and what both looks are divided by (2, h, w), from training images alone, and the scores
+    (N,) of these."""
     distances = _distances_of_halves(tokens, weights, metric, tokenizer.vocab_size)
     keep, settings = weights > 0.5, FeatureSettings()
     settings.code_scale = feature_map.distance_scale(distances.code[keep])
@@ -210,7 +214,7 @@ def calibrate(
     # the threshold rests on logarithms, of scores counted from where nothing surprises at all
     threshold, settings.false_alarm_share = feature_map.threshold_of(scores + zero, clean)
     settings.score_threshold = threshold - zero
-    return settings, usual
+    return settings, usual, scores
 
 
 def _distances_of_halves(tokens: TrainingTokens, weights: Tensor, metric: Tensor, codes: int) -> feature_map.Distances:
@@ -236,6 +240,7 @@ def _save_round(run: RunContext, number: int, pipeline: ILTMAnomalyPipeline, wei
     def save(folder: Any) -> None:
         pipeline.save_pretrained(folder)
         save_file({"weights": weights.half()}, folder / WEIGHTS_FILE)
+        share_tensors(folder)
 
     folder = run.output / "rounds" / f"round_{number}"
     folder.parent.mkdir(parents=True, exist_ok=True)

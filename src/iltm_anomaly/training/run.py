@@ -54,8 +54,20 @@ class TrainingRun(RunContext):
             RunFolderError: if the folder holds a run and `resume` is False, or one of another recipe, seed or data.
             CheckpointError: if the folder cannot be written.
             NonFiniteLossError: if the loss is not finite.
+            InUseError: if another process trains in the folder.
             MainProcessError: in the other processes, if the main one failed.
         """
+        with self.folder.held():
+            return self._train(images, data_record, resume, source)
+
+    def _train(
+        self,
+        images: Iterable[Any],
+        data_record: Callable[[], dict[str, Any]],
+        resume: bool,
+        source: Callable[[], str | None] | None,
+    ) -> Path:
+        """As `train`, in a folder that no other process trains in."""
         has_features = isinstance(self.recipe, FeatureRecipe)
         if not has_features:
             _check_batches(self.recipe, self.accelerator)

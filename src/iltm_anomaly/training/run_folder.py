@@ -8,12 +8,14 @@ tokenizer/, rounds/round_N/   finished stages, see `Stage`
 codes.bin           codes of the training images; rounds/round_N/keep.bin what round N masked
 training_log.jsonl, pictures/
 model/              the pipeline, written last
+.lock               held by the process that trains
 """
 
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 
+from iltm_anomaly.locks import LOCK_FILE, locked
 from iltm_anomaly.provenance import provenance
 from iltm_anomaly.recipes.recipe import Recipe, recipe_from_dict
 from iltm_anomaly.training.checkpoint import load_checkpoint, load_json, save_checkpoint, write_atomically, write_json
@@ -46,6 +49,23 @@ class RunFolder:
 
     def __init__(self, path: Path, accelerator: Accelerator):
         self.path, self.accelerator = path, accelerator
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other runs out of the folder while the block runs.
+
+        Raises:
+            InUseError: if another process trains in it.
+            MainProcessError: in the other processes of the run, if so.
+        """
+        with ExitStack() as stack:
+
+            def lock() -> None:
+                with suppress(OSError):  # nothing can be mixed up in a folder that cannot be written
+                    stack.enter_context(locked(self.path / LOCK_FILE))
+
+            on_main(self.accelerator, lock)
+            yield
 
     def claim(self, recipe: Recipe, seed: int, resume: bool) -> str | None:
         """Checks that a run with this recipe, whatever its settings of inference, and seed may use the folder; returns the

@@ -22,6 +22,7 @@ def train(arguments: TrainArguments) -> Path:
     Raises:
         ValueError: for arguments or data that cannot be used.
         RunFolderError: if `output` holds another run.
+        InUseError: if another process trains in `output`.
         CheckpointError: if `output` cannot be written.
         NonFiniteLossError: if training diverges.
         MainProcessError: in the other processes, if the main one failed.

@@ -25,4 +25,4 @@ def oracle_pipeline(run: Path, train: Dataset) -> ILTMAnomalyPipeline:
     masks = torch.stack([torch.from_numpy(pixel_mask(row["mask"], (width, height))) for row in train])
     defect, _ = defect_tokens(masks, pipeline.tokenizer.grid_shape((height, width)))
     tokens = TrainingTokens(extract(pipeline.tokenizer, pixels), pixels, pipeline.training_report["seed"])
-    return fit_round(pipeline.tokenizer, tokens, (~defect).float(), processor)
+    return fit_round(pipeline.tokenizer, tokens, (~defect).float(), processor)[0]

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import DatasetDict
-from filelock import FileLock, Timeout
 
 from iltm_anomaly.comparison.baselines.methods import METHODS
 from iltm_anomaly.comparison.baselines.round_zero import from_run, load_round_zero
@@ -21,6 +20,7 @@ from iltm_anomaly.comparison.benchmark.statistics import ImageStatistics, image_
 from iltm_anomaly.data.cache import CacheDamagedError, PixelCache, build_cache
 from iltm_anomaly.evaluation.evaluate import evaluate_run, score_dataset
 from iltm_anomaly.evaluation.ground_truth import ground_truth_masks
+from iltm_anomaly.locks import InUseError, locked
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.provenance import provenance, training_commit
 from iltm_anomaly.training.arguments import TrainArguments
@@ -60,13 +60,11 @@ def run_plan(plan: Plan) -> tuple[dict[str, str], list[str]]:
         if group.error is not None:
             failures |= {group.cell(method): group.error for method in group.methods}
             continue
-        runs = plan.arguments.output / "runs"
-        runs.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(runs / f"{group.name}.lock", blocking=False):
+            with locked(plan.arguments.output / "runs" / f"{group.name}.lock"):
                 failures |= _run_group(plan, group, numbers)
-        except Timeout:
-            logger.warning("%s: another process works on it; left to that", group.name)
+        except InUseError as error:
+            logger.warning("%s: %s works on it; left to that", group.name, error.holder)
             left.append(group.name)
     return failures, left
 

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from filelock import FileLock
-
 from iltm_anomaly.comparison.benchmark.dry_run import dry_run
 from iltm_anomaly.comparison.benchmark.plan import BenchmarkArguments, make_plan
 from iltm_anomaly.comparison.benchmark.report import write_report
 from iltm_anomaly.comparison.benchmark.results import NoCellsError
 from iltm_anomaly.comparison.benchmark.runner import run_plan
+from iltm_anomaly.locks import locked
 
 
 class CellsFailedError(RuntimeError):
@@ -24,7 +23,7 @@ def benchmark(arguments: BenchmarkArguments) -> list[Path]:
     """
     failures, left = run_plan(make_plan(arguments))
     try:
-        with FileLock(arguments.output / "runs" / "report.lock"):  # other processes may share the plan
+        with locked(arguments.output / "runs" / "report.lock", wait=True):  # other processes may share the plan
             written = write_report(arguments.output)
     except NoCellsError:
         if not failures and not left:

@@ -1,0 +1,74 @@
+"""Which training images look defective: a list, and a picture of the first of them with the tokens that they gave up."""
+
+import csv
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from iltm_anomaly.data.cache import PixelCache
+
+logger = logging.getLogger(__name__)
+
+LIST, PICTURE = "training_images.csv", "training_images.png"
+COLUMNS = ["path", "score", "looks_defective", "rejected_share"]
+ACROSS, DOWN, CELL, MARGIN, LABEL = 6, 4, 160, 6, 18  # of the picture: cells, and pixels
+DIMMED = 0.45  # brightness of what was kept
+
+
+def report_suspects(folder: Path, pixels: PixelCache, scores: Tensor, weights: Tensor, threshold: float) -> None:
+    """Writes `LIST`, the training images by falling score, and `PICTURE`, the first of them with what was kept dimmed; logs how
+    many look defective, and the first of these.
+
+    Args:
+        folder: of the run.
+        pixels: the training images.
+        scores: (N,) of images, each judged by models that have not seen it.
+        weights: (N, h, w) of their tokens in the last round.
+        threshold: score from which on an image looks defective.
+    """
+    order = scores.argsort(descending=True, stable=True).tolist()
+    rejected = (weights <= 0.5).flatten(1).float().mean(1)
+    names = [name or f"image {number}" for number, name in enumerate(pixels.names)]
+    with open(folder / LIST, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for image in order:
+            found = int(scores[image] >= threshold)
+            writer.writerow([names[image], f"{scores[image]:.4f}", found, f"{rejected[image]:.4f}"])
+    shown = order[: ACROSS * DOWN]
+    labels = [
+        (f"{rank}.  {scores[image]:.2f}", bool(scores[image] >= threshold)) for rank, image in enumerate(shown, 1)
+    ]
+    _draw([pixels[image] for image in shown], weights[shown], labels).save(folder / PICTURE)
+    defective = [names[image] for image in order if scores[image] >= threshold]
+    examples = ", ".join("/".join(Path(name).parts[-2:]) for name in defective[:3])
+    logger.info(
+        "%d of %d training images look defective%s: %s lists all, the most suspicious first, %s shows these",
+        len(defective),
+        len(order),
+        f" ({examples}{', ...' if len(defective) > 3 else ''})" if defective else "",
+        folder / LIST,
+        PICTURE,
+    )
+
+
+def _draw(images: list[Tensor], weights: Tensor, labels: list[tuple[str, bool]]) -> Image.Image:
+    """Images (C, H, W) uint8 in rows of `ACROSS`, each under its label, red of those that look defective; dimmed where tokens
+    (h, w) were kept."""
+    rows = -(-len(images) // ACROSS)
+    step = CELL + MARGIN
+    sheet = Image.new("RGB", (ACROSS * step + MARGIN, rows * (step + LABEL) + MARGIN), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for place, (image, weight, (label, looks_defective)) in enumerate(zip(images, weights, labels, strict=True)):
+        left, top = MARGIN + place % ACROSS * step, MARGIN + place // ACROSS * (step + LABEL)
+        pen.text((left, top), label, fill="firebrick" if looks_defective else "black", font=font)
+        colours = np.broadcast_to(image.permute(1, 2, 0).numpy(), (*image.shape[1:], 3))
+        picture = Image.fromarray(np.ascontiguousarray(colours)).resize((CELL, CELL), Image.Resampling.BICUBIC)
+        light = torch.where(weight > 0.5, DIMMED, 1.0) if bool((weight <= 0.5).any()) else torch.ones_like(weight)
+        mask = Image.fromarray((255 * light).byte().numpy()).resize((CELL, CELL), Image.Resampling.NEAREST)
+        sheet.paste(Image.composite(picture, Image.new("RGB", picture.size), mask), (left, top + LABEL))
+    return sheet
