@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from iltm_anomaly import ILTMAnomalyPipeline
+from iltm_anomaly.data.images import read_image
 
 matplotlib.use("agg")
 
@@ -65,9 +66,9 @@ def median_rows(pipe: ILTMAnomalyPipeline, data: Path) -> tuple[list[Row], int]:
         if kind == "good":
             good = scores
         chosen = int(np.argsort(scores, kind="stable")[(len(scores) - 1) // 2])
-        image = np.asarray(Image.open(paths[chosen]).convert("RGB"))
+        image = np.asarray(read_image(paths[chosen]))
         mask = data / "ground_truth" / kind / f"{paths[chosen].stem}_mask.png"
-        truth = np.asarray(Image.open(mask).convert("L")) > 127 if mask.exists() else np.zeros(image.shape[:2], bool)
+        truth = np.asarray(read_image(mask).convert("L")) > 127 if mask.exists() else np.zeros(image.shape[:2], bool)
         rows.append(
             Row(
                 kind=kind,

@@ -119,6 +119,13 @@ def test_a_killed_run_resumes_to_the_same_weights(run, data, recipe, tmp_path, m
     assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1", "soon"])
+def test_a_time_after_which_no_checkpoint_is_due_is_refused(seconds, capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["train", "--data=x", "--output=y", f"--checkpoint-seconds={seconds}"])
+    assert f"{seconds!r} is no number of seconds: give one from 0 on" in capsys.readouterr().err
+
+
 def test_resuming_another_run_is_refused(run, data, recipe, capsys):
     assert train(data, recipe, run) == 2
     assert "already holds a run: pass --resume" in capsys.readouterr().err
@@ -250,7 +257,7 @@ def test_detect_skips_bad_files_and_names_them(run, data, tmp_path, capsys):
         Image.open(path).save(folder / path.name)
     (folder / "empty.png").touch()
     (folder / "text.jpg").write_text("no image")
-    assert main(["detect", str(run), str(folder), "--output", str(tmp_path / "out")]) == 0
+    assert main(["detect", str(run), str(folder), "--output", str(tmp_path / "out")]) == 1
     assert "2 scored" in capsys.readouterr().out
     rows = list(csv.DictReader((tmp_path / "out" / "results.csv").read_text().splitlines()))
     by_name = {Path(row["path"]).name: row for row in rows}
@@ -263,7 +270,7 @@ def test_detect_skips_bad_files_and_names_them(run, data, tmp_path, capsys):
     for name in ("empty.png", "text.jpg"):
         assert name in by_name[name]["error"] and not by_name[name]["score"]
     for _ in range(2):  # what it has drawn beside its inputs is no input
-        assert main(["detect", str(run), str(folder), "--output", str(folder / "found")]) == 0
+        assert main(["detect", str(run), str(folder), "--output", str(folder / "found")]) == 1
         assert "2 scored, " in capsys.readouterr().out
 
 

@@ -79,6 +79,7 @@ def huge_png() -> bytes:
         ("huge.png", huge_png(), "exceeds limit of 50000000 pixels"),
         ("empty.png", b"", "the file is empty"),
         ("text.png", b"not an image", "not in an image format"),
+        ("script.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n", "not in an image format"),
         ("cut.png", b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "cannot read image cut.png"),
         (None, b"", "Drop an image first"),
     ],

@@ -14,7 +14,7 @@ from iltm_anomaly import ILTMAnomalyPipeline, ILTMImageProcessor, InferenceSetti
 from iltm_anomaly.cli import main
 from iltm_anomaly.data.augmentation import AugmentationConfig
 from iltm_anomaly.demo import demo_volumes
-from iltm_anomaly.evaluation.detect import list_inputs
+from iltm_anomaly.evaluation.detect import detect, list_inputs
 from iltm_anomaly.prior import PerformerPriorConfig
 from iltm_anomaly.recipes.recipe import load_recipe
 from iltm_anomaly.tokenizers.vqvae import VQVAEConfig
@@ -96,7 +96,7 @@ def test_evaluate_reports_metrics_of_volumes(root, tmp_path, capsys):
 def test_detect_writes_maps_on_the_grid_of_the_input(root, tmp_path, capsys):
     good, bad = root / "data" / "test" / "lesion" / "0.nii.gz", tmp_path / "bad.nii.gz"
     bad.write_bytes(good.read_bytes()[:200])
-    assert main(["detect", str(root / "run"), str(good), str(bad), "--output", str(tmp_path / "out")]) == 0
+    assert main(["detect", str(root / "run"), str(good), str(bad), "--output", str(tmp_path / "out")]) == 1
     rows = list(csv.DictReader((tmp_path / "out" / "results.csv").read_text().splitlines()))
     assert rows[1]["error"].startswith("cannot read volume") and not rows[1]["score"]
     row, scan = rows[0], nib.load(good)
@@ -176,6 +176,22 @@ def test_pipeline_takes_and_gives_volumes(tmp_path):
     pipeline.save_pretrained(tmp_path / "saved")
     again = ILTMAnomalyPipeline.from_pretrained(tmp_path / "saved")(paths)
     assert torch.equal(again.scores, out.scores)
+
+
+def test_a_volume_that_cannot_be_used_is_an_error_of_its_own(tmp_path):
+    pipeline = make_pipeline()
+    pipeline.image_processor.intensity_range = None  # so that values must lie in [0, 1]
+    flat = np.full((8, 9, 10), 0.5, np.float32)
+    nib.save(
+        nib.Nifti1Image(flat, np.diag([0.002, 1, 1, 1])), tmp_path / "a.nii"
+    )  # drawn with square voxels: 5000 high
+    nib.save(nib.Nifti1Image(9 * flat, AFFINE), tmp_path / "b.nii")
+    nib.save(nib.Nifti1Image(flat, AFFINE), tmp_path / "c.nii")
+    rows = detect(pipeline, [tmp_path], tmp_path / "out", show_progress=False)
+    assert [bool(row["error"]) for row in rows] == [False, True, False] and "b.nii must lie in [0, 1]" in rows[1][
+        "error"
+    ]
+    assert max(Image.open(tmp_path / "out" / rows[0]["overlay"]).size) <= 4 * 2048 + 30
 
 
 def test_parts_must_agree_on_dimensions():

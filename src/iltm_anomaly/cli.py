@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -42,11 +43,22 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="seed of everything random (default: 0)")
     add("--resume", action="store_true", help="continue the run in DIR")
     seconds = "time between checkpoints (default: 120)"
-    add("--checkpoint-seconds", type=float, default=120.0, metavar="S", help=seconds)
+    add("--checkpoint-seconds", type=_seconds, default=120.0, metavar="S", help=seconds)
     add("--streaming", action="store_true", help="read the images one by one from a Hub data set without storing it")
     trackers = "tensorboard, trackio, wandb; DIR/training_log.jsonl is always written"
     add("--report-to", nargs="+", default=[], metavar="TRACKER", help=trackers)
     add("--cpu", action="store_true", help="do not use a GPU")
+
+
+def _seconds(text: str) -> float:
+    """A time that comes: with NaN or infinity, no checkpoint would ever be due."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds: give one from 0 on, such as 120")
+    return seconds
 
 
 def run_train(arguments: argparse.Namespace) -> None:
@@ -86,7 +98,10 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
 def add_detect_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="pipeline folder, run folder or Hub id")
-    inputs = "files or folders of images (of volumes, NIfTI files and DICOM folders)"
+    inputs = (
+        "files or folders of images (of volumes, NIfTI files and DICOM folders); if some cannot be read, results.csv says why, "
+        "and the exit code is 1, or 2 if none can"
+    )
     add("inputs", nargs="+", metavar="INPUT", help=inputs)
     add("--output", required=True, type=Path, metavar="DIR", help="for results.csv, overlays and maps")
     add("--no-maps", action="store_true", help="write results.csv only")
@@ -96,7 +111,7 @@ def add_detect_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
 
 
-def run_detect(arguments: argparse.Namespace) -> None:
+def run_detect(arguments: argparse.Namespace) -> int:
     from iltm_anomaly.evaluation.detect import detect
     from iltm_anomaly.hub.folders import resolve_model_folder
     from iltm_anomaly.pipeline import ILTMAnomalyPipeline
@@ -109,6 +124,7 @@ def run_detect(arguments: argparse.Namespace) -> None:
     failed = sum(bool(row["error"]) for row in rows)
     abnormal = sum(row["abnormal"] == 1 for row in rows)
     print(f"{len(rows) - failed} scored, {abnormal} abnormal, {failed} failed: {arguments.output / 'results.csv'}")
+    return 0 if not failed else 2 if failed == len(rows) else 1
 
 
 def usable_device(name: str | None) -> str:
@@ -245,7 +261,7 @@ def run_push(arguments: argparse.Namespace) -> None:
         print(upload(plan, private=arguments.private or None, revision=arguments.revision))
 
 
-Command = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]
+Command = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int | None]]
 COMMANDS: dict[str, Command] = {
     "demo": ("train and test on a generated contaminated set, offline", add_demo_arguments, run_demo),
     "train": ("train on contaminated images", add_train_arguments, run_train),
@@ -278,7 +294,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command. Errors that a user can mend are one line on stderr and exit code 2."""
+    """Runs one command. Errors that a user can mend are one line on stderr and exit code 2; `detect` has codes of its own."""
     arguments = build_parser().parse_args(argv)
     from huggingface_hub.errors import StrictDataclassError  # after parsing: --help does not wait for it
 
@@ -286,7 +302,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=level, format="%(levelname)s %(message)s", stream=sys.stderr)
     quiet_libraries()
     try:
-        COMMANDS[arguments.command][2](arguments)
+        return COMMANDS[arguments.command][2](arguments) or 0
     except (ValueError, RuntimeError, OSError, ImportError, StrictDataclassError) as error:
         if arguments.debug:
             raise
@@ -297,7 +313,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; --resume continues a training run, the same command a benchmark", file=sys.stderr)
         return 130
-    return 0
 
 
 def quiet_libraries() -> None:

@@ -6,13 +6,15 @@ Imported when `transformers.pipelines` is, see `_registration`.
 from collections.abc import Sequence
 from typing import Any
 
+import httpx2
 import numpy as np
+from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 
 import iltm_anomaly
+from iltm_anomaly.data.images import read_image
 
 TASK = "anomaly-detection"
 # `ILTMAnomalyPipeline.from_pretrained` takes these; transformers passes on more.
@@ -89,7 +91,7 @@ class AnomalyDetectionPipeline(Pipeline):
     def preprocess(self, input_: Any, **parameters: Any) -> dict[str, Any]:
         image = input_["image"] if isinstance(input_, dict) else input_
         is_address = isinstance(image, str) and image.startswith(("http://", "https://"))
-        return {"images": [load_image(image) if is_address else image]}
+        return {"images": [_download(image) if is_address else image]}
 
     def _forward(self, input_tensors: dict[str, Any], **parameters: Any) -> Any:
         detector: Any = self.model.detector
@@ -108,6 +110,12 @@ class AnomalyDetectionPipeline(Pipeline):
             "mask": mask,
             "healed_image": healed_image,
         }
+
+
+def _download(address: str) -> Image.Image:
+    """The image at an address, by the rules of files: `load_image` of transformers would open any format that Pillow knows."""
+    answer = httpx2.get(address, follow_redirects=True).raise_for_status()
+    return read_image(address, answer.content)
 
 
 AutoConfig.register(ILTMConfig.model_type, ILTMConfig)

@@ -73,7 +73,7 @@ def test_a_series_is_a_volume_in_its_place(tmp_path, values):
     np.testing.assert_allclose(volume.grid.matrix, [[-2, 0, 0, 10], [0, -3, 0, -20], [0, 0, 4, 100], [0, 0, 0, 1]])
     assert volume.grid.ras_spacing == SPACING
     np.testing.assert_array_equal(volume.grid.to_ras(volume.values), volume.values[::-1, ::-1])
-    assert is_dicom_file(folder / "IM0000") and list_inputs([folder], volumes=True) == [folder]
+    assert is_dicom_file(folder / "IM0000") and list_inputs([folder], volumes=True) == [(folder, None)]
     again = read_volume(write_volume(volume.values, tmp_path / "map.nii.gz", volume))
     np.testing.assert_array_equal(again.values, volume.values)
     np.testing.assert_allclose(again.grid.matrix, volume.grid.matrix)

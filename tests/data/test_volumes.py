@@ -88,6 +88,44 @@ BAD = {
 }
 
 
+CLAIMS = {
+    "more than a gzip holds": ((1000, 1000, 1000), 0, 352, "holds .* at the most"),
+    "too many voxels": ((1000, 1000, 1000), 2_000_000, 352, r"1000 x 1000 x 1000 voxels, and 268,435,456 in all"),
+    "too long an axis": ((9000, 2, 2), 0, 352, r"9000 x 2 x 2 voxels, and .* 8,192 along an axis are the most"),
+    "much before voxels": ((5, 6, 7), 0, 1e9, "no more than 67,108,864 are read before voxels"),
+}
+
+
+@pytest.mark.parametrize("kind", CLAIMS)
+def test_what_a_header_claims_is_refused_before_it_is_read(tmp_path, kind, monkeypatch):
+    shape, padding, before, reason = CLAIMS[kind]
+    path = patch(save(tmp_path / "claims.nii.gz"), 40, struct.pack("<8h", 3, *shape, 1, 1, 1, 1))
+    patch(path, 108, struct.pack("<f", before))
+    with open(path, "ab") as file:  # as large as a file that holds so much could be
+        file.write(bytes(padding))
+    monkeypatch.setattr(np, "asanyarray", None)  # reads the voxels
+    with pytest.raises(VolumeReadError, match=reason) as caught:
+        read_volume(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("side", [1e-30, 1e-7, 1e4, 1e30])
+def test_voxels_of_impossible_size_are_refused(tmp_path, side):
+    affine = np.diag([side, 1.0, 1.0, 1.0])
+    path = save(tmp_path / "bad.nii", affine=np.diag([2.0, 1.0, 1.0, 1.0]))
+    patch(path, 76, struct.pack("<4f", 1, side, 1, 1))
+    patch(path, 280, affine[:3].astype("<f4").tobytes())
+    with pytest.raises(VolumeReadError, match=r"bad.nii: by its affine, voxels measure .* x 1 x 1 mm"):
+        read_volume(path)
+
+
+def test_a_bad_volume_of_a_folder_is_an_error_of_its_own(tmp_path, caplog):
+    good = save(tmp_path / "good.nii.gz")
+    patch(save(tmp_path / "huge.nii.gz"), 40, struct.pack("<8h", 3, 1000, 1000, 1000, 1, 1, 1, 1))
+    assert load_volumes(tmp_path)["train"]["image"][:] == [str(good)]
+    assert "left out: cannot read volume" in caplog.text and "huge.nii.gz" in caplog.text
+
+
 def test_an_uncompressed_file_may_be_truncated_too(tmp_path):
     path = save(tmp_path / "bad.nii")
     path.write_bytes(path.read_bytes()[:-60])
@@ -269,7 +307,7 @@ def test_folders_that_are_not_meant_get_an_error_that_helps(tmp_path, caplog):
     with pytest.raises(VolumeReadError, match="of a DICOM series give the folder"):
         read_volume(dicom)
     (tmp_path / "dicom" / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
-    assert list_inputs([tmp_path / "dicom"], volumes=True) == [dicom.parent]
+    assert list_inputs([tmp_path / "dicom"], volumes=True) == [(dicom.parent, None)]
     save(tmp_path / "train" / "good" / "no_lesion.nii.gz")
     save(tmp_path / "train" / "good" / "b.nii.gz")
     assert load_volumes(tmp_path)["train"].num_rows == 1

@@ -1,16 +1,142 @@
-"""Detection on files, with an untrained pipeline."""
+"""`detect` on names, folders and disks that are not as they should be: every input has a row, and the exit code tells."""
 
 import csv
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from tiny_models import tiny_pipeline
 
+from iltm_anomaly.cli import main
+from iltm_anomaly.evaluation import detect as module
 from iltm_anomaly.evaluation.detect import detect
 from iltm_anomaly.locks import InUseError, locked
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline, NonFiniteScoreError
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> ILTMAnomalyPipeline:
+    return tiny_pipeline(score_threshold=3.0)
+
+
+def save(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (20, 16), "gray").save(path, "PNG")
+    return path
+
+
+def table(output: Path) -> dict[str, dict[str, str]]:
+    with open(output / "results.csv", newline="", encoding="utf-8") as file:
+        return {row["path"]: row for row in csv.DictReader(file)}
+
+
+def test_a_name_may_be_as_long_as_a_disk_allows(pipeline, tmp_path):
+    long = save(tmp_path / "in" / ("ä" * 123 + "x.png"))  # 251 bytes
+    save(tmp_path / "in" / "b.png")
+    rows = detect(pipeline, [tmp_path / "in"], tmp_path / "out", show_progress=False)
+    assert len(rows) == 2 and all(row["score"] and not row["error"] for row in rows)
+    row = table(tmp_path / "out")[str(long)]
+    assert (tmp_path / "out" / row["map"]).is_file() and (tmp_path / "out" / row["overlay"]).is_file()
+
+
+def test_what_is_no_file_has_a_row(pipeline, tmp_path):
+    good = save(tmp_path / "in" / "good.png")
+    (tmp_path / "in" / "link.png").symlink_to(tmp_path / "gone")
+    os.mkfifo(tmp_path / "in" / "pipe.png")
+    detect(pipeline, [tmp_path / "in", tmp_path / "absent.png"], tmp_path / "out", show_progress=False)
+    errors = {Path(path).name: row["error"] for path, row in table(tmp_path / "out").items()}
+    assert errors.pop(good.name) == ""
+    for name, reason in {"link.png": "a link to nothing", "pipe.png": "a pipe", "absent.png": "no such file"}.items():
+        assert name in errors[name] and reason in errors.pop(name)
+    assert not errors
+
+
+@pytest.mark.parametrize("call", ["scandir", "stat"])
+def test_a_folder_that_cannot_be_looked_into_has_a_row(pipeline, tmp_path, monkeypatch, call):
+    """As root there is no such folder: the calls are those that the system would refuse."""
+    save(tmp_path / "in" / "good.png")
+    closed = save(tmp_path / "in" / "closed" / "a.png") if call == "stat" else tmp_path / "in" / "closed"
+    closed.parent.mkdir(exist_ok=True)
+    if call == "scandir":
+        closed.mkdir()
+    allowed = getattr(os, call)
+
+    def refuse(path=".", *arguments, **options):
+        if str(path) == str(closed):
+            raise PermissionError(13, "Permission denied", str(path))
+        return allowed(path, *arguments, **options)
+
+    monkeypatch.setattr(os, call, refuse)
+    rows = detect(pipeline, [tmp_path / "in"], tmp_path / "out", show_progress=False)
+    errors = {row["path"]: row["error"] for row in rows if row["error"]}
+    assert len(rows) == 2 and errors.keys() == {str(closed)} and "Permission denied" in errors[str(closed)]
+
+
+def test_what_an_earlier_call_has_written_is_no_input(pipeline, tmp_path):
+    folder = tmp_path / "in"
+    save(folder / "a.png")
+    save(folder / "maps" / "b.png")  # somebody's own folder of that name
+    for output in (folder / "first", folder / "second", folder / "second"):
+        detect(pipeline, [folder], output, show_progress=False)
+        assert [Path(path).name for path in table(output)] == ["a.png", "b.png"]
+    assert len(detect(pipeline, [folder / "first" / "overlays"], tmp_path / "out", show_progress=False)) == 2
+
+
+@pytest.mark.parametrize("name", ["=1+1.png", "+1.png", "-1.png", "@SUM(A1).png"])
+def test_no_path_in_the_table_is_a_formula(pipeline, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    save(Path(name))
+    detect(pipeline, [Path(name)], Path("out"), save_maps=False, show_progress=False)
+    (path,) = table(Path("out"))
+    assert path == f"./{name}" and Path(path).is_file()
+
+
+def test_a_full_disk_is_named_with_its_file(pipeline, tmp_path, monkeypatch):
+    def full(path, values):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(OSError, match=r"cannot write .*maps.00000_a\.npy: No space left on device"):
+        detect(pipeline, [save(tmp_path / "a.png")], tmp_path / "out", show_progress=False)
+
+
+def test_a_table_that_is_removed_meanwhile_is_missed(pipeline, tmp_path, monkeypatch):
+    def read(path):
+        (tmp_path / "out" / "results.csv").unlink()
+        return Image.open(path)
+
+    monkeypatch.setattr(module, "read_image", read)
+    with pytest.raises(OSError, match=r"cannot write .*results\.csv: No such file"):
+        detect(pipeline, [save(tmp_path / "a.png")], tmp_path / "out", save_maps=False, show_progress=False)
+
+
+def test_a_batch_of_large_images_is_smaller(pipeline, tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(module, "MOST_PIXELS", 2 * 20 * 16)
+    monkeypatch.setattr(
+        ILTMAnomalyPipeline,
+        "__call__",
+        lambda self, images, real=ILTMAnomalyPipeline.__call__, **o: (
+            sizes.append(len(images)) or real(self, images, **o)
+        ),
+    )
+    for name in "abcde":
+        save(tmp_path / "in" / f"{name}.png")
+    assert len(detect(pipeline, [tmp_path / "in"], tmp_path / "out", show_progress=False)) == 5
+    assert sizes == [2, 2, 1]
+
+
+def test_the_exit_code_tells_whether_all_could_be_read(pipeline, tmp_path, capsys):
+    pipeline.save_pretrained(tmp_path / "model")
+    good, bad = save(tmp_path / "good.png"), tmp_path / "bad.png"
+    bad.touch()
+    for inputs, code in (([good], 0), ([good, bad], 1), ([bad, bad], 2)):
+        arguments = ["detect", str(tmp_path / "model"), *map(str, inputs), "--output", str(tmp_path / f"out{code}")]
+        assert main([*arguments, "--no-maps"]) == code
+        assert f"{inputs.count(bad)} failed" in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iltm_anomaly.evaluation.gallery import draw_projections, grey, overlay, project, volume_row
+from iltm_anomaly.evaluation.gallery import MOST_DRAWN, draw_projections, grey, overlay, project, volume_row
 
 SIDES = (20, 12, 30)  # right, front, head
 
@@ -64,3 +64,25 @@ def test_a_map_is_coloured_from_its_lowest_value_on():
     expected = np.asarray(overlay(image, values, 2.0))
     assert (expected[0, :2] == 0).all() and expected[0, 2:].any(-1).all()  # from half the threshold on
     assert np.array_equal(np.asarray(overlay(image, values - 3, -1.0, lowest=-3.0)), expected)
+
+
+def test_a_large_image_is_drawn_smaller_and_keeps_its_smallest_defect():
+    values, outline = np.zeros((3000, 5000), np.float32), np.zeros((3000, 5000), bool)
+    values[2999, 4999] = 10
+    outline[30:60, 30:60] = True
+    picture = overlay(Image.new("L", (5000, 3000), 128), values, 1.0, outline)
+    assert picture.size == (1667, 1000) and max(picture.size) <= MOST_DRAWN
+    pixels = np.asarray(picture).astype(int)
+    assert (pixels[-1, -1] != 128).any() and (pixels[0, 0] == 128).all()
+    assert (pixels[10, 10] == (255, 0, 255)).all() and (
+        pixels[15, 15] == 128
+    ).all()  # the outline, and what it is around
+
+
+@pytest.mark.parametrize(
+    "spacing", [(1e-5, 1.0, 1.0), (1.0, 1.0, 1e-5), (1e30, 1.0, 1.0), (1.0, 1.0, 1e30), (1e-30,) * 3]
+)
+def test_projections_of_voxels_of_any_shape_have_a_bounded_size(spacing, tmp_path):
+    values = np.ones((4, 5, 6), np.float32)
+    sheet = draw_projections(values, values, 1.0, spacing)
+    assert max(sheet.size) <= 4 * MOST_DRAWN + 30

@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -200,3 +201,24 @@ def test_commands_repeat_what_was_done():
     assert "the defective training volumes are copies of some of it" in text and "nothing is trained on" not in text
     report["recipe"] = recipe | {"image_size": None, "stage1": recipe["stage1"] | {"epochs": 1}}
     assert "--preset recipe.yaml" in render_card("pet", [], report, "org/pet")["README.md"].decode()
+
+
+def test_names_are_text_in_the_card_and_words_in_its_commands():
+    name = "x*y*](http://a.b)<img src=a>\n```\nrm -rf ~; $(id) `id`"
+    document = load_results([RESULTS])[0] | {"data": f"/data/{name}"}
+    for result in document["results"]:
+        result["category"] = name
+    text = render_card("mine", [document])["README.md"].decode()
+    body = text.split("---\n", 2)[2]
+    prose, commands = body.split("```bash\n")
+    assert r"x\*y\*\](http://a.b)\<img src=a\> \`\`\` rm -rf \~; \$(id) \`id\`" in prose
+    assert "<img" not in prose.replace(r"\<", "") and re.search(r"(?<!\\)`id", prose) is None
+    lines = commands.split("\n```\n")[0].splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    assert {line[line.index("--category") + 1] for line in words if "--category" in line} == {name.replace("\n", " ")}
+    assert [line[0] for line in words if line] == ["git", "iltm-anomaly", "iltm-anomaly"]
+
+
+def test_an_unknown_folder_is_no_markdown_either():
+    text = render_card("mine", [], {"data": {"source": "/data/<b>*bolts*"}})["README.md"].decode()
+    assert r"\<b\>\*bolts\*. Its maker should" in text and "<b>" not in text.split("---\n", 2)[2]

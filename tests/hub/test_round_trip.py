@@ -12,6 +12,8 @@ import pytest
 import yaml
 from hub_server import File
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import load_file, save_file
 
 from iltm_anomaly.cli import main
 from iltm_anomaly.hub import upload
@@ -301,6 +303,56 @@ def test_the_report_goes_up_without_the_folders_of_this_machine(run):
     assert {k: v for k, v in sent.items() if k != "data"} == {
         k: v for k, v in report.items() if k not in ("data", "command")
     }
+
+
+def test_folders_of_windows_stay_here_too(run):
+    path = run / "model" / "training_report.json"
+    report = json.loads(path.read_text())
+    report["data"]["source"] = r"C:\Users\Jane Doe\secret project\bolts"
+    report["notes"] = [
+        r"from C:\Users\Jane Doe\runs\7 to D:/Jane Doe/out",
+        r"on \\server\share of Jane\scans",
+        r"in 'C:\\Users\\Jane\\x.png'",
+        r"of C:\Users\Jane Doe\secret project\bolts",
+    ]
+    path.write_text(json.dumps(report))
+    sent = json.loads(plan_upload(run / "model", NAME).files["training_report.json"])
+    assert sent["data"]["source"] == "bolts"
+    assert sent["notes"] == ["from 7 to out", "on scans", "in 'x.png'", "of bolts"]
+
+
+SECRETS = {
+    "a GitHub token": "github_pat_" + "1aB_" * 8,
+    "a Slack token": "xoxb-" + "12345-" * 4 + "abc",
+    "a Google key": "AIza" + "Sy0-_" * 7,
+    "a password in an address": "https://jane:pass" + "word@example.org/data",
+}
+
+
+@pytest.mark.parametrize("what", SECRETS)
+def test_secrets_are_found(run, what):
+    (run / "model" / "README.md").write_text(f"By hand.\n\nSee {SECRETS[what]}\n")
+    with pytest.raises(ValueError, match=f"README.md line 3 holds what looks like {what}"):
+        plan_upload(run / "model", NAME)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_secrets_in_the_metadata_of_a_picture_are_found(run, tmp_path, packed):
+    words = PngInfo()
+    words.add_text("Comment", SECRETS["a GitHub token"], zip=packed)
+    Image.new("RGB", (8, 8)).save(tmp_path / "mine.png", pnginfo=words)
+    with pytest.raises(ValueError, match=r"picture.png in its metadata holds what looks like a GitHub token"):
+        plan_upload(run / "model", NAME, picture=tmp_path / "mine.png")
+    (tmp_path / "mine.png").write_bytes((tmp_path / "mine.png").read_bytes()[:60])
+    with pytest.raises(ValueError, match=r"picture.png is no PNG that can be read"):
+        plan_upload(run / "model", NAME, picture=tmp_path / "mine.png")
+
+
+def test_secrets_in_the_metadata_of_weights_are_found(run):
+    path = run / "model" / "tokenizer" / "model.safetensors"
+    save_file(load_file(path), path, {"format": "pt", "note": SECRETS["a Google key"]})
+    with pytest.raises(ValueError, match=r"model.safetensors in its metadata holds what looks like a Google key"):
+        plan_upload(run / "model", NAME)
 
 
 @pytest.mark.parametrize("name", ["tokenizer/model.safetensors", "calibration.json", "tokenizer"])

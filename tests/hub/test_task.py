@@ -1,10 +1,14 @@
 """`transformers.pipeline("anomaly-detection")`: every form of input, in batches or not, gives what our own pipeline gives."""
 
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 from datasets import Dataset, Features, Image
+from PIL import EpsImagePlugin
 from PIL.Image import fromarray
 from tiny_models import tiny_pipeline
 from transformers import pipeline
@@ -72,3 +76,22 @@ def test_it_saves_what_it_was_loaded_from(detect, model, tmp_path):
     assert again(IMAGES[0])["score"] == detect(IMAGES[0])["score"]
     names = [{p.relative_to(f).as_posix() for p in f.rglob("*")} for f in (model, tmp_path / "copy")]
     assert names[0] == names[1]
+
+
+def test_an_address_is_read_by_the_rules_of_files(detect, expected, tmp_path, monkeypatch):
+    IMAGES[0].save(tmp_path / "a.png")
+    fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "script.png", "EPS")
+    started: list[str] = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **k: started.append("it"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        try:
+            assert detect(f"{address}/a.png")["score"] == expected.scores[0].item()
+            with pytest.raises(ValueError, match=r"script\.png: not in an image format that is read"):
+                detect(f"{address}/script.png")
+        finally:
+            server.shutdown()
+    assert not started

@@ -152,7 +152,7 @@ def test_first_of_several_frames(tmp_path, caplog):
     ("content", "reason"),
     [
         (b"", r"the file is empty \(0 bytes\)"),
-        (b"certainly no image", "not in an image format that Pillow knows"),
+        (b"certainly no image", "not in an image format that is read"),
         ("truncated", "truncated|broken|Truncated"),
         (None, "no such file"),
     ],

@@ -97,6 +97,16 @@ def test_the_box_around_the_subject_is_looked_at_and_goes_back():
     assert prepare(np.zeros((8, 8, 8)))["original_sizes"][0].box is None  # nothing to find
 
 
+@pytest.mark.parametrize("settings", [{}, {"spacing": 1e-6}])
+def test_one_volume_does_not_make_a_grid_that_no_machine_holds(tmp_path, settings):
+    for name, side in {"a": 1.0, "b": 1.0, "far": 900.0}.items():
+        nib.save(nib.Nifti1Image(np.ones((8, 8, 8), np.uint8), np.diag([side] * 3 + [1])), tmp_path / f"{name}.nii")
+    with pytest.raises(
+        ValueError, match=r"a grid for all volumes would have .*far\.nii measures 7200 x 7200 x 7200 mm"
+    ):
+        ILTMImageProcessor.for_volumes(sorted(tmp_path.iterdir()), **settings)
+
+
 def test_every_large_part_of_a_subject_is_in_the_box():
     """Legs do not touch, and a field of view may part a head from its body."""
     values = np.zeros((30, 20, 24), np.float32)

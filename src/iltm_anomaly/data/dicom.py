@@ -21,9 +21,14 @@ SLICE_TAGS = {"0028|0030": ("pixel spacing", 2), POSITION: ("position", 3), ORIE
 
 
 def is_dicom_file(path: str | os.PathLike) -> bool:
-    """Whether the content of a file begins as DICOM does; such files often have no suffix."""
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
+    """Whether the content of a file begins as DICOM does; such files often have no suffix. False if it cannot be read."""
+    if not os.path.isfile(path):
+        return False
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def find_dicom_folders(folder: str | os.PathLike) -> list[Path]:

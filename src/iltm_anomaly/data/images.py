@@ -7,6 +7,7 @@ image, and two images would no longer be comparable.
 import io
 import logging
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -20,11 +21,20 @@ logger = logging.getLogger(__name__)
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".pbm")
 """Suffixes (lower case) of the files that a folder is searched for."""
 
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
+"""Pillow's names of the formats that are read, whatever a file is named. For another one Pillow would start Ghostscript."""
+
+MOST_PIXELS = 100_000_000
+"""Pixels of the largest image that is read, 10,000 x 10,000: a file of a few kilobytes may claim many more."""
+
 BACKGROUND = (255, 255, 255)
 """The colour behind transparent pixels: white, as in a viewer or a browser."""
 
 FLOAT_TOLERANCE = 1e-3
 """How far values of a float image may lie outside [0, 1], as interpolation makes them; they are clamped."""
+
+
+EMPTY = "the file is empty (0 bytes)"
 
 
 class ImageReadError(ValueError):
@@ -35,30 +45,35 @@ def open_image(path: str | os.PathLike, content: bytes | None = None) -> Image.I
     """Opens and fully decodes an image file, with its EXIF rotation applied, in its own colour mode.
 
     Args:
-        path: image file in any format that Pillow reads. Of a file with several frames or pages the first is taken.
+        path: image file in one of `IMAGE_FORMATS`. Of a file with several frames or pages the first is taken.
         content: bytes of the file, if they have been read already; `path` is then its name in messages.
 
     Raises:
-        ImageReadError: missing, empty, truncated or unknown file.
+        ImageReadError: missing, empty, truncated or unknown file, or more than `MOST_PIXELS` pixels.
     """
     path = Path(path)
     if content is None:
         check_name(path)
-        if path.is_dir():
-            raise ImageReadError(f"cannot read image {path}: it is a folder")
-        if not path.exists():
-            raise ImageReadError(f"cannot read image {path}: no such file")
-    if (path.stat().st_size if content is None else len(content)) == 0:
-        raise ImageReadError(f"cannot read image {path}: the file is empty (0 bytes)")
+    problem = find_problem(path) if content is None else None if content else EMPTY
+    if problem is not None:
+        raise ImageReadError(f"cannot read image {path}: {problem}")
     try:
-        with Image.open(path if content is None else io.BytesIO(content)) as image:
+        with Image.open(path if content is None else io.BytesIO(content), formats=IMAGE_FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ImageReadError(
+                    f"cannot read image {path}: it has {image.width} x {image.height} pixels, and {MOST_PIXELS:,} are the most; "
+                    "reduce it or cut it into parts"
+                )
             frames = getattr(image, "n_frames", 1)
             if frames > 1 and image.format != "MPO":  # cameras put a preview beside the picture in MPO files
                 logger.warning("%s has %d frames or pages; only the first is used", path, frames)
             image.load()
             return ImageOps.exif_transpose(image)
+    except ImageReadError:
+        raise
     except UnidentifiedImageError:
-        raise ImageReadError(f"cannot read image {path}: not in an image format that Pillow knows") from None
+        formats = ", ".join(IMAGE_FORMATS)
+        raise ImageReadError(f"cannot read image {path}: not in an image format that is read ({formats})") from None
     except Exception as error:  # damaged files make Pillow raise nearly anything (struct, zlib, index errors)
         raise ImageReadError(f"cannot read image {path}: {error or type(error).__name__}") from error
 
@@ -140,17 +155,28 @@ def check_unit_range(values: np.ndarray, name: str) -> np.ndarray:
     return np.clip(values, 0.0, 1.0)
 
 
+def warn_of_folder(error: OSError) -> None:
+    """Says that a folder cannot be looked into; `error` is what listing it has raised."""
+    logger.warning("left out: cannot look into the folder %s: %s", error.filename, error.strerror)
+
+
 def files_below(root: Path) -> Iterator[Path]:
-    """Yields all files below a folder. Links to folders are followed; a folder with several links to it is walked once."""
+    """Yields all regular files below a folder, as `paths_below` finds them."""
+    return (path for path in paths_below(root) if os.path.isfile(path))
+
+
+def paths_below(root: Path, refused: Callable[[OSError], None] = warn_of_folder) -> Iterator[Path]:
+    """Yields whatever is below a folder and no folder itself, links to nothing and pipes too. Links to folders are followed; a
+    folder with several links to it is walked once. `refused` gets the error of each folder that cannot be listed."""
     walked = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, onerror=refused, followlinks=True):
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in walked:
             folders.clear()
             continue
         walked.add((status.st_dev, status.st_ino))
         folders.sort()
-        yield from (path for path in (Path(folder, name) for name in files) if path.is_file())
+        yield from (Path(folder, name) for name in files)
 
 
 def check_name(path: Path) -> None:
@@ -161,13 +187,35 @@ def check_name(path: Path) -> None:
         raise ImageReadError(f"cannot read {str(path)!r}: its name is not valid UTF-8; rename it") from None
 
 
-def data_files(root: Path, recursive: bool, wanted: Callable[[Path], bool]) -> list[Path]:
-    """Files of a folder for which `wanted` returns True, sorted by path.
+def find_problem(path: Path) -> str | None:
+    """Why a file cannot be read, as far as that can be told without opening it; None if nothing is known."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return "it is a link to nothing" if os.path.islink(path) else "no such file"
+    except OSError as error:
+        return error.strerror
+    if stat.S_ISDIR(status.st_mode):
+        return "it is a folder"
+    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for without end
+        return "it is no regular file but a pipe, a socket or a device"
+    return None if status.st_size else EMPTY
+
+
+def data_files(
+    root: Path,
+    recursive: bool,
+    wanted: Callable[[Path], bool],
+    refused: Callable[[OSError], None] = warn_of_folder,
+) -> list[Path]:
+    """Files of a folder for which `wanted` returns True, sorted by path; links to nothing and pipes too, so that reading them
+    says what is wrong. `refused` is as of `paths_below`.
 
     Left out are hidden files and folders, `__MACOSX` (which macOS puts into archives), and training runs below the folder, whose
     pictures are not data.
     """
-    paths = list(files_below(root)) if recursive else [path for path in root.glob("*") if path.is_file()]
+    found_here = (path for path in root.glob("*") if not os.path.isdir(path))
+    paths = list(paths_below(root, refused) if recursive else found_here)
     caches = (path for path in paths if path.name == "images.arrow" and path.parent != root)
     runs = {path.parent for path in caches if path.with_name("run.json").is_file()}
     found = [
@@ -180,9 +228,11 @@ def data_files(root: Path, recursive: bool, wanted: Callable[[Path], bool]) -> l
     return sorted(found, key=lambda path: path.relative_to(root).parts)
 
 
-def find_images(folder: str | os.PathLike, recursive: bool = False) -> list[Path]:
+def find_images(
+    folder: str | os.PathLike, recursive: bool = False, refused: Callable[[OSError], None] = warn_of_folder
+) -> list[Path]:
     """Image files of a folder and, if `recursive`, of its subfolders: by suffix, as `data_files` lists them."""
-    return data_files(Path(folder), recursive, lambda path: path.suffix.lower() in IMAGE_SUFFIXES)
+    return data_files(Path(folder), recursive, lambda path: path.suffix.lower() in IMAGE_SUFFIXES, refused)
 
 
 def _from_sixteen_bit(values: np.ndarray) -> Image.Image:

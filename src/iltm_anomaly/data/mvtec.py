@@ -1,6 +1,5 @@
 """Data sets of images in the layout of MVTec AD, from a folder or from the Hub."""
 
-import io
 import logging
 import os
 from collections.abc import Iterable
@@ -11,11 +10,10 @@ from typing import Any
 
 import numpy as np
 from datasets import DatasetDict
-from PIL import Image
 
 from iltm_anomaly.data import HUB_ID
 from iltm_anomaly.data.hub import is_dataset_folder, load_hub_dataset
-from iltm_anomaly.data.images import ImageReadError, find_images, read_image
+from iltm_anomaly.data.images import ImageReadError, find_images, open_image, read_image
 from iltm_anomaly.data.layout import Entry, is_category, list_categories, list_category, unknown_category
 from iltm_anomaly.data.schema import GOOD, build_dataset, mask_to_png, normalise_mask
 
@@ -143,8 +141,7 @@ def _read_mask(path: Path) -> tuple[Any, tuple[int, int], bool]:
     union: np.ndarray | None = None
     for part in find_images(path):
         source, size, _ = normalise_mask(part)
-        with Image.open(io.BytesIO(source["bytes"]) if isinstance(source, dict) else source) as image:
-            marked = np.asarray(image) > 0
+        marked = np.asarray(open_image(part, source["bytes"] if isinstance(source, dict) else None)) > 0
         if union is not None and union.shape != size:
             raise ValueError(f"masks in {path} differ in size: {part.name} is {size[1]} x {size[0]} pixels")
         union = marked if union is None else union | marked

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, NamedSplit, Value
 from datasets import Image as ImageFeature
-from PIL import Image, ImageOps
+from PIL import Image
 
 from iltm_anomaly.data.images import ImageReadError, open_image
 
@@ -80,8 +80,8 @@ def normalise_mask(source: str | Path | bytes) -> tuple[str | dict[str, Any], tu
     """
     if isinstance(source, bytes):
         try:
-            image = ImageOps.exif_transpose(Image.open(io.BytesIO(source)))
-        except Exception as error:
+            image = open_image("in memory", source)
+        except ImageReadError as error:
             raise ImageReadError(f"cannot read mask from {len(source)} bytes: {error}") from error
     else:
         image = open_image(source)

@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 
 from iltm_anomaly.data.dicom import is_dicom_file, read_dicom_series
-from iltm_anomaly.data.images import check_name, data_files
+from iltm_anomaly.data.images import check_name, data_files, find_problem, warn_of_folder
 from iltm_anomaly.data.volume_grid import ROUNDING, Volume, VolumeGrid, VolumeReadError
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,12 @@ MASK_NAMES = ("mask", "lesion", "lesions", "seg", "label")
 REFUSED_UNITS = {1: "metres", 3: "micrometres"}
 """Codes of units of length in a header (`xyzt_units`). Any other is read as millimetres: 2 says so, and 0 says nothing."""
 
+DEFLATE = 1032
+"""Bytes that one byte of a gzip file holds at the most."""
+
+MOST_BYTES_BEFORE_VOXELS = 2**26
+"""Of header and extensions, which are read as a whole."""
+
 
 def is_volume_file(path: str | os.PathLike) -> bool:
     """Whether a name ends like that of a NIfTI file."""
@@ -37,12 +43,14 @@ def volume_stem(path: str | os.PathLike) -> str:
     return re.sub(r"\.nii(\.gz)?\Z", "", Path(path).name, flags=re.IGNORECASE)
 
 
-def find_volumes(folder: str | os.PathLike, recursive: bool = False) -> list[Path]:
+def find_volumes(
+    folder: str | os.PathLike, recursive: bool = False, refused: Callable[[OSError], None] = warn_of_folder
+) -> list[Path]:
     """NIfTI files of a folder, as `data_files` lists them, without those that are named like ground truth.
 
     A warning names each file that is left out although no volume has the rest of its name, such as `no_lesion.nii`.
     """
-    found = data_files(Path(folder), recursive, is_volume_file)
+    found = data_files(Path(folder), recursive, is_volume_file, refused)
     volumes = [path for path in found if not is_mask_name(path)]
     stems, parents = [volume_stem(path) for path in volumes], {path.parent for path in volumes}
     for path in filter(is_mask_name, found):
@@ -85,7 +93,8 @@ def first_file(folder: Path, stems: Iterable[str]) -> Path | None:
 
 
 def read_volume(source: str | os.PathLike | nib.spatialimages.SpatialImage, scaled: bool = True) -> Volume:
-    """Reads a NIfTI file or a folder with one DICOM series (needs the extra `dicom`), or takes a nibabel image.
+    """Reads a NIfTI file or a folder with one DICOM series (needs the extra `dicom`), or takes a nibabel image. Size and voxel
+    size are checked before voxels are read.
 
     Values are those stored, times the slope of the file, plus its intercept.
 
@@ -95,7 +104,7 @@ def read_volume(source: str | os.PathLike | nib.spatialimages.SpatialImage, scal
 
     Raises:
         VolumeReadError: missing, empty, truncated or unknown file; not one three-dimensional image; a single slice; NaN or
-            infinite voxels; voxel size, orientation or scaling that are missing or impossible. Says what to do.
+            infinite voxels; too many voxels; voxel size, orientation or scaling that are missing or impossible. Says what to do.
     """
     if isinstance(source, nib.spatialimages.SpatialImage):
         file = source.get_filename()
@@ -104,13 +113,11 @@ def read_volume(source: str | os.PathLike | nib.spatialimages.SpatialImage, scal
         _check_header(Path(file))
         return Volume.from_image(source, file, Path(file))
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):
         return read_dicom_series(path)
     check_name(path)
-    if not path.exists():
-        raise VolumeReadError(f"cannot read volume {path}: no such file")
-    if path.stat().st_size == 0:
-        raise VolumeReadError(f"cannot read volume {path}: the file is empty (0 bytes)")
+    if problem := find_problem(path):
+        raise VolumeReadError(f"cannot read volume {path}: {problem}")
     if not is_volume_file(path):
         hint = "; of a DICOM series give the folder" if is_dicom_file(path) else ""
         raise VolumeReadError(f"cannot read volume {path}: not a NIfTI file ({' or '.join(VOLUME_SUFFIXES)}){hint}")
@@ -147,6 +154,14 @@ def _check_header(path: Path, scaled: bool = True) -> None:
             f"cannot read volume {path}: the file is truncated or no NIfTI file: it has no such header"
         )
     header = kind(start, check=False)
+    stored = math.prod(map(int, header.get_data_shape())) * header.get_data_dtype().itemsize
+    before, held = float(header["vox_offset"]), path.stat().st_size * DEFLATE
+    if before > MOST_BYTES_BEFORE_VOXELS or stored > held:
+        raise VolumeReadError(
+            f"cannot read volume {path}: the file is truncated or damaged: its header claims {stored:,} bytes of voxels after "
+            f"{before:,.0f} others, but a file of its size holds {held:,} at the most, and no more than "
+            f"{MOST_BYTES_BEFORE_VOXELS:,} are read before voxels"
+        )
     spacing = [float(size) for size in header["pixdim"][1:4]]
     if not all(math.isfinite(size) and size > 0 for size in spacing):
         raise VolumeReadError(

@@ -6,6 +6,7 @@ the second to the front and the third to the head, as in nibabel and MONAI. In `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,15 @@ from iltm_anomaly.data.images import ImageReadError
 
 ROUNDING = 1e-3
 """Numbers of two headers that differ by no more than this (mm, or parts of a unit vector) are the same, but for rounding."""
+
+MOST_VOXELS = 2**28
+"""Voxels of the largest volume that is read, 512 x 512 x 1024: one GiB as float32, of which scoring holds several."""
+
+MOST_ALONG_AN_AXIS = 2**13
+"""Voxels along an axis at the most: resampling takes memory by their number times that of the model's grid."""
+
+SMALLEST_SIDE, LARGEST_SIDE = 1e-6, 1e3
+"""Millimetres of the side of a voxel; what lies beyond is an error of the header, not a scan."""
 
 
 class VolumeReadError(ImageReadError):
@@ -116,7 +126,8 @@ class Volume:
             path: as of the class.
 
         Raises:
-            VolumeReadError: not three-dimensional, a single slice, no usable affine, or voxels that are no finite numbers.
+            VolumeReadError: not three-dimensional, a single slice, more than `MOST_VOXELS` or `MOST_ALONG_AN_AXIS`, no usable
+                affine, or voxels that are no finite numbers.
         """
         shape = tuple(image.shape)
         while len(shape) > 3 and shape[-1] == 1:
@@ -130,6 +141,11 @@ class Volume:
                 f"cannot read volume {name}: it is a single slice, {' x '.join(map(str, shape))} voxels; "
                 "give the whole stack, or treat it as an image"
             )
+        if math.prod(map(int, shape)) > MOST_VOXELS or max(shape) > MOST_ALONG_AN_AXIS:
+            raise VolumeReadError(
+                f"cannot read volume {name}: it has {' x '.join(map(str, shape))} voxels, and {MOST_VOXELS:,} in all and "
+                f"{MOST_ALONG_AN_AXIS:,} along an axis are the most; crop it, or resample it more coarsely"
+            )
         if image.affine is None:
             raise VolumeReadError(
                 f"cannot read volume {name}: it has no affine; save it again with the affine of its scan"
@@ -140,6 +156,11 @@ class Volume:
             raise VolumeReadError(
                 f"cannot read volume {name}: its affine is singular or not finite, so voxels have no size: "
                 f"{affine[:3].tolist()}"
+            )
+        if not SMALLEST_SIDE <= sides.min() <= sides.max() <= LARGEST_SIDE:
+            raise VolumeReadError(
+                f"cannot read volume {name}: by its affine, voxels measure {' x '.join(f'{side:g}' for side in sides)} mm; "
+                f"correct it: sides of {SMALLEST_SIDE:g} to {LARGEST_SIDE:g} mm are possible"
             )
         data = np.asanyarray(image.dataobj)
         if data.dtype.kind not in "iufb":

@@ -2,8 +2,11 @@
 
 import csv
 import logging
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from iltm_anomaly.data.dicom import find_dicom_folders
-from iltm_anomaly.data.images import ImageReadError, find_images, read_image
+from iltm_anomaly.data.images import MOST_PIXELS, ImageReadError, find_images, read_image
 from iltm_anomaly.data.volume_files import (
     find_mask_beside,
     find_volumes,
@@ -24,7 +27,7 @@ from iltm_anomaly.data.volume_files import (
 from iltm_anomaly.data.volume_grid import Volume
 from iltm_anomaly.evaluation.gallery import draw_projections, overlay
 from iltm_anomaly.locks import LOCK_FILE, locked
-from iltm_anomaly.pipeline import ILTMAnomalyPipeline, NonFiniteScoreError
+from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.saved_pipeline import check_batch_size
 from iltm_anomaly.settings import InferenceSettings, lowest_value
 
@@ -32,31 +35,56 @@ logger = logging.getLogger(__name__)
 
 COLUMNS = ["path", "score", "threshold", "abnormal", "abnormal_pixels", "overlay", "map", "mask", "error"]
 OWN_FOLDERS = ("overlays", "maps", "masks")
+TABLE = "results.csv"
+FORMULA = "=+-@\t\r"  # a spreadsheet runs a cell that begins with one of these
+LONGEST_STEM = 200  # bytes of the input's name in those of its files: most disks take 255, with number and suffix
 
 
-def list_inputs(inputs: list[str | Path], volumes: bool = False, output: Path | None = None) -> list[Path]:
+def list_inputs(
+    inputs: list[str | Path], volumes: bool = False, output: Path | None = None
+) -> list[tuple[Path, ImageReadError | None]]:
     """Paths of all images, or of all volumes, that `inputs` name: files, and folders with all that lies below them. In a folder
-    without NIfTI files every folder of DICOM files is a volume. What an earlier call has written below `output` is left out.
+    without NIfTI files every folder of DICOM files is a volume. What `detect` has written is left out, below `output` and in
+    folders of earlier calls.
+
+    Returns:
+        Each path, and why nothing below it can be found where it is a folder that cannot be looked into.
 
     Raises:
-        ValueError: if an input does not exist, or a folder holds no image.
+        ValueError: if a folder holds no image.
     """
-    files: list[Path] = []
-    own = [] if output is None else [output.absolute() / name for name in OWN_FOLDERS]
+    files: list[tuple[Path, ImageReadError | None]] = []
     for item in map(Path, inputs):
-        if item.is_dir():
-            found = (find_volumes if volumes else find_images)(item, recursive=True)
-            found = [path for path in found if not any(folder in path.absolute().parents for folder in own)]
-            if not found and volumes:
-                found = find_dicom_folders(item)
-            if not found:
-                raise ValueError(f"{item} holds no {'volume' if volumes else 'image'}")
-            files += found
-        elif item.exists():
-            files.append(item)
-        else:
-            raise ValueError(f"{item} does not exist")
+        if not os.path.isdir(item):
+            files.append((item, None))
+            continue
+        refused: list[OSError] = []
+        found = (find_volumes if volumes else find_images)(item, recursive=True, refused=refused.append)
+        wrote = cache(_wrote)
+        found = [path for path in found if not any(wrote(folder, item, output) for folder in path.parents)]
+        if not found and volumes:
+            found = find_dicom_folders(item)
+        if not found and not refused:
+            raise ValueError(f"{item} holds no {'volume' if volumes else 'image'}")
+        files += [(path, None) for path in found]
+        for error in refused:
+            reason = f"cannot look into the folder {error.filename}: {error.strerror}"
+            files.append((Path(error.filename), ImageReadError(reason)))
     return files
+
+
+def _wrote(folder: Path, root: Path, output: Path | None) -> bool:
+    """Whether `detect` made a folder: it is one of `OWN_FOLDERS` of `output`, or beside a table of scores below `root`."""
+    if folder.name not in OWN_FOLDERS:
+        return False
+    if output is not None and folder.parent.absolute() == output.absolute():
+        return True
+    table = folder.parent / TABLE
+    if root not in folder.parents or not os.path.isfile(table):
+        return False
+    with suppress(OSError), open(table, encoding="utf-8", errors="replace") as file:
+        return file.readline(100).startswith(",".join(COLUMNS[:3]))
+    return False
 
 
 @dataclass(frozen=True)
@@ -70,11 +98,32 @@ class _Scored:
     mask: np.ndarray
 
 
-def _score_images(pipeline: ILTMAnomalyPipeline, images: list[Any]) -> Iterator[tuple | NonFiniteScoreError]:
+def _read_batches(
+    files: list[tuple[Path, ImageReadError | None]], size: int, volumes: bool
+) -> Iterator[list[tuple[Path, Image.Image | Volume | ImageReadError]]]:
+    """Each file with what is read from it, or with the reason why it cannot be read, `size` at once; fewer where their pixels
+    add up to the largest image that is read."""
+    batch: list[tuple[Path, Image.Image | Volume | ImageReadError]] = []
+    pixels = 0
+    for path, problem in files:
+        try:
+            image = problem or (read_volume(path) if volumes else read_image(path))
+        except ImageReadError as error:
+            image = error
+        batch.append((path, image))
+        pixels += image.width * image.height if isinstance(image, Image.Image) else 0
+        if len(batch) >= size or pixels >= MOST_PIXELS:
+            yield batch
+            batch, pixels = [], 0
+    if batch:
+        yield batch
+
+
+def _score_images(pipeline: ILTMAnomalyPipeline, images: list[Any]) -> Iterator[tuple | ValueError]:
     """Score, map and mask of each image, or the reason why it has none."""
     try:
         output = pipeline(images, batch_size=len(images))
-    except NonFiniteScoreError as error:
+    except ValueError as error:
         if len(images) == 1:
             yield error
         else:  # one after the other, to find which it is
@@ -85,25 +134,19 @@ def _score_images(pipeline: ILTMAnomalyPipeline, images: list[Any]) -> Iterator[
 
 
 def _score_files(
-    pipeline: ILTMAnomalyPipeline, files: list[Path], batch_size: int
+    pipeline: ILTMAnomalyPipeline, files: list[tuple[Path, ImageReadError | None]], batch_size: int
 ) -> Iterator[tuple[Path, _Scored | ValueError]]:
     """Each file with its result, or with the reason why it cannot be read or scored. No more than a batch is held in memory."""
     volumes = pipeline.image_processor.is_volumetric
-    size = 1 if volumes else batch_size
-    for start in range(0, len(files), size):
-        batch: list[tuple[Path, Image.Image | Volume | ImageReadError]] = []
-        for path in files[start : start + size]:
-            try:
-                batch.append((path, read_volume(path) if volumes else read_image(path)))
-            except ImageReadError as error:
-                batch.append((path, error))
+    for batch in _read_batches(files, 1 if volumes else batch_size, volumes):
         images = [image for _, image in batch if not isinstance(image, ImageReadError)]
         results = _score_images(pipeline, images) if images else iter(())
         for path, image in batch:
             if isinstance(image, ImageReadError):
                 yield path, image
-            elif isinstance(found := next(results), NonFiniteScoreError):
-                yield path, NonFiniteScoreError(f"{path}: {found}")
+            elif isinstance(found := next(results), ValueError):
+                found.args = (f"{path}: {found}",)
+                yield path, found
             else:
                 yield path, _Scored(path, image, *found)
 
@@ -116,29 +159,30 @@ def detect(
     save_maps: bool = True,
     show_progress: bool = True,
 ) -> list[dict]:
-    """Scores files and writes `results.csv`, one row a file as soon as it is scored, and one overlay (PNG) and map (.npy,
-    float32) per image. Of a volume: map and mask as NIfTI on the input's own grid, and its projections as overlay, with the
-    outline of the ground truth if that lies beside the file (`data.volume_files.find_mask_beside`).
+    """Scores files and writes `results.csv`, one row a file as soon as it is scored, and one overlay (PNG, reduced where the
+    image is large) and map (.npy, float32) per image. Of a volume: map and mask as NIfTI on the input's own grid, and its
+    projections as overlay, with the outline of the ground truth if that lies beside the file
+    (`data.volume_files.find_mask_beside`).
+
+    A path that a spreadsheet would take for a formula, as it begins with =, +, - or @, has ./ before it in the table: it is a
+    path to the same file.
 
     Returns:
-        The rows. A file that could not be read, or whose score is not finite, has an error and no score.
+        The rows. A file that could not be read or scored has an error and no score, and so has a folder that cannot be listed.
 
     Raises:
-        ValueError: if an input is missing, if the only file given cannot be read or scored, or if `batch_size` is below 1.
+        ValueError: if a folder holds no image, if the only file given cannot be read or scored, or if `batch_size` is below 1.
+        OSError: if something cannot be written; the message names it.
         InUseError: if another process writes to `output`.
     """
     check_batch_size(batch_size)
     files = list_inputs(inputs, pipeline.image_processor.is_volumetric, output)
+    table = output / TABLE
     rows: list[dict] = []
-    with (
-        locked(output / LOCK_FILE),
-        open(output / "results.csv", "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-        tqdm(total=len(files), disable=not show_progress) as bar,
-    ):
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
+    with locked(output / LOCK_FILE), tqdm(total=len(files), disable=not show_progress) as bar:
+        _write_row(table, dict(zip(COLUMNS, COLUMNS, strict=True)), "w")
         for path, found in _score_files(pipeline, files, batch_size):
-            row: dict = dict.fromkeys(COLUMNS, "") | {"path": str(path)}
+            row: dict = dict.fromkeys(COLUMNS, "") | {"path": f"./{path}" if str(path)[0] in FORMULA else str(path)}
             if isinstance(found, _Scored):
                 row |= _verdict(found, pipeline.settings.score_threshold)
                 row |= _write_maps(output, len(rows), found, pipeline.settings) if save_maps else {}
@@ -147,11 +191,26 @@ def detect(
             else:
                 row["error"] = str(found)
                 logger.warning("skipped: %s", found)
-            writer.writerow(row)
-            file.flush()
+            _write_row(table, row)
             rows.append(row)
             bar.update()
     return rows
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[Path]:
+    """Names the file in an error of the disk, which says no more than that no space is left."""
+    try:
+        yield path
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _write_row(table: Path, row: dict, mode: str = "r+") -> None:
+    """Adds a row to the end of a table. It is opened each time, so that a table that was removed meanwhile is missed."""
+    with _writing(table), open(table, mode, newline="", encoding="utf-8", errors="backslashreplace") as file:
+        file.seek(0, os.SEEK_END)
+        csv.DictWriter(file, COLUMNS).writerow(row)
 
 
 def _verdict(found: _Scored, threshold: float | None) -> dict[str, Any]:
@@ -164,26 +223,30 @@ def _verdict(found: _Scored, threshold: float | None) -> dict[str, Any]:
 
 def _write_maps(output: Path, number: int, found: _Scored, settings: InferenceSettings) -> dict[str, str]:
     """Writes map, overlay and, of a volume, mask; returns their paths below `output`. Files of different folders may share a
-    name, so a number is put before it."""
+    name, so a number is put before it; a name that would become too long for a disk is cut."""
     image, values, lowest = found.image, found.anomaly_map, lowest_value(settings)
     threshold = float(values.max()) if settings.score_threshold is None else settings.score_threshold
+    stem = volume_stem(found.path) if isinstance(image, Volume) else found.path.stem
+    name = f"{number:05d}_{stem.encode()[:LONGEST_STEM].decode(errors='ignore')}"
+    row = {"overlay": f"overlays/{name}.png"}
     if isinstance(image, Volume):
-        name = f"{number:05d}_{volume_stem(found.path)}"
-        row = {"overlay": f"overlays/{name}.png", "map": f"maps/{name}.nii.gz", "mask": f"masks/{name}.nii.gz"}
-        write_volume(values, output / row["map"], image)
-        write_volume(found.mask, output / row["mask"], image)
+        row |= {"map": f"maps/{name}.nii.gz", "mask": f"masks/{name}.nii.gz"}
+        for key, array in (("map", values), ("mask", found.mask)):
+            with _writing(output / row[key]) as path:
+                write_volume(array, path, image)
         grid, truth = image.grid, _truth_beside(found.path, image)
         truth_in_ras = None if truth is None else grid.to_ras(truth)
         plain, coloured = grid.to_ras(image.values), grid.to_ras(values)
         picture = draw_projections(plain, coloured, threshold, grid.ras_spacing, truth_in_ras, lowest)
     else:
-        name = f"{number:05d}_{found.path.stem}"
-        row = {"overlay": f"overlays/{name}.png", "map": f"maps/{name}.npy"}
-        (output / "maps").mkdir(exist_ok=True)
-        np.save(output / row["map"], values)
+        row["map"] = f"maps/{name}.npy"
+        with _writing(output / row["map"]) as path:
+            path.parent.mkdir(exist_ok=True)
+            np.save(path, values)
         picture = overlay(image, values, threshold, lowest=lowest)
-    (output / "overlays").mkdir(exist_ok=True)
-    picture.save(output / row["overlay"])
+    with _writing(output / row["overlay"]) as path:
+        path.parent.mkdir(exist_ok=True)
+        picture.save(path)
     return row
 
 

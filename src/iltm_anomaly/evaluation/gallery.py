@@ -18,6 +18,7 @@ MARGIN = 6
 HEADER = 22
 LABELS = 150
 SCALE = 36
+MOST_DRAWN = 2048  # pixels along the longer side of what is drawn: colours take some hundred bytes a pixel
 
 
 @dataclass
@@ -68,7 +69,8 @@ def draw_projections(
     truth: np.ndarray | None = None,
     lowest: float = 0.0,
 ) -> Image.Image:
-    """Projections of a volume and its map from the front and from the side, plain and overlaid, with voxels made square.
+    """Projections of a volume and its map from the front and from the side, plain and overlaid, with voxels made square; each is
+    `MOST_DRAWN` pixels along its longer side at the most.
 
     Args:
         values, anomaly_map, truth: (D, H, W) in RAS order; `truth` bool, drawn as an outline.
@@ -82,8 +84,10 @@ def draw_projections(
         outline = None if truth is None else project(truth, axis)
         pictures = [plain.convert("RGB"), overlay(plain, project(anomaly_map, axis), threshold, outline, lowest)]
         across = spacing[0] if axis == 1 else spacing[1]
-        step = min(spacing) / max(1.0, 320 * min(spacing) / (plain.height * spacing[2]))  # small volumes are enlarged
-        size = (max(1, round(plain.width * across / step)), max(1, round(plain.height * spacing[2] / step)))
+        extent = (plain.width * across, plain.height * spacing[2])  # mm
+        step = min(spacing) / max(1.0, 320 * min(spacing) / extent[1])  # small volumes are enlarged
+        step = max(step, max(extent) / MOST_DRAWN)
+        size = (max(1, round(extent[0] / step)), max(1, round(extent[1] / step)))
         cells += [picture.resize(size, Image.Resampling.NEAREST) for picture in pictures]
     sheet = Image.new(
         "RGB",
@@ -105,6 +109,8 @@ def overlay(
     lowest: float = 0.0,
 ) -> Image.Image:
     """Lays a map over its image: clear below half the threshold, then from green to red, which is reached at twice the threshold.
+    Where the longer side has more than `MOST_DRAWN` pixels, all is reduced by a whole number: squares of the image to their
+    means, of the map to their maxima, so that no defect is too small to be seen.
 
     Args:
         anomaly_map: (H, W), of the image's size.
@@ -114,6 +120,10 @@ def overlay(
     """
     import matplotlib
 
+    if (step := -(-max(image.size) // MOST_DRAWN)) > 1:
+        image = image.convert("RGB").reduce(step)
+        anomaly_map = _largest(anomaly_map, step)
+        outline = None if outline is None else _largest(outline, step)
     strength = np.clip(((anomaly_map - lowest) / max(threshold - lowest, 1e-12) - 0.5) / 1.5, 0, 1)
     colour = matplotlib.colormaps["turbo"](0.5 + 0.5 * strength)[..., :3]
     alpha = (0.75 * np.minimum(1, 2 * strength))[..., None]
@@ -123,6 +133,13 @@ def overlay(
         inner[1:-1, 1:-1] &= outline[:-2, 1:-1] & outline[2:, 1:-1] & outline[1:-1, :-2] & outline[1:-1, 2:]
         pixels[outline & ~inner] = (1, 0, 1)
     return Image.fromarray((pixels * 255).round().astype(np.uint8))
+
+
+def _largest(values: np.ndarray, step: int) -> np.ndarray:
+    """Maxima of squares of `step` x `step` values, smaller at the right and lower edge, as `Image.reduce` has them."""
+    for axis, side in enumerate(values.shape):
+        values = np.maximum.reduceat(values, np.arange(0, side, step), axis)
+    return values
 
 
 def draw_gallery(rows: list[GalleryRow], threshold: float, path: Path, lowest: float = 0.0) -> None:
@@ -203,9 +220,9 @@ def volume_row(row: dict[str, Any], output: ILTMAnomalyOutput, index: int) -> Ga
 
     def square(values: np.ndarray, outside: float = 0.0) -> np.ndarray:
         seen = project(grid.to_ras(values))
-        lengths = [
-            max(1, round(n * mm / min(width, height))) for n, mm in zip(seen.shape, (height, width), strict=True)
-        ]
+        extents = [n * mm for n, mm in zip(seen.shape, (height, width), strict=True)]
+        step = max(min(width, height), max(extents) / MOST_DRAWN)
+        lengths = [max(1, round(extent / step)) for extent in extents]
         rows, columns = (np.arange(new) * old // new for new, old in zip(lengths, seen.shape, strict=True))
         before = [(max(lengths) - length) // 2 for length in lengths]
         padding = [(b, max(lengths) - length - b) for b, length in zip(before, lengths, strict=True)]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, pstdev
@@ -11,7 +12,7 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
 from iltm_anomaly import headings
-from iltm_anomaly.hub.data_sources import CONTAMINATION, DEMO, DataSource, data_source
+from iltm_anomaly.hub.data_sources import CONTAMINATION, DEMO, DataSource, data_source, in_markdown, without_control
 from iltm_anomaly.provenance import training_commit
 from iltm_anomaly.recipes.recipe import load_recipe, preset_names, recipe_from_dict
 
@@ -208,7 +209,8 @@ def render_card(
         verdicts=_verdicts(documents),
         facts=_facts(subject),
         commands=_commands(subject),
-        **vars(subject),
+        **vars(subject)
+        | {"dataset_name": in_markdown(subject.dataset_name), "category": in_markdown(subject.category or "")},
     )
     files = {"README.md": (card.content.rstrip() + "\n").encode()}
     if picture is not None:
@@ -289,7 +291,7 @@ def _facts(subject: _Subject) -> str:
         "Commit of evaluation": each([d.get("commit") for d in documents]),
         "Versions": each(versions),
     }
-    return "\n".join(f"- {name}: {fact}" for name, fact in facts.items())
+    return "\n".join(f"- {name}: {in_markdown(fact)}" for name, fact in facts.items())
 
 
 def _commands(subject: _Subject) -> str:
@@ -303,7 +305,8 @@ def _commands(subject: _Subject) -> str:
         lines.append(f"git checkout {commit}  # of iltm-anomaly; later code may give other numbers")
     if source is DEMO:
         return "\n".join(lines + [f"iltm-anomaly demo --seed {seed} --output demo_{seed}" for seed in seeds])
-    where = f"--data {source.hub_id or 'ROOT'}" + (f" --category {subject.category}" if subject.category else "")
+    category = shlex.quote(without_control(subject.category or ""))
+    where = f"--data {source.hub_id or 'ROOT'}" + (f" --category {category}" if subject.category else "")
     options = " --volumes" if subject.kind == "volumes" else ""
     contamination = (report.get("data") or {}).get("contamination") or (
         documents[0]["results"][0] if documents else {}

@@ -1,5 +1,6 @@
 """What a model card must say about the data sets that results of this project were measured on."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,8 +49,18 @@ def data_source(path: str, recipe: str | None = None) -> DataSource:
         if source is not None and (source is not DEMO or recipe in (None, "demo")):
             return source
     name = public_name(path)
-    text = f"`{name}`. Its maker should say here what it holds and how it was collected."
+    text = f"{in_markdown(name)}. Its maker should say here what it holds and how it was collected."
     return DataSource(name, text, "other", "not stated", "", name if "/" in name else None)
+
+
+def in_markdown(text: str) -> str:
+    """Text of one line that Markdown shows as it is: names of folders are no formatting, no links and no HTML."""
+    return re.sub(r"[\\`*_\[\]<>&|~#!$]", r"\\\g<0>", without_control(text))
+
+
+def without_control(text: str) -> str:
+    """Text with a space in place of each character that ends a line or shows nothing."""
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def as_path(data: str) -> str:
@@ -64,7 +75,8 @@ def as_path(data: str) -> str:
 def public_name(path: str) -> str:
     """As much of a path as may be published, because names of folders may tell of people and customers: a Hub id, the end of a
     path that `DATA_SOURCES` knows, or the last part."""
-    parts = Path(path).parts
+    plain = Path(path.replace("\\", "/"))  # a run may have been on Windows
+    parts = plain.parts
     if "/".join(parts[-2:]) in DATA_SOURCES or "".join(parts[-2:-1]) in DATA_SOURCES:
         return "/".join(parts[-2:])
-    return path if HUB_ID.fullmatch(path) and not Path(path).exists() else Path(path).name
+    return path if HUB_ID.fullmatch(path) and not Path(path).exists() else plain.name

@@ -1,5 +1,6 @@
 """`iltm-anomaly push`: a pipeline folder or a Space folder to the Hub, as one commit of a known list of files."""
 
+import io
 import json
 import re
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id
+from PIL import Image
 
 from iltm_anomaly.hub.cards import MARKER, load_results, render_card
 from iltm_anomaly.hub.checks import PIPELINE_FILES, belongs, check_folder, read_json
@@ -23,11 +25,18 @@ MODEL_FILES = (*PIPELINE_FILES, "picture.png", ".eval_results/*.yaml")
 SPACE_FILES = ("README.md", "*.py", "requirements.txt", "packages.txt", "examples/*.png")
 SECRETS = {
     "a Hugging Face token": r"\bhf_[A-Za-z0-9]{20,}",
-    "a GitHub token": r"\bgh[pousr]_[A-Za-z0-9]{20,}",
+    "a GitHub token": r"\b(gh[pousr]|github_pat)_[A-Za-z0-9_]{20,}",
+    "a Slack token": r"\bx(ox[a-z]|app)-[A-Za-z0-9-]{10,}|hooks\.slack\.com/services/\w+/\w+/\w+",
+    "a Google key": r"\bAIza[A-Za-z0-9_-]{35}|\bGOCSPX-[A-Za-z0-9_-]{20,}|\bya29\.[A-Za-z0-9_-]{20,}",
     "an AWS key": r"\bAKIA[0-9A-Z]{16}\b",
     "an API key": r"\bsk-[A-Za-z0-9_-]{20,}",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+    "a password in an address": r"\b[A-Za-z][A-Za-z0-9+.-]*://[^\s/:@'\"<>]*:[^\s/@'\"<>]+@",
 }
+# Of Windows: names of folders may hold spaces, and that of the last part ends at one.
+DRIVE_PATH = r"(?:\b[A-Za-z]:[\\/]+|\\\\)(?:[^\\/:*?'\"<>|\r\n]+[\\/]+)*[^\\/:*?'\"<>|\s]*"
+ANY_PATH = r"[^\s'\"=]*[/\\][^\s'\"=]*"
+MOST_HEADER_BYTES = 100_000_000  # what the safetensors library reads
 AGAIN = "The repository is as it was. Run the same command again: weights that have arrived are not sent twice"
 
 
@@ -143,9 +152,11 @@ def _public_report(path: Path) -> bytes:
             return [strip(item) for item in value]
         if not isinstance(value, str):
             return value
-        if "/" in source:  # replaced as a whole, as it may hold spaces
+        if "/" in source or "\\" in source:  # replaced as a whole, as it may hold spaces
             value = value.replace(source, public_name(source))
-        return re.sub(r"[^\s'\"=]*/[^\s'\"=]*", lambda found: public_name(found[0]), value)
+        for pattern in (DRIVE_PATH, ANY_PATH):
+            value = re.sub(pattern, lambda found: public_name(found[0]), value)
+        return value
 
     return (json.dumps(strip(report), indent=2) + "\n").encode()
 
@@ -161,13 +172,36 @@ def space_sdk(folder: Path) -> str | None:
 
 
 def _refuse_secrets(name: str, content: Path | bytes) -> None:
-    if name.endswith((".safetensors", ".png")):
-        return
-    text = (content if isinstance(content, bytes) else content.read_bytes()).decode(errors="replace")
+    is_binary = name.endswith((".safetensors", ".png"))
+    text = _text_of(name, content)
     for what, pattern in SECRETS.items():
         if found := re.search(pattern, text):
             line = text.count("\n", 0, found.start()) + 1
-            raise ValueError(f"{name} line {line} holds what looks like {what}: remove it, and revoke it if it is one")
+            where = "in its metadata" if is_binary else f"line {line}"
+            raise ValueError(f"{name} {where} holds what looks like {what}: remove it, and revoke it if it is one")
+
+
+def _text_of(name: str, content: Path | bytes) -> str:
+    """All of a file that may hold words: of weights the header alone; a picture keeps some of its words packed.
+
+    Raises:
+        ValueError: a PNG whose metadata cannot be read.
+    """
+    if name.endswith(".safetensors") and isinstance(content, Path):
+        with open(content, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            return file.read(min(length, MOST_HEADER_BYTES)).decode(errors="replace")
+    data = content if isinstance(content, bytes) else content.read_bytes()
+    text = data.decode(errors="replace")
+    if name.endswith(".png"):
+        try:
+            with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+                image.load()  # words may follow the pixels
+                entries = list(image.info.values())
+        except Exception as error:  # damaged files make Pillow raise nearly anything
+            raise ValueError(f"{name} is no PNG that can be read ({error}): save it anew") from error
+        text += "\n".join(v.decode("latin-1") if isinstance(v, bytes) else str(v) for v in entries)
+    return text
 
 
 def upload(

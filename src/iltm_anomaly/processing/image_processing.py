@@ -15,6 +15,7 @@ from iltm_anomaly.data.volume_grid import VolumeGrid
 from iltm_anomaly.processing.images import decode_image, flatten_images, resize_image, restore_image, restore_map
 from iltm_anomaly.processing.volumes import (
     as_volume,
+    common_size,
     cropped_to_foreground,
     flatten_volumes,
     from_model_grid,
@@ -167,22 +168,22 @@ class ILTMImageProcessor(BaseImageProcessor):
         Raises:
             ValueError: as `preprocess`, or if there is no volume.
         """
-        grids, samples = [], []
+        grids, samples, names = [], [], []
         find_range = intensity_range is None and intensity_percentiles is None
         if size is None or spacing is None or find_range:
             for number, item in enumerate(flatten_volumes(volumes)):
-                volume = as_volume(item, f"volume {number} (counted from 0)")
+                name = f"volume {number} (counted from 0)"
+                volume = as_volume(item, name)
+                names.append(str(volume.path or name))
                 grids.append(volume.grid if foreground is None else cropped_to_foreground(volume, foreground))
                 samples.append(thinned(volume.values, SAMPLED_VOXELS))
             if not grids:
                 raise ValueError("no volumes given: the list is empty")
         if spacing is None:
             spacing = [float(value) for value in np.median([grid.ras_spacing for grid in grids], axis=0)]
-        steps = _check_spacing(spacing)
+        steps: Any = _check_spacing(spacing)
         if size is None:
-            extents = (np.median if stretch else np.max)([grid.ras_extent for grid in grids], axis=0)
-            voxels = np.ceil(extents / steps - 1e-3)
-            size = [int(-(-count // size_divisor) * size_divisor) for count in voxels]
+            size = common_size(grids, names, steps, stretch, size_divisor)
         if find_range:
             intensity_range = percentile_window(np.concatenate(samples), (0.1, 99.9))
         return cls(

@@ -1,5 +1,6 @@
 """Volumes in any form: brought onto the grid of voxels that a model takes, and back onto their own."""
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from iltm_anomaly.data.images import check_unit_range
 from iltm_anomaly.data.volume_files import read_volume
-from iltm_anomaly.data.volume_grid import Volume, VolumeGrid
+from iltm_anomaly.data.volume_grid import MOST_VOXELS, Volume, VolumeGrid
 from iltm_anomaly.processing.images import tensor_to_numpy
 
 VOLUME_FORMS = (
@@ -123,6 +124,29 @@ def resize(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         weights = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
         values = np.ascontiguousarray(np.moveaxis(np.tensordot(weights, values, axes=(1, axis)), 0, axis))
     return values
+
+
+def common_size(
+    grids: Sequence[VolumeGrid], names: Sequence[str], spacing: Sequence[float], stretch: bool, divisor: int
+) -> list[int]:
+    """Voxels along the RAS axes of the smallest grid that holds every box at `spacing` (mm), or, to `stretch` boxes to it, the
+    median one; multiples of `divisor`.
+
+    Raises:
+        ValueError: more than `MOST_VOXELS`; gives the largest volume by its name.
+    """
+    extents = np.array([grid.ras_extent for grid in grids])
+    voxels = np.ceil((np.median if stretch else np.max)(extents, axis=0) / spacing - 1e-3)
+    size = [int(-(-count // divisor) * divisor) for count in voxels]
+    if math.prod(size) > MOST_VOXELS:
+        largest = int(np.argmax((extents / spacing).prod(1)))
+        measures = " x ".join(f"{extent:g}" for extent in extents[largest])
+        raise ValueError(
+            f"a grid for all volumes would have {' x '.join(map(str, size))} voxels, and {MOST_VOXELS:,} are the most: "
+            f"{names[largest]} measures {measures} mm, at {' x '.join(f'{step:g}' for step in spacing)} mm; leave it out, "
+            "correct its affine, or give another size or spacing"
+        )
+    return size
 
 
 def place_in_grid(

@@ -7,10 +7,12 @@ from PIL import Image
 
 from iltm_anomaly.metrics import aupro, plot_pro_curve
 
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")  # Pillow knows more, and starts Ghostscript for one
+
 
 def read(path: str) -> np.ndarray:
     """Read a map: the array of an .npy file, else the grey values of an image."""
-    return np.load(path) if path.endswith(".npy") else np.asarray(Image.open(path).convert("F"))
+    return np.load(path) if path.endswith(".npy") else np.asarray(Image.open(path, formats=FORMATS).convert("F"))
 
 
 def score(map_files: list[str], mask_files: list[str], limit: float = 0.3) -> tuple[str, Any]:
