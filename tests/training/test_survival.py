@@ -22,8 +22,10 @@ from iltm_anomaly.locks import InUseError, locked
 from iltm_anomaly.recipes.recipe import Recipe, load_recipe
 from iltm_anomaly.training import checkpoint, pixels, rounds, stage_checkpoint
 from iltm_anomaly.training import fit as loop
+from iltm_anomaly.training.arguments import TrainArguments
 from iltm_anomaly.training.checkpoint import CheckpointError, load_checkpoint
 from iltm_anomaly.training.fit import NonFiniteLossError
+from iltm_anomaly.training.images import TrainingImages
 from iltm_anomaly.training.run import TrainingRun
 from iltm_anomaly.training.run_folder import RunFolderError
 
@@ -434,3 +436,16 @@ def test_two_runs_do_not_share_a_folder(tmp_path, resume):
     with locked(tmp_path / ".lock"), pytest.raises(InUseError, match=rf"in use by process {os.getpid()} on"):
         train(tmp_path, resume=resume)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", "[]", "null", "{", '{"seed": 1, "recipe": [], "images_sha256": "", "data": {}}']
+)
+def test_a_record_that_is_none_is_named(tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(RunFolderError, match=r"run.json is damaged: it must hold recipe, seed.*give another --output"):
+        train(tmp_path, resume=True)
+    arguments = TrainArguments("data", tmp_path, resume=True)
+    with pytest.raises(RunFolderError, match=r"run.json is damaged"):
+        TrainingImages(arguments).check_resumed()
+    assert (tmp_path / "run.json").read_text() == content
