@@ -33,12 +33,8 @@ from iltm_anomaly.training.stage import Stage
 
 logger = logging.getLogger(__name__)
 
-RECORD: dict[str, Any] = {
-    "recipe": {},
-    "seed": int,
-    "images_sha256": str,
-    "data": REPORT["data"],
-}  # what a run.json must hold
+# What a run.json must hold.
+RECORD: dict[str, Any] = {"recipe": {}, "seed": int, "images_sha256": str, "data": REPORT["data"]}
 MEMORY_ONLY = ("micro_batch_size",)  # fields of a stage that a resumed run may change
 
 
@@ -161,7 +157,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
         return None
     try:
         found = load_json(path)
-        check_shape(found, RECORD, str(path))
+        check_shape(found, RECORD | {"sittings": [{"precision": str}]}, str(path))
         whole = bool(found) and all(found.get(name) is not None for name in RECORD)
     except ValueError:
         whole = False
