@@ -436,3 +436,14 @@ def test_a_wrong_value_in_a_recipe_is_one_line_too(data, tmp_path, capsys):
     assert train(data, path, tmp_path / "out") == 2
     error = capsys.readouterr().err
     assert "head_dim" in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OverflowError("int too large to convert to float")])
+def test_what_this_machine_cannot_hold_is_one_line(tmp_path, monkeypatch, capsys, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("iltm_anomaly.training.train.train", fail)
+    assert main(["train", "--data", "data", "--output", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "too small for what was asked" in line or "too large for what was asked (int too large" in line

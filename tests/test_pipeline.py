@@ -99,8 +99,18 @@ def test_threshold_zero_heals_nothing_and_leaves_the_likelihood_alone(pipeline, 
 
 
 def test_an_empty_batch_is_an_error(pipeline, images):
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="batch_size must be at least 1 and a whole number, got 0"):
         pipeline(images, batch_size=0)
+
+
+ODD = {"batch_size": ("8", 2.0, True, None), "generator": ("1", 1.5, [1], 2**64, True)}
+
+
+@pytest.mark.parametrize("name, value", [(name, value) for name, values in ODD.items() for value in values])
+def test_arguments_of_another_type_are_named(pipeline, images, name, value):
+    with pytest.raises(ValueError, match=r"batch_size must be .* a whole number|a seed must be a whole number"):
+        pipeline(images[0], **{name: value})
+    assert len(pipeline(images[0], generator=np.int64(3), batch_size=np.int64(2)).scores) == 1
 
 
 def test_no_image_is_an_error(pipeline):

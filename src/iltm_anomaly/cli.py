@@ -303,12 +303,14 @@ def main(argv: list[str] | None = None) -> int:
     quiet_libraries()
     try:
         return COMMANDS[arguments.command][2](arguments) or 0
-    except (ValueError, RuntimeError, OSError, ImportError, StrictDataclassError) as error:
+    except (ValueError, RuntimeError, OSError, ImportError, StrictDataclassError, MemoryError, OverflowError) as error:
         if arguments.debug:
             raise
-        print(
-            f"iltm-anomaly {arguments.command}: {error}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr
-        )
+        said = str(error)
+        if isinstance(error, MemoryError | OverflowError):  # which often say nothing, or not of what
+            what = "the memory is too small" if isinstance(error, MemoryError) else "a number is too large"
+            said = f"{what} for what was asked ({said or type(error).__name__}): give smaller images, sizes or batches"
+        print(f"iltm-anomaly {arguments.command}: {said}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; --resume continues a training run, the same command a benchmark", file=sys.stderr)

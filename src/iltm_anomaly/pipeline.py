@@ -27,6 +27,7 @@ from iltm_anomaly.prior import PerformerPriorModel, PositionPriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.saved_pipeline import SavedPipeline
 from iltm_anomaly.scoring import anomaly_map
+from iltm_anomaly.seeds import check_seed
 from iltm_anomaly.settings import FeatureSettings, InferenceSettings, lowest_value
 from iltm_anomaly.tokenizers.base import TokenizerModel, images_at_once
 from iltm_anomaly.tokenizers.features import FeatureTokenizerModel
@@ -143,7 +144,7 @@ class ILTMAnomalyPipeline(SavedPipeline):
         Args:
             images: a path, PIL image, array or tensor, a list of these, or a column of a `datasets.Dataset`.
             num_samples, num_dropout_passes, token_threshold: in place of the pipeline's settings.
-            generator: a seed, or a CPU generator to draw one from. By default every image is healed with seed 0, so that
+            generator: a seed, or a generator to draw one from. By default every image is healed with seed 0, so that
                 its result is always the same, alone or among others.
             batch_size: images that go through the models together.
             show_progress: a progress bar over images.
@@ -151,11 +152,12 @@ class ILTMAnomalyPipeline(SavedPipeline):
         Raises:
             ImageReadError: if an image cannot be read.
             NonFiniteScoreError: if the score of an image is NaN or infinite.
-            ValueError: if `images` is empty, or values or a shape are none of an image.
+            ValueError: if `images` is empty, values or a shape are none of an image, or `generator` or `batch_size` is none.
             TypeError: if something is no image.
         """
         if isinstance(generator, torch.Generator):
-            generator = int(torch.randint(2**62, (1,), generator=generator))
+            generator = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
+        seed = check_seed(0 if generator is None else generator)
         overrides = {
             "num_samples": num_samples,
             "num_dropout_passes": num_dropout_passes,
@@ -168,7 +170,7 @@ class ILTMAnomalyPipeline(SavedPipeline):
 
         maps, scores, healed_images, log_likelihoods, resampled = [], [], [], [], []
         for batch in self.batches(images, batch_size, show_progress):
-            scored = self.score_batch(batch["pixel_values"], settings, generator or 0)
+            scored = self.score_batch(batch["pixel_values"], settings, seed)
             for values, healed, size in zip(scored[0], scored[1], batch["original_sizes"], strict=True):
                 maps.append(self.image_processor.restore_map(values, size, lowest_value(settings)))
                 scores.append(self._score(maps[-1]))

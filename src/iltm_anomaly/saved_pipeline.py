@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -102,7 +103,7 @@ class SavedPipeline:
 
         Raises:
             ImageReadError: if an image cannot be read.
-            ValueError: if `images` is empty, `batch_size` is below 1, or values or a shape are none of an image.
+            ValueError: if `images` is empty, `batch_size` is no whole number above 0, or values or a shape are none of an image.
             TypeError: if something is no image.
         """
         images = self.image_processor.as_list(images)
@@ -163,9 +164,9 @@ class SavedPipeline:
 
 
 def check_batch_size(batch_size: int) -> None:
-    """Raises ValueError below 1."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    """Raises ValueError unless it is a whole number of at least 1."""
+    if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1 and a whole number, got {batch_size!r}")
 
 
 def _check_dtype(dtype: torch.dtype | None) -> None:

@@ -5,6 +5,8 @@ of them. So whatever must stay as it is, such as the split of a data set, is dra
 """
 
 from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 
@@ -41,3 +43,14 @@ def sample_seed(base_seed: int, *counters: int) -> int:
         state = (state ^ (state >> 27)) * 0x94D049BB133111EB & _MASK
         state ^= state >> 31
     return state >> 1
+
+
+def check_seed(seed: Any) -> int:
+    """A seed that `torch.Generator.manual_seed` accepts.
+
+    Raises:
+        ValueError: if it is no whole number of 64 bits.
+    """
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or not -(1 << 63) <= int(seed) <= _MASK:
+        raise ValueError(f"a seed must be a whole number of 64 bits, got {seed!r}")
+    return int(seed)

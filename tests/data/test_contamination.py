@@ -286,3 +286,27 @@ def test_the_largest_train_size_is_possible_and_two_more_are_not(dataset, fracti
     assert contaminate(dataset, fraction, seed=0, train_size=expected)["train"].num_rows == expected
     with pytest.raises(ValueError, match=f"train_size={expected} or less"):
         contaminate(dataset, fraction, seed=0, train_size=expected + 2)  # one more may be, by rounding
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"good_indices": 5},
+        {"pool_indices": ["a"]},
+        {"test_indices": [10**6]},
+        {"good_indices": [-1]},
+        {"source_rows": [1]},
+        {"source_rows": None},
+        {"more": 1},
+    ],
+    ids=repr,
+)
+def test_a_damaged_record_is_named(change):
+    record = ContaminationRecord(0.1, 0, None, (0, 1), (0,), (1, 2), (2, 3))
+    assert ContaminationRecord.from_dict(record.to_dict()) == record
+    with pytest.raises(ValueError, match="the contamination record of the training report is damaged"):
+        ContaminationRecord.from_dict(record.to_dict() | change)
+    values = record.to_dict()
+    values.pop("fraction")
+    with pytest.raises(ValueError, match=r"damaged: .*fraction"):
+        ContaminationRecord.from_dict(values)

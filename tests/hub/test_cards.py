@@ -5,6 +5,8 @@ import io
 import json
 import re
 import shlex
+from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from huggingface_hub._eval_results import parse_eval_result_entries
 from PIL import Image
 
 from iltm_anomaly.hub.cards import draw_picture, load_results, render_card, summarise
+from iltm_anomaly.hub.checks import REPORT, check_shape
 from iltm_anomaly.hub.data_sources import DATA_SOURCES, DEMO, as_path, data_source
 from iltm_anomaly.recipes.recipe import load_recipe
 
@@ -222,3 +225,47 @@ def test_names_are_text_in_the_card_and_words_in_its_commands():
 def test_an_unknown_folder_is_no_markdown_either():
     text = render_card("mine", [], {"data": {"source": "/data/<b>*bolts*"}})["README.md"].decode()
     assert r"\<b\>\*bolts\*. Its maker should" in text and "<b>" not in text.split("---\n", 2)[2]
+
+
+def spoiled(document, odd):
+    """Copies of a document, in each of which another item is `odd`, or is not there if that is ...; items of items too."""
+    for key in range(len(document)) if isinstance(document, list) else document:
+        copy = deepcopy(document)
+        if odd is ...:
+            del copy[key]
+        else:
+            copy[key] = odd
+        yield copy
+        if isinstance(document[key], dict | list):
+            for inner in spoiled(document[key], odd):
+                yield document | {key: inner} if isinstance(document, dict) else [inner]
+
+
+@pytest.mark.parametrize("odd", [..., 5, "x", [5], {"a": 5}], ids=repr)
+def test_odd_documents_are_refused_or_do_not_matter(tmp_path, odd):
+    document = load_results([RESULTS])[0]
+    document |= {"results": document["results"][-1:], "versions": {"torch": "2"}}
+    for copy in spoiled(document, odd):
+        (tmp_path / "results.json").write_text(json.dumps(copy))
+        with suppress(ValueError):
+            render_card("part", load_results([tmp_path / "results.json"]), picture=b"PNG")
+    contamination = {"fraction": 0.2, "protocol": "overlap", "train_size": 40}
+    recipe = {"name": "mine", "rounds": {"outlier_scale": 1.5}, "vqvae": {"channels": [8]}, "image_size": 64}
+    report = {"recipe": recipe, "data": {"source": "x/y", "contamination": contamination}, "seed": 3}
+    report |= {"rounds": [{"round": 0, "commit": "c"}], "versions": {"torch": "2"}, "hardware": document["hardware"]}
+    for copy in spoiled(report, odd):
+        with suppress(ValueError):
+            check_shape(copy, REPORT, "training_report.json")
+            render_card("part", [], copy, "org/part")
+
+
+def test_an_odd_document_is_named(tmp_path):
+    for content, message in {
+        "{": r"results.json is not valid JSON",
+        "5": r"results.json is damaged: '5' cannot stand there",
+        '{"results": [5]}': r"results.json: results: item 0 is damaged",
+        '{"results": [{"method": "iltm", "round": 0, "aupro": "high"}]}': r"item 0: aupro is damaged: 'high'",
+    }.items():
+        (tmp_path / "results.json").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            load_results([tmp_path / "results.json"])

@@ -22,8 +22,11 @@ from iltm_anomaly.locks import InUseError, locked
 from iltm_anomaly.recipes.recipe import Recipe, load_recipe
 from iltm_anomaly.training import checkpoint, pixels, rounds, stage_checkpoint
 from iltm_anomaly.training import fit as loop
+from iltm_anomaly.training.accelerator import make_accelerator
+from iltm_anomaly.training.arguments import TrainArguments
 from iltm_anomaly.training.checkpoint import CheckpointError, load_checkpoint
 from iltm_anomaly.training.fit import NonFiniteLossError
+from iltm_anomaly.training.images import TrainingImages
 from iltm_anomaly.training.run import TrainingRun
 from iltm_anomaly.training.run_folder import RunFolderError
 
@@ -298,8 +301,6 @@ def test_trackers(tmp_path, monkeypatch):
     pytest.importorskip("tensorboard", reason="needs tensorboard: pip install -e '.[trackers]'")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from iltm_anomaly.training.accelerator import make_accelerator
-
     AcceleratorState._reset_state(reset_partial_state=True)
     recipe = Recipe.from_dict(RECIPE)
     accelerator = make_accelerator(recipe, tmp_path / "run", ["tensorboard"], cpu=True)
@@ -319,8 +320,6 @@ def test_trackers(tmp_path, monkeypatch):
 
 
 def test_precision_that_the_device_is_not_built_for(tmp_path, caplog):
-    from iltm_anomaly.training.accelerator import make_accelerator
-
     AcceleratorState._reset_state(reset_partial_state=True)
     recipe = Recipe.from_dict(RECIPE | {"mixed_precision": "fp16"})
     assert make_accelerator(recipe, tmp_path, [], cpu=True).mixed_precision == "no"
@@ -338,7 +337,9 @@ def test_precision_is_the_faster_one_and_a_resumed_run_keeps_its_own(tmp_path, m
     AcceleratorState._reset_state(reset_partial_state=True)
     assert accelerator.make_accelerator(recipe, tmp_path, [], cpu=True).mixed_precision == expected
     assert torch.equal(state, torch.get_rng_state())
-    (tmp_path / "run.json").write_text(json.dumps({"sittings": [{"precision": "no"}, {"precision": expected}]}))
+    record = {"recipe": {}, "seed": 1, "images_sha256": "", "data": {}}
+    record["sittings"] = [{"precision": "no"}, {"precision": expected}]
+    (tmp_path / "run.json").write_text(json.dumps(record))
     monkeypatch.setattr(precision, "_step_seconds", lambda *_: pytest.fail("measured again"))
     AcceleratorState._reset_state(reset_partial_state=True)
     assert accelerator.make_accelerator(recipe, tmp_path, [], cpu=True).mixed_precision == expected
@@ -434,3 +435,19 @@ def test_two_runs_do_not_share_a_folder(tmp_path, resume):
     with locked(tmp_path / ".lock"), pytest.raises(InUseError, match=rf"in use by process {os.getpid()} on"):
         train(tmp_path, resume=resume)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+RECORDS = ("{}", "[]", "null", "{", '{"seed": 1, "recipe": [], "images_sha256": "", "data": {}}')
+ODD_SITTING = '{"seed": 1, "recipe": {}, "images_sha256": "", "data": {}, "sittings": [0]}'
+
+
+@pytest.mark.parametrize("content", [*RECORDS, ODD_SITTING])
+def test_a_record_that_is_none_is_named(tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
+    make_accelerator(Recipe.from_dict(RECIPE | {"mixed_precision": "auto"}), tmp_path, [], cpu=True)
+    with pytest.raises(RunFolderError, match=r"run.json is damaged: it must hold recipe, seed.*give another --output"):
+        train(tmp_path, resume=True)
+    arguments = TrainArguments("data", tmp_path, resume=True)
+    with pytest.raises(RunFolderError, match=r"run.json is damaged"):
+        TrainingImages(arguments).check_resumed()
+    assert (tmp_path / "run.json").read_text() == content

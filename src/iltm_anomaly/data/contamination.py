@@ -69,11 +69,24 @@ class ContaminationRecord:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ContaminationRecord:
-        """Inverse of `to_dict`, also after a round trip through JSON."""
+        """Inverse of `to_dict`, also after a round trip through JSON.
+
+        Raises:
+            ValueError: if the values are not those of a record.
+        """
         fields: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
-        return cls(**fields)
+        try:
+            record = cls(**fields)
+            train, test = record.source_rows
+            chosen = ((record.good_indices, train), (record.pool_indices, test), (record.test_indices, test))
+            valid = all(type(row) is int and 0 <= row < rows for indices, rows in chosen for row in indices)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the contamination record of the training report is damaged: {error}") from None
+        if not valid:
+            raise ValueError("the contamination record of the training report is damaged: it names rows that are none")
+        return record
 
 
 def contaminate(

@@ -16,6 +16,7 @@ from iltm_anomaly.data.volumes import load_volumes
 from iltm_anomaly.evaluation.gallery import draw_gallery, gallery_rows
 from iltm_anomaly.evaluation.ground_truth import ground_truth_masks
 from iltm_anomaly.evaluation.rounds import each_round, load_rounds, masked_token_shares
+from iltm_anomaly.hub.checks import REPORT, check_shape
 from iltm_anomaly.hub.data_sources import as_path
 from iltm_anomaly.hub.folders import resolve_model_folder
 from iltm_anomaly.metrics import evaluate_maps, lesion_detection
@@ -49,6 +50,7 @@ def evaluate_run(
     """
     model_folder, run_folder = resolve_model_folder(model)
     pipeline = ILTMAnomalyPipeline.from_pretrained(model_folder, device=device)
+    check_shape(pipeline.training_report, REPORT, f"{model_folder}: training_report.json")
     report, volumes = pipeline.training_report, pipeline.image_processor.is_volumetric
     test, train = _split(pipeline, data, category)
     rounds = load_rounds(pipeline, run_folder if all_rounds else None)
@@ -87,7 +89,7 @@ def _split(pipeline: ILTMAnomalyPipeline, data: str | Path, category: str | None
     Raises:
         ValueError: if the data set is not the one of the training, or has no defective test image.
     """
-    known = pipeline.training_report.get("data", {})
+    known = pipeline.training_report.get("data") or {}
     trained, record = known.get("category"), known.get("contamination")
     if record and category and trained and category != trained:
         raise ValueError(
@@ -147,7 +149,7 @@ def score_dataset(
 
 def _conditions(report: dict[str, Any], category: str | None) -> dict[str, Any]:
     """What all rounds of a run have in common, for each item of "results"."""
-    known = report.get("data", {})
+    known = report.get("data") or {}
     record = known.get("contamination") or {}
     return {
         "method": "iltm",

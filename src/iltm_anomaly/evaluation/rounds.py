@@ -26,8 +26,16 @@ Round = tuple[dict[str, Any], Any]
 
 
 def load_rounds(pipeline: ILTMAnomalyPipeline, run_folder: Path | None) -> list[Round]:
-    """All rounds of a run folder; without one the pipeline's own round alone."""
+    """All rounds of a run folder; without one the pipeline's own round alone.
+
+    Raises:
+        ValueError: if the training report does not number them, or one is not there.
+    """
     entries = pipeline.training_report.get("rounds") or [{"round": 0}]
+    if any(entry.get("round") is None for entry in entries):
+        raise ValueError(
+            "training_report.json has rounds without a number: continue or repeat the run to have it written anew"
+        )
     if run_folder is None:
         return [(entries[-1], pipeline if pipeline.has_features else pipeline.prior)]
     folders = [run_folder / "rounds" / f"round_{entry['round']}" for entry in entries]
@@ -95,11 +103,14 @@ def masked_token_shares(
     elif rounds[0][0]["round"] == 0:
         shares[0] = (0.0, 0.0)
         if len(rounds) > 1 and train is not None and known:
-            recipe = pipeline.training_report["recipe"]["rounds"]
-            rule = masking.RejectionRule(**{f.name: recipe[f.name] for f in fields(masking.RejectionRule)})
+            recipe = (pipeline.training_report.get("recipe") or {}).get("rounds") or {}
+            known_fields = [f.name for f in fields(masking.RejectionRule) if f.name in recipe]
+            rule = masking.RejectionRule(**{name: recipe[name] for name in known_fields})
             codes, pixel_masks = _codes_and_masks(pipeline, train)
             defect, normal = masking.defect_tokens(pixel_masks, tuple(codes.shape[1:]))
             for number, ((_, teacher), (entry, _)) in enumerate(pairwise(rounds), start=1):
+                if entry.get("surprise_limit") is None:
+                    continue  # not told
                 likelihood = teacher.log_likelihood(codes.flatten(1)).view(codes.shape).cpu()
                 keep = masking.keep_mask(rule.surprise(likelihood), entry["surprise_limit"])
                 shares[number] = masking.masked_shares(keep, defect, normal)

@@ -12,11 +12,33 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
 from iltm_anomaly import headings
+from iltm_anomaly.hub.checks import HARDWARE, NUMBER, check_shape
 from iltm_anomaly.hub.data_sources import CONTAMINATION, DEMO, DataSource, data_source, in_markdown, without_control
 from iltm_anomaly.provenance import training_commit
 from iltm_anomaly.recipes.recipe import load_recipe, preset_names, recipe_from_dict
 
+VERDICTS = ("detected", "defective", "false_alarms", "good")
 MARKER = "<!-- Rendered by iltm-anomaly"
+RESULT = {
+    "method": str,
+    "round": int,
+    "category": str,
+    "contamination": NUMBER,
+    "protocol": str,
+    "train_size": int,
+    "seed": int,
+}
+DOCUMENT = {
+    "results": [RESULT | dict.fromkeys((*headings.IMAGES, *headings.VOLUMES), NUMBER)],
+    "data": str,
+    "recipe": str,
+    "at_threshold": dict.fromkeys(VERDICTS, int),
+    "training_seconds": NUMBER,
+    "training_commit": str,
+    "commit": str,
+    "hardware": HARDWARE,
+    "versions": {},
+}
 TEMPLATE = Path(__file__).with_name("model_card.md")
 
 
@@ -26,8 +48,15 @@ def read_documents(paths: list[Path]) -> dict[str, Any]:
     for path in paths:
         text = path.read_text(encoding="utf-8")
         for number, part in enumerate(text.splitlines() if path.suffix == ".jsonl" else [text], 1):
-            found[f"{path}, line {number}" if path.suffix == ".jsonl" else str(path)] = json.loads(part)
+            found[f"{path}, line {number}" if path.suffix == ".jsonl" else str(path)] = _parsed(part, path)
     return found
+
+
+def _parsed(text: str, path: Path) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
 
 
 def load_results(paths: list[Path]) -> list[dict[str, Any]]:
@@ -38,8 +67,9 @@ def load_results(paths: list[Path]) -> list[dict[str, Any]]:
     """
     by_place = read_documents(paths)
     for place, document in by_place.items():
-        results = document.get("results") if isinstance(document, dict) else None
-        if not results or any(r.get("method") != "iltm" or not isinstance(r.get("round"), int) for r in results):
+        check_shape(document, DOCUMENT, place)
+        results = document.get("results") if document else None
+        if not results or any(r.get("method") != "iltm" or r.get("round") is None for r in results):
             raise ValueError(f"{place} holds no results of `iltm-anomaly evaluate`")
     documents = list(by_place.values())
     for what, values in {
@@ -138,13 +168,13 @@ def _subject(documents: list[dict[str, Any]], report: dict[str, Any]) -> _Subjec
     data, document = report.get("data") or {}, documents[0] if documents else {}
     last = document["results"][-1] if documents else {}
     recipe_name = (report.get("recipe") or {}).get("name") or document.get("recipe")
-    source = data_source(str(document["data"] if documents else data.get("source") or "unknown"), recipe_name)
+    source = data_source(str(document.get("data") if documents else data.get("source") or "unknown"), recipe_name)
     category = (last if documents else data).get("category")
     contamination = last.get("contamination") if documents else (data.get("contamination") or {}).get("fraction")
     contamination = CONTAMINATION if source is DEMO else contamination
     recipe, preset = _recipe(report, recipe_name or ("demo" if source is DEMO else None))
     measured = {key: summarise(documents, -1, key) for key in headings.METRICS}
-    seeds = [d["results"][-1]["seed"] for d in documents]
+    seeds = [d["results"][-1].get("seed") or 0 for d in documents]
     conditions = {"seeds": seeds, "contamination": contamination, "round": last.get("round")}
     return _Subject(
         documents,
@@ -264,7 +294,7 @@ def _verdicts(documents: list[dict[str, Any]]) -> dict[str, int] | None:
     found = [document["at_threshold"] for document in documents if document.get("at_threshold")]
     if len(found) < len(documents):
         return None
-    return {key: sum(entry[key] for entry in found) for key in ("detected", "defective", "false_alarms", "good")}
+    return {key: sum(entry.get(key) or 0 for entry in found) for key in VERDICTS}
 
 
 def _facts(subject: _Subject) -> str:
@@ -278,9 +308,13 @@ def _facts(subject: _Subject) -> str:
         return ", ".join(dict.fromkeys(str(value) for value in values if value is not None)) or "not recorded"
 
     machines = [
-        f"{d['hardware']['device']}, {d['hardware']['threads']} thread(s)" for d in sources if d.get("hardware")
+        f"{d['hardware'].get('device')}, {d['hardware'].get('threads')} thread(s)"
+        for d in sources
+        if d.get("hardware")
     ]
-    versions = [", ".join(f"{package} {version}" for package, version in d["versions"].items()) for d in sources]
+    versions = [
+        ", ".join(f"{package} {version}" for package, version in (d.get("versions") or {}).items()) for d in sources
+    ]
     trained = [d.get("training_commit") for d in documents] or [training_commit(report)]
     recipes = [d.get("recipe") if documents else (d.get("recipe") or {}).get("name") for d in sources]
     facts = {

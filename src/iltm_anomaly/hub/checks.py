@@ -49,6 +49,23 @@ WHOLE_NUMBERS = {torch.uint8: "U8", torch.int64: "I64"}
 MAX_JSON_BYTES = 64 * 2**20
 
 
+NUMBER = (int, float)
+# What a training report holds, where we read it; the rest may be anything.
+HARDWARE = {"device": str, "threads": int}
+DRAWN = {"fraction": NUMBER, "protocol": str, "train_size": int}
+RULE = {"token_threshold": NUMBER, "neighbourhood": NUMBER, "outlier_scale": NUMBER}
+REPORT = {
+    "data": {"source": str, "category": str, "contamination": DRAWN},
+    "recipe": {"name": str, "rounds": RULE, "vqvae": {"channels": list}},
+    "rounds": [{"round": int, "masked_fraction": NUMBER, "surprise_limit": NUMBER, "commit": str}],
+    "seed": int,
+    "training_seconds": NUMBER,
+    "commit": str,
+    "hardware": HARDWARE,
+    "versions": {},
+}
+
+
 class Stored(NamedTuple):
     """Shape and type of a tensor in a safetensors file, such as (3,) and "F32"."""
 
@@ -73,6 +90,28 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold an object, got {type(value).__name__}")
     return value
+
+
+def check_shape(value: Any, shape: Any, where: str) -> None:
+    """Raises ValueError, with the name of the item, if a document from JSON has an item of another kind than `shape`. None, or
+    nothing, is fine everywhere but in lists.
+
+    Args:
+        value: the document.
+        shape: a type or several, a dictionary of shapes by key, or a list of one shape for all items.
+        where: the document stands, for the message.
+    """
+    if value is None:
+        return
+    kind: Any = type(shape) if isinstance(shape, dict | list) else shape
+    if not isinstance(value, kind) or (isinstance(shape, list) and None in value):
+        raise ValueError(f"{where} is damaged: {str(value)[:80]!r} cannot stand there. Make the document anew")
+    if isinstance(shape, dict):
+        for key, inner in shape.items():
+            check_shape(value.get(key), inner, f"{where}: {key}")
+    elif isinstance(shape, list):
+        for number, item in enumerate(value):
+            check_shape(item, shape[0], f"{where}: item {number}")
 
 
 def check_folder(folder: Path, classes: dict[str, type]) -> None:

@@ -15,7 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 
 from iltm_anomaly.hub.cards import MARKER, load_results, render_card
-from iltm_anomaly.hub.checks import PIPELINE_FILES, belongs, check_folder, read_json
+from iltm_anomaly.hub.checks import PIPELINE_FILES, REPORT, belongs, check_folder, check_shape, read_json
 from iltm_anomaly.hub.data_sources import public_name
 from iltm_anomaly.hub.folders import resolve_model_folder
 from iltm_anomaly.hub.parts import expected_classes, read_calibration
@@ -135,6 +135,7 @@ def _card_files(folder: Path, repo_id: str, results: list[Path], picture: Path |
     if image is not None and not image.startswith(b"\x89PNG"):
         raise ValueError(f"{picture} is no PNG")
     report = read_json(folder / "training_report.json")
+    check_shape(report, REPORT, str(folder / "training_report.json"))
     return render_card(repo_id.split("/")[-1], load_results(results), report, repo_id, image)
 
 

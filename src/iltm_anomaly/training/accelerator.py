@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from accelerate.utils import broadcast_object_list
 
 from iltm_anomaly.recipes.recipe import Recipe
-from iltm_anomaly.training.checkpoint import load_json
 from iltm_anomaly.training.precision import faster_precision
+from iltm_anomaly.training.run_folder import RunFolderError, read_record
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +63,11 @@ def _chosen(recipe: Recipe, output: Path, state: PartialState) -> str:
     """The precision that a run in `output` was begun in, so that it goes on bit for bit; of a new run the faster one."""
     found: list[str | None] = [None]
     if state.is_main_process:
-        record = output / "run.json"
-        sittings = (load_json(record) if record.exists() else {}).get("sittings", [])
+        sittings: list[dict[str, Any]] = []
+        with suppress(RunFolderError):  # the run itself says what is wrong, in all processes
+            sittings = (read_record(output / "run.json") or {}).get("sittings") or []
         if sittings:
-            found = [sittings[-1]["precision"]]
+            found = [sittings[-1].get("precision")]
         elif _has_precision(state.device, "bf16"):
             found = [faster_precision(recipe, state.device)]
     return broadcast_object_list(found)[0] or "no"

@@ -16,8 +16,7 @@ from iltm_anomaly.data.streaming import stream_images
 from iltm_anomaly.data.volumes import load_volumes
 from iltm_anomaly.hub.data_sources import as_path
 from iltm_anomaly.training.arguments import TrainArguments
-from iltm_anomaly.training.checkpoint import load_json
-from iltm_anomaly.training.run_folder import changes_between, refuse
+from iltm_anomaly.training.run_folder import changes_between, read_record, refuse
 
 
 class TrainingImages:
@@ -83,10 +82,10 @@ class TrainingImages:
         """Raises RunFolderError if the run that is to be resumed has another category or draw: the images themselves are compared
         only where something is left to train. Of a stream nothing is known."""
         chosen = self.arguments
-        path = chosen.output / "run.json"
-        if not chosen.resume or chosen.streaming or not path.exists():
+        known = read_record(chosen.output / "run.json") if chosen.resume and not chosen.streaming else None
+        if known is None:
             return
-        data = load_json(path)["data"]
+        data = known["data"]
         drawn = data.get("contamination") or {}
         found: dict[str, Any] = {
             "contamination": drawn.get("fraction"),

@@ -23,6 +23,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 
+from iltm_anomaly.hub.checks import REPORT, check_shape
 from iltm_anomaly.locks import LOCK_FILE, locked
 from iltm_anomaly.provenance import provenance
 from iltm_anomaly.recipes.recipe import Recipe, recipe_from_dict
@@ -32,6 +33,8 @@ from iltm_anomaly.training.stage import Stage
 
 logger = logging.getLogger(__name__)
 
+# What a run.json must hold.
+RECORD: dict[str, Any] = {"recipe": {}, "seed": int, "images_sha256": str, "data": REPORT["data"]}
 MEMORY_ONLY = ("micro_batch_size",)  # fields of a stage that a resumed run may change
 
 
@@ -72,9 +75,9 @@ class RunFolder:
         checksum of the images of the run that it holds, None if it holds none.
 
         Raises:
-            RunFolderError: if it holds a run and `resume` is False, or another run.
+            RunFolderError: if it holds a run and `resume` is False, or another run, or what it holds is damaged.
         """
-        found = on_main(self.accelerator, lambda: load_json(self._record) if self._record.exists() else None)
+        found = on_main(self.accelerator, lambda: read_record(self._record))
         if found is None:
             if resume and self.accelerator.is_main_process:
                 logger.info("%s holds no run yet: starting one", self.path)
@@ -107,7 +110,7 @@ class RunFolder:
                 "precision": self.accelerator.mixed_precision,
                 **provenance(self.accelerator.device),
             }
-            known = (load_json(self._record) if self._record.exists() else None) or {
+            known = read_record(self._record) or {
                 "recipe": recipe.to_dict(),
                 "seed": seed,
                 "images": images,
@@ -115,7 +118,7 @@ class RunFolder:
                 "data": data_record(),
             }
             known["recipe"] = recipe.to_dict()  # what may change has, perhaps
-            known["sittings"] = [*known.get("sittings", []), sitting]
+            known["sittings"] = [*(known.get("sittings") or []), sitting]
             write_atomically(self.path / "recipe.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=False).encode())
             write_json(self._record, known)
             return known["data"]
@@ -142,6 +145,27 @@ class RunFolder:
         value = compute()
         on_main(self.accelerator, lambda: save_checkpoint(path, {"follows": follows, "value": value}))
         return value
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """What a run.json holds, None if there is none.
+
+    Raises:
+        RunFolderError: if it is not what identifies a run.
+    """
+    if not path.exists():
+        return None
+    try:
+        found = load_json(path)
+        check_shape(found, RECORD | {"sittings": [{"precision": str}]}, str(path))
+        whole = bool(found) and all(found.get(name) is not None for name in RECORD)
+    except ValueError:
+        whole = False
+    if not whole:
+        raise RunFolderError(
+            f"{path} is damaged: it must hold {', '.join(RECORD)} of a run. Put a copy in its place, or give another --output"
+        )
+    return found
 
 
 def _completed(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from iltm_anomaly.recipes.recipe import load_recipe
 from iltm_anomaly.training.accelerator import make_accelerator
 from iltm_anomaly.training.arguments import TrainArguments
+from iltm_anomaly.training.bounds import check_sizes
 from iltm_anomaly.training.images import TrainingImages
 from iltm_anomaly.training.processes import describe, own_accelerator
 from iltm_anomaly.training.run import TrainingRun
@@ -30,6 +31,7 @@ def train(arguments: TrainArguments) -> Path:
     preset = arguments.preset or ("phantom" if arguments.volumes else "features")
     rounds = [] if arguments.rounds is None else [f"rounds.rounds={arguments.rounds}"]
     recipe = load_recipe(preset, [*arguments.overrides, *rounds])
+    check_sizes(recipe)
     if recipe.is_volumetric != arguments.volumes:
         kind, remedy = ("volumes", "pass --volumes") if recipe.is_volumetric else ("images", "leave out --volumes")
         raise ValueError(f"preset {recipe.name} is for {kind}: {remedy}, or choose another preset")

@@ -28,6 +28,7 @@ from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.recipes.feature_recipe import FeatureRecipe
 from iltm_anomaly.recipes.recipe import Recipe, load_recipe
 from iltm_anomaly.settings import InferenceSettings
+from iltm_anomaly.training.bounds import check_sizes
 from iltm_anomaly.training.checkpoint import file_digest
 
 logger = logging.getLogger(__name__)
@@ -308,6 +309,7 @@ def make_plan(arguments: BenchmarkArguments) -> Plan:
     if isinstance(recipe, FeatureRecipe):
         raise ValueError(f"preset {arguments.preset} is one on features: leave it out and give --methods features")
     recipe, methods = _resized(recipe, arguments.image_size), resolve_methods(arguments.methods)
+    check_sizes(recipe)
     _check_baseline_config(arguments, recipe)
     groups = []
     for category in resolve_categories(arguments.data, arguments.categories):
