@@ -1,4 +1,4 @@
-"""Command line: `iltm-anomaly demo | train | evaluate | detect | benchmark | push`. Heavy imports wait for their command."""
+"""Command line: `iltm-anomaly demo | train | evaluate | detect | report | benchmark | push`. Heavy imports wait for their command."""
 
 import argparse
 import logging
@@ -125,6 +125,20 @@ def run_detect(arguments: argparse.Namespace) -> int:
     abnormal = sum(row["abnormal"] == 1 for row in rows)
     print(f"{len(rows) - failed} scored, {abnormal} abnormal, {failed} failed: {arguments.output / 'results.csv'}")
     return 0 if not failed else 2 if failed == len(rows) else 1
+
+
+def add_report_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("folder", type=Path, metavar="DIR", help="what detect has written, or a run folder of train on features")
+    add("--output", type=Path, metavar="FILE.html", help="the page (default: report.html in DIR)")
+
+
+def run_report(arguments: argparse.Namespace) -> None:
+    from iltm_anomaly.evaluation.report import write_report
+
+    path, report = write_report(arguments.folder, arguments.output)
+    abnormal = sum(row.abnormal for row in report.rows)
+    print(f"{len(report.rows)} images, {abnormal} {report.words[1]}, {len(report.unreadable)} unreadable: {path}")
 
 
 def usable_device(name: str | None) -> str:
@@ -271,6 +285,7 @@ COMMANDS: dict[str, Command] = {
         run_evaluate,
     ),
     "detect": ("score images and draw where they are wrong", add_detect_arguments, run_detect),
+    "report": ("show what detect or train has found as one page", add_report_arguments, run_report),
     "benchmark": (
         "measure every method of the paper's table on the same contaminated images",
         add_benchmark_arguments,

@@ -66,9 +66,16 @@ def _draw(images: list[Tensor], weights: Tensor, labels: list[tuple[str, bool]])
     for place, (image, weight, (label, looks_defective)) in enumerate(zip(images, weights, labels, strict=True)):
         left, top = MARGIN + place % ACROSS * step, MARGIN + place // ACROSS * (step + LABEL)
         pen.text((left, top), label, fill="firebrick" if looks_defective else "black", font=font)
-        colours = np.broadcast_to(image.permute(1, 2, 0).numpy(), (*image.shape[1:], 3))
-        picture = Image.fromarray(np.ascontiguousarray(colours)).resize((CELL, CELL), Image.Resampling.BICUBIC)
-        light = torch.where(weight > 0.5, DIMMED, 1.0) if bool((weight <= 0.5).any()) else torch.ones_like(weight)
-        mask = Image.fromarray((255 * light).byte().numpy()).resize((CELL, CELL), Image.Resampling.NEAREST)
-        sheet.paste(Image.composite(picture, Image.new("RGB", picture.size), mask), (left, top + LABEL))
+        sheet.paste(picture_of(image, weight), (left, top + LABEL))
     return sheet
+
+
+def picture_of(image: Tensor, weight: Tensor | None = None) -> Image.Image:
+    """An image (C, H, W) uint8 as a picture of `CELL` pixels a side; dimmed where its tokens (h, w) were kept, unless all were."""
+    colours = np.broadcast_to(image.permute(1, 2, 0).numpy(), (*image.shape[1:], 3))
+    picture = Image.fromarray(np.ascontiguousarray(colours)).resize((CELL, CELL), Image.Resampling.BICUBIC)
+    if weight is None or bool((weight > 0.5).all()):
+        return picture
+    light = torch.where(weight > 0.5, DIMMED, 1.0)
+    mask = Image.fromarray((255 * light).byte().numpy()).resize((CELL, CELL), Image.Resampling.NEAREST)
+    return Image.composite(picture, Image.new("RGB", picture.size), mask)

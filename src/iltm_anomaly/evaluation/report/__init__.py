@@ -1,0 +1,64 @@
+"""`iltm-anomaly report`: what `detect` or `train` has found as one page to look at, in one file that needs nothing else."""
+
+import base64
+import hashlib
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from iltm_anomaly.evaluation.report.content import Report
+from iltm_anomaly.evaluation.report.detected import RESULTS, detected
+from iltm_anomaly.evaluation.report.trained import trained
+from iltm_anomaly.training.checkpoint import write_atomically
+
+FOLDER = Path(__file__).parent  # of page.html, page.css and page.js
+MOST_PICTURES = 2000  # images with pictures: more would make a page that browsers are slow to open
+
+
+def write_report(folder: Path, output: Path | None = None) -> tuple[Path, Report]:
+    """Writes a report of what `detect` has written, or of a run of `train` on features.
+
+    Args:
+        folder: that `detect` or `train` was given as `--output`; where both were, the report is of `detect`.
+        output: of the page; without it "report.html" in the folder.
+
+    Returns:
+        Path of the page, and what it tells.
+
+    Raises:
+        ValueError: if the folder is neither, or what it holds is empty or damaged.
+        CheckpointError: if the page cannot be written.
+    """
+    if (folder / RESULTS).is_file():
+        report = detected(folder, MOST_PICTURES)
+    elif (folder / "run.json").is_file():
+        report = trained(folder, MOST_PICTURES)
+    else:
+        what = "does not exist" if not folder.exists() else "is a file" if folder.is_file() else "is neither"
+        raise ValueError(f"give a folder that detect has written ({RESULTS}) or a run folder of train: {folder} {what}")
+    output = folder / "report.html" if output is None else output
+    write_atomically(output, render(report).encode())
+    return output, report
+
+
+def render(report: Report) -> str:
+    """The page. All that comes from files is escaped; beyond that, browsers are told to run our own script alone, which the page
+    names by its checksum, and to load nothing."""
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    script, style = ((FOLDER / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
+    data = {
+        "threshold": report.threshold,
+        "words": report.words,
+        "rows": [{"path": row.path, "score": row.score, "abnormal": row.abnormal} for row in report.rows],
+        "unreadable": [path for path, _ in report.unreadable],
+    }
+    return environment.get_template("page.html").render(
+        report=report,
+        data=data,
+        script=Markup(script),
+        style=Markup(style),
+        checksum=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
