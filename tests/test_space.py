@@ -1,24 +1,21 @@
 """The Space: its function, and its page in a real headless Chromium (Debian: `chromium`, `chromium-driver`)."""
 
-import base64
 import importlib.util
 import io
-import json
 import os
 import shutil
-import socket
 import struct
 import subprocess
 import sys
-import time
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from browser import Browser, free_port, wait_for
 from PIL import Image
 from tiny_models import tiny_pipeline
 
@@ -26,7 +23,6 @@ from iltm_anomaly import ILTMAnomalyPipeline
 
 pytest.importorskip("gradio", reason="needs gradio: run `make test-space`")
 SPACE = Path(__file__).resolve().parents[1] / "space"
-ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # how WebDriver marks an element
 
 
 @pytest.fixture(scope="module")
@@ -98,52 +94,6 @@ def test_a_model_that_cannot_be_loaded_is_said_too(app, tmp_path, monkeypatch):
     path = str(sorted((SPACE / "examples").glob("*.png"))[0])
     verdict, *_ = app.detect(path, 3, silent)
     assert "The model cannot be loaded" in verdict and "ILTM_MODEL" in verdict
-
-
-class Browser:
-    """A headless Chromium, spoken to in the W3C WebDriver protocol."""
-
-    def __init__(self, port: int):
-        self.address = f"http://127.0.0.1:{port}"
-        options = {"args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1400,1000"]}
-        session = self.ask("POST", "/session", capabilities={"alwaysMatch": {"goog:chromeOptions": options}})
-        self.address += f"/session/{session['sessionId']}"
-
-    def ask(self, method: str, path: str, **content: Any) -> Any:
-        data = json.dumps(content).encode() if method == "POST" else None
-        request = urllib.request.Request(
-            self.address + path, data, {"Content-Type": "application/json"}, method=method
-        )
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            return json.load(answer)["value"]
-
-    def run(self, script: str) -> Any:
-        return self.ask("POST", "/execute/sync", script=script, args=[])
-
-    def upload(self, path: Path) -> None:
-        found = self.ask("POST", "/element", using="css selector", value="#file input[type=file]")
-        self.ask("POST", f"/element/{found[ELEMENT]}/value", text=str(path))
-
-    def screenshot(self) -> Image.Image:
-        return Image.open(io.BytesIO(base64.b64decode(self.ask("GET", "/screenshot")))).convert("RGB")
-
-
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 300) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            if value := condition():
-                return value
-        except OSError:
-            pass
-        time.sleep(0.2)
-    raise AssertionError(f"waited in vain for {what}")
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.fixture

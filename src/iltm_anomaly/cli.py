@@ -1,4 +1,4 @@
-"""Command line: `iltm-anomaly demo | train | evaluate | detect | report | benchmark | push`. Heavy imports wait for their command."""
+"""Command line: `iltm-anomaly demo | train | evaluate | detect | report | benchmark | push`. Heavy imports wait for theirs."""
 
 import argparse
 import logging

@@ -71,7 +71,7 @@ def _draw(images: list[Tensor], weights: Tensor, labels: list[tuple[str, bool]])
 
 
 def picture_of(image: Tensor, weight: Tensor | None = None) -> Image.Image:
-    """An image (C, H, W) uint8 as a picture of `CELL` pixels a side; dimmed where its tokens (h, w) were kept, unless all were."""
+    """An image (C, H, W) uint8 as a picture of `CELL` pixels a side, dimmed where tokens (h, w) were kept unless all were."""
     colours = np.broadcast_to(image.permute(1, 2, 0).numpy(), (*image.shape[1:], 3))
     picture = Image.fromarray(np.ascontiguousarray(colours)).resize((CELL, CELL), Image.Resampling.BICUBIC)
     if weight is None or bool((weight > 0.5).all()):

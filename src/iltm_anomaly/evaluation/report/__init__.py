@@ -7,7 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from iltm_anomaly.evaluation.report.content import Report
+from iltm_anomaly.evaluation.report.content import SIDE, Report
 from iltm_anomaly.evaluation.report.detected import RESULTS, detected
 from iltm_anomaly.evaluation.report.trained import trained
 from iltm_anomaly.training.checkpoint import write_atomically
@@ -36,7 +36,9 @@ def write_report(folder: Path, output: Path | None = None) -> tuple[Path, Report
         report = trained(folder, MOST_PICTURES)
     else:
         what = "does not exist" if not folder.exists() else "is a file" if folder.is_file() else "is neither"
-        raise ValueError(f"give a folder that detect has written ({RESULTS}) or a run folder of train: {folder} {what}")
+        raise ValueError(
+            f"give a folder that detect has written ({RESULTS}) or a run folder of train: {folder} {what}"
+        )
     output = folder / "report.html" if output is None else output
     write_atomically(output, render(report).encode())
     return output, report
@@ -46,7 +48,11 @@ def render(report: Report) -> str:
     """The page. All that comes from files is escaped; beyond that, browsers are told to run our own script alone, which the page
     names by its checksum, and to load nothing."""
     environment = Environment(
-        loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     script, style = ((FOLDER / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
     data = {
@@ -58,6 +64,7 @@ def render(report: Report) -> str:
     return environment.get_template("page.html").render(
         report=report,
         data=data,
+        side=SIDE,
         script=Markup(script),
         style=Markup(style),
         checksum=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 SIDE = 160  # pixels: the longer side of a picture
-BYTES = 6500  # of a picture of that side, so that a thousand images with two each stay below 20 MB
+BYTES = 6000  # of a picture of that side, so that a thousand images with two each stay below 20 MB
 QUALITIES = (80, 60, 40, 20)  # of JPEG: the first that fits
 
 

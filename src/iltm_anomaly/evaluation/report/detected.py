@@ -25,7 +25,9 @@ def detected(folder: Path, most_pictures: int) -> Report:
     threshold = known if known is not None else float(scored[0]["score"]) if scored else 0.0
     about = [f"Images that iltm-anomaly detect has scored, the most suspicious first. From {folder / RESULTS}."]
     if scored and known is None:
-        about.append("The model has no threshold of its own, so it starts at the highest score: move it to what you see.")
+        about.append(
+            "The model has no threshold of its own, so it starts at the highest score: move it to what you see."
+        )
     if len(scored) > most_pictures:
         about.append(f"Only the first {most_pictures} images have pictures here.")
     rows = []
@@ -45,18 +47,24 @@ def _read_table(path: Path) -> list[Row]:
     Raises:
         ValueError: see `detected`.
     """
-    with open(path, newline="", encoding="utf-8", errors="replace") as file:
-        reader = csv.DictReader(file)
-        rows = [{name: row.get(name) or "" for name in NEEDED} for row in reader]
-    missing = sorted(NEEDED - set(reader.fieldnames or ()))
-    if reader.fieldnames and missing:
+    try:
+        with open(path, newline="", encoding="utf-8", errors="replace") as file:
+            reader = csv.DictReader(file)
+            columns = set(reader.fieldnames or ())
+            rows = [{name: row.get(name) or "" for name in NEEDED} for row in reader]
+    except csv.Error as error:
+        raise ValueError(f"{path} is no table of comma-separated values: {error}") from error
+    missing = sorted(NEEDED - columns)
+    if columns and missing:
         raise ValueError(f"{path} was not written by detect: it has no column {', '.join(missing)}")
     if not rows:
         raise ValueError(f"{path} lists no image: run iltm-anomaly detect again, with the same --output")
     for number, row in enumerate(rows, 1):
         for name in ("score", "threshold"):
             if row[name] and not _is_finite(row[name]):
-                raise ValueError(f"{path}, image {number} ({row['path']}): the {name} {row[name]!r} is no finite number")
+                raise ValueError(
+                    f"{path}, image {number} ({row['path']}): the {name} {row[name]!r} is no finite number"
+                )
     return rows
 
 

@@ -66,9 +66,9 @@ function update() {
   if (byId("unreadable")) byId("unreadable").hidden = failed === 0;
   const counts = { all: rows.length + failures.length, abnormal, normal: rows.length - abnormal, errors: failures.length };
   for (const [name, count] of Object.entries(counts)) byId(`count-${name}`).textContent = count;
-  const at = rows.length ? ` at threshold ${short(threshold)}` : "";
+  const at = rows.length ? `, at threshold ${short(threshold)}` : "";
   byId("status").textContent =
-    `${abnormal} of ${rows.length} images: ${data.words[1]}${at}. ${visible.length + failed} of ${counts.all} files shown.`;
+    `${data.words[1]}: ${abnormal} of ${rows.length} images${at}. Shown: ${visible.length + failed} of ${counts.all} files.`;
   if (rows.length) moveLimit();
   goTo(visible.includes(current) ? current : visible[0]);
 }

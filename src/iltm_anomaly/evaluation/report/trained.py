@@ -37,10 +37,12 @@ def trained(folder: Path, most_pictures: int) -> Report:
         pixels = PixelCache(folder / "images.arrow")
         rows = _rows(listed, pixels, weights, most_pictures)
     except (KeyError, TypeError, IndexError, OSError, SafetensorError, CacheDamagedError) as error:
-        raise ValueError(f"the run in {folder} cannot be shown, as a file of it is damaged or missing: {error}") from error
+        raise ValueError(
+            f"the run in {folder} cannot be shown, as a file of it is damaged or missing: {error}"
+        ) from error
     about = [
-        "Each training image was judged by what was fitted without it. What is bright looked unlike anything in the other images, "
-        "and was left out of training; an image that is bright all over gave up nothing."
+        "Each training image was judged by what was fitted without it. In the second picture of an image the bright tokens are "
+        "those that it gave up: they looked like nothing in the other images, and the last round was fitted without them."
     ]
     if len(rows) > most_pictures:
         about.append(f"Only the first {most_pictures} images have pictures here.")
