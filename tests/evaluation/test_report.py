@@ -19,8 +19,9 @@ from tiny_models import tiny_pipeline
 
 from iltm_anomaly.cli import main
 from iltm_anomaly.evaluation.detect import COLUMNS, detect
-from iltm_anomaly.evaluation.report import FOLDER, detected, write_report
+from iltm_anomaly.evaluation.report import FOLDER, write_report
 from iltm_anomaly.evaluation.report.content import BYTES, picture
+from iltm_anomaly.evaluation.report.detected import read_detected
 from iltm_anomaly.synthetic.dataset import generate_dataset, write_mvtec_tree
 from iltm_anomaly.training.suspects import LIST
 from iltm_anomaly.training.train import TrainArguments, train
@@ -241,7 +242,7 @@ def test_a_thousand_images_stay_small(tmp_path):
     without_pictures = path.stat().st_size - sum(len(one.source) for row in report.rows for one in row.pictures)
     assert without_pictures + 2000 * 1.4 * BYTES < 20e6
     assert [row.score for row in report.rows] == list(range(999, -1, -1))
-    fewer = detected.detected(tmp_path / "found", most_pictures=10)
+    fewer = read_detected(tmp_path / "found", most_pictures=10)
     assert [len(row.pictures) for row in fewer.rows] == [1] * 10 + [0] * 990 and "first 10" in fewer.about[-1]
 
 

@@ -8,8 +8,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from iltm_anomaly.evaluation.report.content import SIDE, Report
-from iltm_anomaly.evaluation.report.detected import RESULTS, detected
-from iltm_anomaly.evaluation.report.trained import trained
+from iltm_anomaly.evaluation.report.detected import RESULTS, read_detected
+from iltm_anomaly.evaluation.report.trained import read_run
 from iltm_anomaly.training.checkpoint import write_atomically
 
 FOLDER = Path(__file__).parent  # of page.html, page.css and page.js
@@ -31,9 +31,9 @@ def write_report(folder: Path, output: Path | None = None) -> tuple[Path, Report
         CheckpointError: if the page cannot be written.
     """
     if (folder / RESULTS).is_file():
-        report = detected(folder, MOST_PICTURES)
+        report = read_detected(folder, MOST_PICTURES)
     elif (folder / "run.json").is_file():
-        report = trained(folder, MOST_PICTURES)
+        report = read_run(folder, MOST_PICTURES)
     else:
         what = "does not exist" if not folder.exists() else "is a file" if folder.is_file() else "is neither"
         raise ValueError(

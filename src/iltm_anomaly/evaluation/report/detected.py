@@ -13,7 +13,7 @@ NEEDED = {"path", "score", "threshold", "abnormal", "overlay", "mask", "error"} 
 Row = dict[str, str]
 
 
-def detected(folder: Path, most_pictures: int) -> Report:
+def read_detected(folder: Path, most_pictures: int) -> Report:
     """The report of a folder that `detect` has written; only the first `most_pictures` images by falling score have pictures.
 
     Raises:
@@ -45,7 +45,7 @@ def _read_table(path: Path) -> list[Row]:
     """Rows of `RESULTS`, whose scores and thresholds are finite numbers or empty; the last may have been cut off.
 
     Raises:
-        ValueError: see `detected`.
+        ValueError: see `read_detected`.
     """
     try:
         with open(path, newline="", encoding="utf-8", errors="replace") as file:

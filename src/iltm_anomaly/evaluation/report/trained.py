@@ -16,7 +16,7 @@ from iltm_anomaly.training.features import WEIGHTS_FILE
 from iltm_anomaly.training.suspects import LIST, picture_of
 
 
-def trained(folder: Path, most_pictures: int) -> Report:
+def read_run(folder: Path, most_pictures: int) -> Report:
     """The report of a run folder; only the first `most_pictures` images by falling score have pictures.
 
     Raises:
