@@ -138,7 +138,8 @@ def run_report(arguments: argparse.Namespace) -> None:
 
     path, report = write_report(arguments.folder, arguments.output)
     abnormal = sum(row.abnormal for row in report.rows)
-    print(f"{len(report.rows)} images, {abnormal} {report.words[1]}, {len(report.unreadable)} unreadable: {path}")
+    counts = f"{report.words[1]}: {abnormal} of {len(report.rows)} images, unreadable: {len(report.unreadable)}"
+    print(f"{counts}; written: {path}")
 
 
 def usable_device(name: str | None) -> str:

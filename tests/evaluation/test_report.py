@@ -352,10 +352,13 @@ def test_page_in_a_real_browser(folder, browser):
     right, left, enter, escape = "\ue014", "\ue012", "\ue007", "\ue00c"
     assert said() == "abnormal: 3 of 5 images, at threshold 1.5. Shown: 6 of 6 files."
     assert shown() == "1.png 3.png 4.png 2.png >.png n.png"
-    bars = "document.querySelectorAll('#histogram rect')"
-    assert browser.run(f"return [...{bars}].filter((bar) => bar.getAttribute('height') > 0).length") == 5
+    bars = (
+        "[...document.querySelectorAll('#histogram rect.{}')].filter((bar) => bar.getAttribute('height') > 0).length"
+    )
+    assert browser.run(f"return [{bars.format('all')}, {bars.format('abnormal')}]") == [5, 3]
     give("#number", "2.5")
     assert said().startswith("abnormal: 1 of 5 images, at threshold 2.5.")
+    assert browser.run(f"return {bars.format('abnormal')}") == 1
     assert (
         browser.run("return [document.querySelector('#keep').textContent, document.querySelector('#slider').value]")
         == ["2.5"] * 2

@@ -12,52 +12,60 @@ const BINS = 60, WIDTH = 600, HEIGHT = 120;  // of the histogram, in units of it
 let threshold = data.threshold;
 let current = 0;  // the image that the keys are at
 let visible = [];  // numbers of the images that are shown, in their order
-let bars = [];
+let bars = [];  // of the histogram: two for each bin, of all images and, before it, of the abnormal ones
 
 const short = (value) => String(Number(value.toPrecision(6)));
 // The verdict at the first threshold is the one that was written down, whatever the rounding of its score.
 const isAbnormal = (row) => (threshold === data.threshold ? row.abnormal : row.score >= threshold);
 
-function drawHistogram() {
-  const draw = (name) => byId("histogram").appendChild(document.createElementNS("http://www.w3.org/2000/svg", name));
-  const low = Number(slider.min), step = (Number(slider.max) - low) / BINS, counts = Array(BINS).fill(0);
-  for (const row of rows) counts[Math.min(BINS - 1, Math.floor((row.score - low) / step))] += 1;
-  const most = Math.max(...counts);
-  bars = counts.map((count, bin) => {
-    const height = count ? Math.max(3, (HEIGHT * count) / most) : 0;
-    const bar = draw("rect");
-    const sides = { x: (bin * WIDTH) / BINS, y: HEIGHT - height, width: WIDTH / BINS - 1, height };
-    for (const [name, value] of Object.entries(sides)) bar.setAttribute(name, value);
-    return { bar, middle: low + (bin + 0.5) * step };
-  });
-  const line = draw("line");
-  line.id = "limit";
-  line.setAttribute("y1", 0);
-  line.setAttribute("y2", HEIGHT);
+const binOf = (score) => {
+  const [low, high] = [Number(slider.min), Number(slider.max)];
+  return Math.min(BINS - 1, Math.floor((BINS * (score - low)) / (high - low)));
+};
+
+function set(element, attributes) {
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
 }
 
-function moveLimit() {
+function makeBars() {
+  bars = Array.from({ length: BINS }, (_, bin) => ["all", "abnormal"].map((kind) => {
+    const bar = byId("bars").appendChild(document.createElementNS("http://www.w3.org/2000/svg", "rect"));
+    set(bar, { class: kind, x: (bin * WIDTH) / BINS, width: WIDTH / BINS - 1 });
+    return bar;
+  }));
+}
+
+function drawHistogram(verdicts) {
+  const counts = bars.map(() => [0, 0]);
+  rows.forEach((row, index) => {
+    const count = counts[binOf(row.score)];
+    count[0] += 1;
+    count[1] += Number(verdicts[index]);
+  });
+  const most = Math.max(...counts.map((count) => count[0]));
+  counts.forEach((pair, bin) => pair.forEach((count, kind) => {
+    const height = count ? Math.max(3, (HEIGHT * count) / most) : 0;  // one among many is seen too
+    set(bars[bin][kind], { y: HEIGHT - height, height });
+  }));
   const [low, high] = [Number(slider.min), Number(slider.max)];
   const place = (WIDTH * Math.min(Math.max(threshold - low, 0), high - low)) / (high - low);
-  for (const end of ["x1", "x2"]) byId("limit").setAttribute(end, place);
-  for (const { bar, middle } of bars) bar.classList.toggle("abnormal", middle >= threshold);
+  set(byId("limit"), { x1: place, x2: place });
   const range = `from ${short(rows[rows.length - 1].score)} to ${short(rows[0].score)}`;
-  byId("histogram").setAttribute("aria-label", `Histogram of ${rows.length} scores ${range}; threshold at ${short(threshold)}`);
+  set(byId("histogram"), { "aria-label": `Histogram of ${rows.length} scores ${range}; threshold at ${short(threshold)}` });
 }
 
 function update() {
   const kind = document.querySelector("input[name=kind]:checked").value;
   const words = byId("search").value.trim().toLowerCase();
   const fits = (path, itsKind) => (kind === "all" || kind === itsKind) && path.toLowerCase().includes(words);
-  let abnormal = 0;
+  const verdicts = rows.map(isAbnormal), abnormal = verdicts.filter(Boolean).length;
   visible = [];
   rows.forEach((row, index) => {
-    const card = cards[index], verdict = isAbnormal(row);
+    const card = cards[index], verdict = verdicts[index];
     if (card.classList.contains("abnormal") !== verdict) {
       card.classList.toggle("abnormal", verdict);
       card.querySelector(".verdict").textContent = data.words[Number(verdict)];
     }
-    abnormal += Number(verdict);
     card.hidden = !fits(row.path, verdict ? "abnormal" : "normal");
     if (!card.hidden) visible.push(index);
   });
@@ -69,7 +77,7 @@ function update() {
   const at = rows.length ? `, at threshold ${short(threshold)}` : "";
   byId("status").textContent =
     `${data.words[1]}: ${abnormal} of ${rows.length} images${at}. Shown: ${visible.length + failed} of ${counts.all} files.`;
-  if (rows.length) moveLimit();
+  if (rows.length) drawHistogram(verdicts);
   goTo(visible.includes(current) ? current : visible[0]);
 }
 
@@ -106,8 +114,7 @@ function move(step) {
 }
 
 function columns() {
-  const top = cards[visible[0]].offsetTop;
-  const below = visible.findIndex((index) => cards[index].offsetTop !== top);
+  const below = visible.findIndex((index) => cards[index].offsetTop !== cards[visible[0]].offsetTop);
   return below < 0 ? visible.length : below;
 }
 
@@ -132,7 +139,7 @@ large.addEventListener("close", () => buttons[current].focus());
 byId("search").addEventListener("input", update);
 for (const choice of document.querySelectorAll("input[name=kind]")) choice.addEventListener("change", update);
 if (rows.length) {
-  drawHistogram();
+  makeBars();
   slider.addEventListener("input", () => { setThreshold(Number(Number(slider.value).toPrecision(6))); number.value = threshold; });
   number.addEventListener("input", () => {
     if (number.value === "" || !Number.isFinite(number.valueAsNumber)) return;  // a number that is being typed
