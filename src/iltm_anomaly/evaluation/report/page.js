@@ -7,6 +7,7 @@ const cards = [...document.querySelectorAll("#gallery > li")];
 const failures = [...document.querySelectorAll("#unreadable li")];
 const buttons = cards.map((card) => card.querySelector(".pictures"));
 const [slider, number, large] = [byId("slider"), byId("number"), byId("large")];
+const [low, high] = slider ? [Number(slider.min), Number(slider.max)] : [0, 1];  // all scores lie between them
 const BINS = 60, WIDTH = 600, HEIGHT = 120;  // of the histogram, in units of its viewBox
 
 let threshold = data.threshold;
@@ -18,10 +19,7 @@ const short = (value) => String(Number(value.toPrecision(6)));
 // The verdict at the first threshold is the one that was written down, whatever the rounding of its score.
 const isAbnormal = (row) => (threshold === data.threshold ? row.abnormal : row.score >= threshold);
 
-const binOf = (score) => {
-  const [low, high] = [Number(slider.min), Number(slider.max)];
-  return Math.min(BINS - 1, Math.floor((BINS * (score - low)) / (high - low)));
-};
+const binOf = (score) => Math.min(BINS - 1, Math.floor((BINS * (score - low)) / (high - low)));
 
 function set(element, attributes) {
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
@@ -47,7 +45,6 @@ function drawHistogram(verdicts) {
     const height = count ? Math.max(3, (HEIGHT * count) / most) : 0;  // one among many is seen too
     set(bars[bin][kind], { y: HEIGHT - height, height });
   }));
-  const [low, high] = [Number(slider.min), Number(slider.max)];
   const place = (WIDTH * Math.min(Math.max(threshold - low, 0), high - low)) / (high - low);
   set(byId("limit"), { x1: place, x2: place });
   const range = `from ${short(rows[rows.length - 1].score)} to ${short(rows[0].score)}`;
