@@ -138,7 +138,7 @@ def run_report(arguments: argparse.Namespace) -> None:
 
     path, report = write_report(arguments.folder, arguments.output)
     abnormal = sum(row.abnormal for row in report.rows)
-    counts = f"{report.words[1]}: {abnormal} of {len(report.rows)} images, unreadable: {len(report.unreadable)}"
+    counts = f"{report.words[1]}: {abnormal} of {len(report.rows)} images, failed: {len(report.unreadable)}"
     print(f"{counts}; written: {path}")
 
 

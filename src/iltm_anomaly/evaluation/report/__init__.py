@@ -7,8 +7,9 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from iltm_anomaly.evaluation.detect import TABLE
 from iltm_anomaly.evaluation.report.content import SIDE, Report
-from iltm_anomaly.evaluation.report.detected import RESULTS, read_detected
+from iltm_anomaly.evaluation.report.detected import read_detected
 from iltm_anomaly.evaluation.report.trained import read_run
 from iltm_anomaly.training.checkpoint import write_atomically
 
@@ -30,15 +31,13 @@ def write_report(folder: Path, output: Path | None = None) -> tuple[Path, Report
         ValueError: if the folder is neither, or what it holds is empty or damaged.
         CheckpointError: if the page cannot be written.
     """
-    if (folder / RESULTS).is_file():
+    if (folder / TABLE).is_file():
         report = read_detected(folder, MOST_PICTURES)
     elif (folder / "run.json").is_file():
         report = read_run(folder, MOST_PICTURES)
     else:
         what = "does not exist" if not folder.exists() else "is a file" if folder.is_file() else "is neither"
-        raise ValueError(
-            f"give a folder that detect has written ({RESULTS}) or a run folder of train: {folder} {what}"
-        )
+        raise ValueError(f"give a folder that detect has written ({TABLE}) or a run folder of train: {folder} {what}")
     output = folder / "report.html" if output is None else output
     write_atomically(output, render(report).encode())
     return output, report

@@ -53,7 +53,7 @@ class Report:
         words: what a normal and an abnormal image is called.
         threshold: score from which on an image is abnormal, unless the reader moves it.
         rows: by falling score.
-        unreadable: path and reason of each file that could not be read.
+        unreadable: path and reason of each file that could not be read or scored.
         rounds: number of each round of training, share of tokens that it rejected, and a remark; empty where nothing was trained.
     """
 

@@ -5,9 +5,9 @@ import math
 from pathlib import Path
 
 from iltm_anomaly.data.images import ImageReadError, read_image
+from iltm_anomaly.evaluation.detect import TABLE
 from iltm_anomaly.evaluation.report.content import SIDE, Picture, Report, ReportRow, picture
 
-RESULTS = "results.csv"
 NEEDED = {"path", "score", "threshold", "abnormal", "overlay", "mask", "error"}  # columns
 
 Row = dict[str, str]
@@ -17,13 +17,13 @@ def read_detected(folder: Path, most_pictures: int) -> Report:
     """The report of a folder that `detect` has written; only the first `most_pictures` images by falling score have pictures.
 
     Raises:
-        ValueError: if its `RESULTS` is empty or none that `detect` has written.
+        ValueError: if its `TABLE` is empty or none that `detect` has written.
     """
-    table = _read_table(folder / RESULTS)
+    table = _read_table(folder / TABLE)
     scored = sorted((row for row in table if row["score"]), key=lambda row: -float(row["score"]))
     known = next((float(row["threshold"]) for row in scored if row["threshold"]), None)
     threshold = known if known is not None else float(scored[0]["score"]) if scored else 0.0
-    about = [f"Images that iltm-anomaly detect has scored, the most suspicious first. From {folder / RESULTS}."]
+    about = [f"Images that iltm-anomaly detect has scored, the most suspicious first. From {folder / TABLE}."]
     if scored and known is None:
         about.append(
             "The model has no threshold of its own, so it starts at the highest score: move it to what you see."
@@ -42,7 +42,7 @@ def read_detected(folder: Path, most_pictures: int) -> Report:
 
 
 def _read_table(path: Path) -> list[Row]:
-    """Rows of `RESULTS`, whose scores and thresholds are finite numbers or empty; the last may have been cut off.
+    """Rows of `TABLE`, whose scores and thresholds are finite numbers or empty; the last may have been cut off.
 
     Raises:
         ValueError: see `read_detected`.
