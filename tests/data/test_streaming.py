@@ -143,5 +143,5 @@ def test_a_resumed_run_decodes_no_file_again(tmp_path, monkeypatch, only_load):
 def test_a_folder_that_cannot_be_written_is_said_before_anything_is_read(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda *_: False)
     monkeypatch.setattr(task.TrainingImages, "__iter__", None)
-    with pytest.raises(RuntimeError, match=rf"cannot write .*run: {tmp_path} is read-only"):
+    with pytest.raises(RuntimeError, match=rf"cannot write .*run: {tmp_path}.* is read-only"):
         task.train(task.TrainArguments(str(folder), tmp_path / "run", preset="tiny", cpu=True))
