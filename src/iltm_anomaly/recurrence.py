@@ -19,7 +19,7 @@ NEIGHBOURHOOD = (
 )
 STREAM = 16  # the random stream that other images are drawn from
 SCALE = 2.0  # the limit, in distances from the median to the 90th percentile
-REJECTED_AT = 1.35  # raised limits, from where on at the latest a token has no weight at all
+REJECTED_AT = 1.35  # limits, from where on a token has no weight at all
 
 
 @torch.no_grad()
@@ -63,12 +63,10 @@ def recurrence_weights(surprise: Tensor, abnormal_share: float) -> tuple[Tensor,
     """Weights of training tokens by their surprise, and the limit from where on they are below 1.
 
     The limit is `SCALE` times as far above the median as the 90th percentile is: distances are heavy-tailed, and deviations about
-    the median would reject 3 to 5 % of normal tokens. Defects gather in a few images. So there are two cases:
-
-    - At most `abnormal_share` of the images reach the limit: what lies beyond it is rejected.
-    - More do: what lies beyond it is in part a rare normal detail. The limit is raised until only that share reaches it, and
-      weights fall slowly, (limit / surprise)^4, before they are 0: a redescending influence, as in Tukey's and Geman and
-      McClure's M-estimators. The more the limit had to be raised, the later they are, so that one case passes into the other.
+    the median would reject 3 to 5 % of normal tokens. Defects gather in a few images: where more than `abnormal_share` of them
+    reach the limit, what lies beyond it is in part a rare normal detail, and it is raised until only that share does. Beyond it
+    weights fall as (limit / surprise)^4, to 0 from `REJECTED_AT` limits on: a redescending influence, as in Tukey's and Geman and
+    McClure's M-estimators, so that what is only rare keeps most of its weight.
 
     Args:
         surprise: (N, *grid) of all training images.
@@ -81,7 +79,6 @@ def recurrence_weights(surprise: Tensor, abnormal_share: float) -> tuple[Tensor,
     median, high = np.quantile(values, [0.5, 0.9])
     limit = float(median + SCALE * (high - median))
     raised = float(np.quantile(values.reshape(len(values), -1).max(1), 1 - abnormal_share))
-    if raised <= limit:
-        return (surprise <= limit).float(), limit
-    weights = (raised / surprise.clamp(min=1e-12)).clamp(max=1) ** 4
-    return weights.masked_fill(surprise > raised * min(raised / max(limit, 1e-12), REJECTED_AT), 0.0), raised
+    limit = max(limit, raised)
+    weights = (limit / surprise.clamp(min=1e-12)).clamp(max=1) ** 4
+    return weights.masked_fill(surprise > REJECTED_AT * limit, 0.0), limit
