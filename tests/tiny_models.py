@@ -1,4 +1,6 @@
-"""Models that run in milliseconds."""
+"""Models that run in milliseconds, and data to train such."""
+
+from pathlib import Path
 
 import torch
 
@@ -6,6 +8,7 @@ from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.settings import InferenceSettings
+from iltm_anomaly.synthetic.dataset import generate_dataset, write_mvtec_tree
 from iltm_anomaly.tokenizers.vqvae import VQVAEConfig, VQVAEModel
 
 GRID = {2: (3, 4), 3: (2, 2, 3)}
@@ -76,3 +79,21 @@ def decode_all(vqvae: VQVAEModel, codes: torch.Tensor, passes: int, seed: int = 
         assert rows.start == stops[-1] and strip.shape[2] == rows.stop - rows.start
         stops.append(rows.stop)
     return torch.cat([strip for _, strip in strips], 2), len(strips)
+
+
+PARTS = 24  # training images of `part_tree`, a fifth of them faulty
+
+
+def part_tree(folder: Path) -> Path:
+    """Generated parts in the layout of MVTec AD, below a new folder."""
+    dataset = generate_dataset(
+        kind="part",
+        size=64,
+        num_train=PARTS,
+        num_test_good=4,
+        num_test_defective=8,
+        contamination=0.2,
+        seed=0,
+        recurring=True,
+    )
+    return Path(write_mvtec_tree(dataset, folder, "part"))

@@ -15,14 +15,13 @@ import numpy as np
 import pytest
 from browser import Browser, free_port, wait_for
 from PIL import Image
-from tiny_models import tiny_pipeline
+from tiny_models import part_tree, tiny_pipeline
 
 from iltm_anomaly.cli import main
 from iltm_anomaly.evaluation.detect import COLUMNS, detect
 from iltm_anomaly.evaluation.report import FOLDER, write_report
 from iltm_anomaly.evaluation.report.content import BYTES, picture
 from iltm_anomaly.evaluation.report.detected import read_detected
-from iltm_anomaly.synthetic.dataset import generate_dataset, write_mvtec_tree
 from iltm_anomaly.training.suspects import LIST
 from iltm_anomaly.training.train import TrainArguments, train
 
@@ -248,17 +247,7 @@ def test_a_thousand_images_stay_small(tmp_path):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    dataset = generate_dataset(
-        kind="part",
-        size=64,
-        num_train=24,
-        num_test_good=1,
-        num_test_defective=4,
-        contamination=0.2,
-        seed=0,
-        recurring=True,
-    )
-    data = write_mvtec_tree(dataset, tmp_path_factory.mktemp("data"), "part")
+    data = part_tree(tmp_path_factory.mktemp("data"))
     output = tmp_path_factory.mktemp("run") / "run"
     train(TrainArguments(str(data), output, preset="tiny-features", overrides=["image_size=128"]))
     return output

@@ -8,33 +8,23 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_models import tiny_prior
+from tiny_models import PARTS, part_tree, tiny_prior
 
 from iltm_anomaly import ILTMAnomalyPipeline
+from iltm_anomaly.data.cache import build_cache
 from iltm_anomaly.evaluation.evaluate import evaluate_run
-from iltm_anomaly.synthetic.dataset import generate_dataset, write_mvtec_tree
+from iltm_anomaly.training import features
 from iltm_anomaly.training.features import WEIGHTS_FILE
 from iltm_anomaly.training.run_folder import RunFolderError
-from iltm_anomaly.training.suspects import LIST, PICTURE
+from iltm_anomaly.training.suspects import LIST, PICTURE, names_of
 from iltm_anomaly.training.train import TrainArguments, train
 
-IMAGES = 24
 OVERRIDES = ["image_size=128"]  # at 64 pixels every feature sees half of the image
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    dataset = generate_dataset(
-        kind="part",
-        size=64,
-        num_train=IMAGES,
-        num_test_good=4,
-        num_test_defective=8,
-        contamination=0.2,
-        seed=0,
-        recurring=True,
-    )
-    return Path(write_mvtec_tree(dataset, tmp_path_factory.mktemp("data"), "part"))
+    return part_tree(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +50,7 @@ def test_every_round_is_a_pipeline_with_its_weights(run):
         assert ILTMAnomalyPipeline.from_pretrained(folder).has_features
         weights = load_file(folder / WEIGHTS_FILE)["weights"]
         assert (folder / WEIGHTS_FILE).stat().st_mode == (folder / "config.json").stat().st_mode
-        assert weights.shape == (IMAGES, 16, 16) and bool(((weights >= 0) & (weights <= 1)).all())
+        assert weights.shape == (PARTS, 16, 16) and bool(((weights >= 0) & (weights <= 1)).all())
         assert bool(weights.all()) == (number == 0)
     assert not (run / "features.bin").exists()  # it may be large
 
@@ -69,7 +59,7 @@ def test_the_report_tells_what_was_done(run, pipeline):
     report = pipeline.training_report
     assert [entry["round"] for entry in report["rounds"]] == [0, 1, 2]
     assert report["rounds"][0]["masked_fraction"] == 0 < report["rounds"][1]["masked_fraction"] < 0.25
-    assert report["recipe"]["name"] == "tiny-features" and report["num_training_images"] == IMAGES
+    assert report["recipe"]["name"] == "tiny-features" and report["num_training_images"] == PARTS
     assert report["training_seconds"] == pytest.approx(sum(entry["seconds"] for entry in report["rounds"]), abs=0.1)
 
 
@@ -208,5 +198,20 @@ def test_training_images_that_look_defective_are_listed_first(run, data, pipelin
     assert [row["looks_defective"] == "1" for row in rows] == [score >= threshold for score in scores]
     weights = load_file(run / "rounds" / "round_2" / WEIGHTS_FILE)["weights"]
     rejected = [float(row["rejected_share"]) for row in rows]
-    assert sum(rejected) / IMAGES == pytest.approx((weights <= 0.5).float().mean().item(), abs=1e-3)
+    assert sum(rejected) / PARTS == pytest.approx((weights <= 0.5).float().mean().item(), abs=1e-3)
     assert Image.open(run / PICTURE).size[0] > 900
+
+
+def test_the_list_is_of_the_tokens_that_the_last_round_was_fitted_without(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "SETTLED", -1.0)  # round 1 is never fitted
+    overrides = [*OVERRIDES, "rounds.stop_early=true"]
+    train(TrainArguments(str(data), tmp_path / "run", preset="tiny-features", overrides=overrides))
+    rows = list(csv.DictReader((tmp_path / "run" / LIST).read_text().splitlines()))
+    assert not (tmp_path / "run" / "rounds" / "round_1").exists()
+    assert {row["rejected_share"] for row in rows} == {"0.0000"}
+
+
+def test_no_name_in_the_list_is_a_formula(tmp_path):
+    paths = ["=cmd()", "-x.png", "", "a.png"]
+    cache = build_cache(tmp_path / "images.arrow", paths, lambda _: np.zeros((1, 2, 2)))
+    assert names_of(cache) == ["./=cmd()", "./-x.png", "image 2", "a.png"]

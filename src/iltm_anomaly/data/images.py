@@ -36,6 +36,9 @@ FLOAT_TOLERANCE = 1e-3
 
 EMPTY = "the file is empty (0 bytes)"
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""A spreadsheet runs a cell that begins with one of these."""
+
 
 class ImageReadError(ValueError):
     """An image file that cannot be used; the message names the file and the reason."""
@@ -185,6 +188,13 @@ def check_name(path: Path) -> None:
         str(path).encode()
     except UnicodeEncodeError:
         raise ImageReadError(f"cannot read {str(path)!r}: its name is not valid UTF-8; rename it") from None
+
+
+def path_in_table(path: str | os.PathLike) -> str:
+    """A path as a cell of a CSV file. One that a spreadsheet would run as a formula, as it begins with =, +, - or @, has ./
+    in front: it is a path to the same file."""
+    text = str(path)
+    return f"./{text}" if text.startswith(FORMULA) else text
 
 
 def find_problem(path: Path) -> str | None:

@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from iltm_anomaly.data.dicom import find_dicom_folders
-from iltm_anomaly.data.images import MOST_PIXELS, ImageReadError, find_images, read_image
+from iltm_anomaly.data.images import MOST_PIXELS, ImageReadError, find_images, path_in_table, read_image
 from iltm_anomaly.data.volume_files import (
     find_mask_beside,
     find_volumes,
@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 COLUMNS = ["path", "score", "threshold", "abnormal", "abnormal_pixels", "overlay", "map", "mask", "error"]
 OWN_FOLDERS = ("overlays", "maps", "masks")
 TABLE = "results.csv"
-FORMULA = "=+-@\t\r"  # a spreadsheet runs a cell that begins with one of these
 LONGEST_STEM = 200  # bytes of the input's name in those of its files: most disks take 255, with number and suffix
 
 
@@ -164,8 +163,7 @@ def detect(
     projections as overlay, with the outline of the ground truth if that lies beside the file
     (`data.volume_files.find_mask_beside`).
 
-    A path that a spreadsheet would take for a formula, as it begins with =, +, - or @, has ./ before it in the table: it is a
-    path to the same file.
+    Paths are as of `data.images.path_in_table`.
 
     Returns:
         The rows. A file that could not be read or scored has an error and no score, and so has a folder that cannot be listed.
@@ -182,7 +180,7 @@ def detect(
     with locked(output / LOCK_FILE), tqdm(total=len(files), disable=not show_progress) as bar:
         _write_row(table, dict(zip(COLUMNS, COLUMNS, strict=True)), "w")
         for path, found in _score_files(pipeline, files, batch_size):
-            row: dict = dict.fromkeys(COLUMNS, "") | {"path": f"./{path}" if str(path)[0] in FORMULA else str(path)}
+            row: dict = dict.fromkeys(COLUMNS, "") | {"path": path_in_table(path)}
             if isinstance(found, _Scored):
                 row |= _verdict(found, pipeline.settings.score_threshold)
                 row |= _write_maps(output, len(rows), found, pipeline.settings) if save_maps else {}

@@ -117,12 +117,13 @@ def _fit_rounds(
         if number == rounds.rounds:
             break
         started = time.monotonic()
-        before, (weights, verdict) = weights, judge(tokens, weights, rounds.abnormal_share)
-        verdict["mask_iou"] = masking.mask_iou(before > 0.5, weights > 0.5)
+        found, verdict = judge(tokens, weights, rounds.abnormal_share)
+        verdict["mask_iou"] = masking.mask_iou(weights > 0.5, found > 0.5)
         seconds = time.monotonic() - started
         if rounds.stop_early and verdict["mask_iou"] > SETTLED:
             reports[-1]["stopped"] = f"round {number + 1} would reject nearly the same tokens"
             break
+        weights = found
     remove_checkpoint(run.output / "features.bin")
     report_suspects(run.output, tokens.pixels, scores, weights, pipeline.settings.score_threshold)
     return pipeline, reports

@@ -13,7 +13,8 @@ TOKENS_OF_A_VOLUME = 4  # along each side of the cube that stands for volumes, w
 
 
 def faster_precision(recipe: Recipe, device: torch.device) -> str:
-    """ "bf16" or "no", by steps of training of the recipe's tokenizer on random images. Random states stay as they were."""
+    """Whether to train in "bf16" or in float32, "no", by steps of training of the recipe's tokenizer on random images. Random
+    states stay as they were."""
     with torch.random.fork_rng():
         model = VQVAEModel(VQVAEConfig(in_channels=recipe.num_channels, **recipe.vqvae)).to(device)  # type: ignore[arg-type]
         side = recipe.image_size or TOKENS_OF_A_VOLUME * model.pixels_per_token

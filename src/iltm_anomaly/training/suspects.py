@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from iltm_anomaly.data.cache import PixelCache
+from iltm_anomaly.data.images import path_in_table
 
 logger = logging.getLogger(__name__)
 
@@ -31,20 +32,17 @@ def report_suspects(folder: Path, pixels: PixelCache, scores: Tensor, weights: T
         threshold: score from which on an image looks defective.
     """
     order = scores.argsort(descending=True, stable=True).tolist()
-    rejected = (weights <= 0.5).flatten(1).float().mean(1)
-    names = [name or f"image {number}" for number, name in enumerate(pixels.names)]
+    rejected, names, looks_defective = rejected_shares(weights), names_of(pixels), (scores >= threshold).tolist()
     with open(folder / LIST, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for image in order:
-            found = int(scores[image] >= threshold)
-            writer.writerow([names[image], f"{scores[image]:.4f}", found, f"{rejected[image]:.4f}"])
+            verdict = int(looks_defective[image])
+            writer.writerow([names[image], f"{scores[image]:.4f}", verdict, f"{rejected[image]:.4f}"])
     shown = order[: ACROSS * DOWN]
-    labels = [
-        (f"{rank}.  {scores[image]:.2f}", bool(scores[image] >= threshold)) for rank, image in enumerate(shown, 1)
-    ]
+    labels = [(f"{rank}.  {scores[image]:.2f}", looks_defective[image]) for rank, image in enumerate(shown, 1)]
     _draw([pixels[image] for image in shown], weights[shown], labels).save(folder / PICTURE)
-    defective = [names[image] for image in order if scores[image] >= threshold]
+    defective = [names[image] for image in order if looks_defective[image]]
     examples = ", ".join("/".join(Path(name).parts[-2:]) for name in defective[:3])
     logger.info(
         "%d of %d training images look defective%s: %s lists all, the most suspicious first, %s shows these",
@@ -54,6 +52,16 @@ def report_suspects(folder: Path, pixels: PixelCache, scores: Tensor, weights: T
         folder / LIST,
         PICTURE,
     )
+
+
+def names_of(pixels: PixelCache) -> list[str]:
+    """How `LIST` calls each of the training images: by its path, or by its number where it has none."""
+    return [path_in_table(name) or f"image {number}" for number, name in enumerate(pixels.names)]
+
+
+def rejected_shares(weights: Tensor) -> list[float]:
+    """Share of the tokens of each image that were given up, of their weights (N, h, w)."""
+    return (weights <= 0.5).flatten(1).float().mean(1).tolist()
 
 
 def _draw(images: list[Tensor], weights: Tensor, labels: list[tuple[str, bool]]) -> Image.Image:

@@ -13,7 +13,7 @@ from iltm_anomaly.evaluation.report.content import Report, ReportRow, picture
 from iltm_anomaly.hub.folders import resolve_model_folder
 from iltm_anomaly.training.checkpoint import load_json
 from iltm_anomaly.training.features import WEIGHTS_FILE
-from iltm_anomaly.training.suspects import LIST, picture_of
+from iltm_anomaly.training.suspects import LIST, names_of, picture_of, rejected_shares
 
 
 def read_run(folder: Path, most_pictures: int) -> Report:
@@ -57,10 +57,10 @@ def _rows(listed: list[dict[str, str]], pixels: PixelCache, weights: Tensor, mos
     Raises:
         ValueError: if list, images and weights are not of the same images.
     """
-    rejected = (weights <= 0.5).flatten(1).float().mean(1).tolist()
+    rejected = rejected_shares(weights)
     images: dict[str, list[int]] = {}
-    for number, name in enumerate(pixels.names):
-        images.setdefault(name or f"image {number}", []).append(number)
+    for number, name in enumerate(names_of(pixels)):
+        images.setdefault(name, []).append(number)
     rows = []
     for rank, line in enumerate(listed):
         path, share = line["path"], float(line["rejected_share"])
