@@ -171,9 +171,9 @@ class ILTMAnomalyPipeline(SavedPipeline):
         maps, scores, healed_images, log_likelihoods, resampled = [], [], [], [], []
         for batch in self.batches(images, batch_size, show_progress):
             scored = self.score_batch(batch["pixel_values"], settings, seed)
-            for values, healed, size in zip(scored[0], scored[1], batch["original_sizes"], strict=True):
+            for values, healed, size, score in zip(*scored[:2], batch["original_sizes"], scored[4], strict=True):
                 maps.append(self.image_processor.restore_map(values, size, lowest_value(settings)))
-                scores.append(self._score(maps[-1]))
+                scores.append(float(maps[-1].max()) if score is None else score)
                 _check_score(scores[-1], len(scores))
                 healed_images.append(self.image_processor.restore_image(healed, size))
             log_likelihoods.append(scored[2])
@@ -182,7 +182,7 @@ class ILTMAnomalyPipeline(SavedPipeline):
         return ILTMAnomalyOutput(
             scores=torch.tensor(scores),
             anomaly_maps=maps,
-            masks=[(m >= threshold) & (score >= threshold) for m, score in zip(maps, scores, strict=True)],
+            masks=[_mask(m, score, threshold) for m, score in zip(maps, scores, strict=True)],
             healed_images=healed_images,
             token_log_likelihoods=torch.cat(log_likelihoods),
             resampled_tokens=torch.cat(resampled),
@@ -191,9 +191,9 @@ class ILTMAnomalyPipeline(SavedPipeline):
     @torch.no_grad()
     def score_batch(
         self, pixel_values: Tensor, settings: InferenceSettings | FeatureSettings, seed: int
-    ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+    ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor, list[float] | list[None]]:
         """Images (B, C, *spatial) in [0, 1] -> maps (*spatial), healed images (C, *spatial), log-likelihoods and resampled tokens
-        (B, *grid), all on the CPU."""
+        (B, *grid), all on the CPU, and scores of the images; None where the score is the largest value of the map."""
         pixel_values = pixel_values.to(self.device)
         if isinstance(settings, FeatureSettings):
             return feature_map.score_images(self.tokenizer, self.prior, pixel_values, settings, self.noise)
@@ -216,13 +216,7 @@ class ILTMAnomalyPipeline(SavedPipeline):
         ]
         maps, healed_images = ([values.cpu() for values in column] for column in zip(*scored, strict=True))
         resampled = torch.stack([one.resampled for one in healed])
-        return maps, healed_images, log_likelihood.cpu(), resampled.cpu()
-
-    def _score(self, values: np.ndarray | Tensor) -> float:
-        """Score of an image by its map."""
-        if self.has_features:
-            return feature_map.image_score(values, self.settings.score_share)
-        return float(values.max())
+        return maps, healed_images, log_likelihood.cpu(), resampled.cpu(), [None] * len(maps)
 
     def _keep_mask(self, log_likelihood: Tensor, settings: InferenceSettings) -> Tensor:
         """(B, *grid) -> bool, False where a token is to be healed."""
@@ -343,6 +337,13 @@ class ILTMAnomalyPipeline(SavedPipeline):
             return hub.upload.upload(
                 plan, private=private, token=token, revision=revision, commit_message=commit_message
             )
+
+
+def _mask(values: np.ndarray, score: float, threshold: float) -> np.ndarray:
+    """Which pixels of a map are abnormal: none of a normal image; of an abnormal one those beyond the threshold, or if there are
+    none (its score may be higher than its map) the highest hundredth."""
+    limit = threshold if values.max() >= threshold else np.quantile(values, 0.99)
+    return (values >= limit) & (score >= threshold)
 
 
 def _check_score(score: float, number: int) -> None:
