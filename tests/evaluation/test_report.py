@@ -18,10 +18,11 @@ from PIL import Image
 from tiny_models import part_tree, tiny_pipeline
 
 from iltm_anomaly.cli import main
-from iltm_anomaly.evaluation.detect import COLUMNS, detect
+from iltm_anomaly.evaluation.detect import detect
 from iltm_anomaly.evaluation.report import FOLDER, write_report
 from iltm_anomaly.evaluation.report.content import BYTES, picture
 from iltm_anomaly.evaluation.report.detected import read_detected
+from iltm_anomaly.evaluation.rows import COLUMNS
 from iltm_anomaly.training.suspects import LIST
 from iltm_anomaly.training.train import TrainArguments, train
 

@@ -15,6 +15,9 @@ from iltm_anomaly.data.schema import GOOD, dataset_features, label_of, normalise
 
 logger = logging.getLogger(__name__)
 
+DETECTED = "results"
+"""Stem of the tables that `detect` writes, whose Parquet file makes no data set of its folder, or of the one above."""
+
 GOOD_NAMES = frozenset({"good", "normal", "ok", "0"})
 """What other data sets call an image without a defect, in lower case."""
 
@@ -23,7 +26,8 @@ def is_dataset_folder(folder: Path) -> bool:
     """Whether a local folder is one that `datasets` reads: saved to disk, or with parquet or metadata files."""
     if _is_saved(folder):
         return True
-    if any(path.suffix == ".parquet" for pattern in ("*", "*/*") for path in folder.glob(pattern)):
+    stored = (path for pattern in ("*.parquet", "*/*.parquet") for path in folder.glob(pattern))
+    if any(path.stem != DETECTED or not path.with_suffix(".csv").is_file() for path in stored):
         return True
     tables = (path for pattern in ("metadata.*", "*/metadata.*") for path in folder.glob(pattern))
     return any(path.suffix in (".csv", ".jsonl") and _names_files(path) for path in tables)
@@ -64,6 +68,30 @@ def load_hub_dataset(name: str, category: str | None, require_masks: bool, **loa
         source = loaded[split] if split in loaded else loaded["train"].select([])
         splits[split] = _standardise(source, f"{split} split of {name}", split == "test", require_masks)
     return DatasetDict(splits)
+
+
+def image_splits(name: str) -> dict[str, Dataset]:
+    """The images of a data set that `datasets` reads, by split: a column `image` of {"path", "bytes"} each, not decoded yet.
+
+    Args:
+        name: Hub id, or a local folder that `is_dataset_folder`.
+
+    Raises:
+        FileNotFoundError: neither a folder here nor a data set on the Hub (or the Hub cannot be reached).
+        ValueError: a split has no column `image`, and not one other column of images.
+    """
+    splits = {}
+    for split, rows in _load(name, None, {}).items():
+        images = [column for column, feature in rows.features.items() if isinstance(feature, Image)]
+        column = "image" if "image" in rows.column_names else images[0] if len(images) == 1 else None
+        if column is None:
+            raise ValueError(
+                f"split {split} of {name} has no column image, and {len(images) or 'no'} others of images; it has: "
+                f"{', '.join(rows.column_names)}. Rename the one with the images"
+            )
+        chosen = rows.select_columns([column]).rename_columns({column: "image"})
+        splits[str(split)] = chosen.cast_column("image", Image(decode=False))
+    return splits
 
 
 def _load(name: str, category: str | None, load_kwargs: dict[str, Any]) -> DatasetDict:

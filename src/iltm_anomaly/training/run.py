@@ -100,7 +100,7 @@ class TrainingRun(RunContext):
             about["stage1"], seconds = stage1, [stage1, *rounds]
         # of all stages, over all sittings of a resumed run
         total = round(sum(entry["seconds"] for entry in seconds), 1)
-        pipeline.training_report = about | {"rounds": rounds, "training_seconds": total}
+        pipeline.training_report |= about | {"rounds": rounds, "training_seconds": total}
         on_main(self.accelerator, lambda: self._finish(pipeline, pixels, model_folder))
         return model_folder
 

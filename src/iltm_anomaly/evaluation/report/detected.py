@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 
 from iltm_anomaly.data.images import ImageReadError, read_image
-from iltm_anomaly.evaluation.detect import TABLE
 from iltm_anomaly.evaluation.report.content import SIDE, Picture, Report, ReportRow, picture
+from iltm_anomaly.evaluation.rows import TABLE
 
 NEEDED = {"path", "score", "threshold", "abnormal", "overlay", "mask", "error"}  # columns
 
@@ -78,7 +78,7 @@ def _is_finite(text: str) -> bool:
 def _pictures(folder: Path, row: Row) -> tuple[list[Picture], str]:
     """Input and overlay, those that can be read, and what is to be said of one that cannot. Of a volume the overlay alone, which
     shows the volume too."""
-    found, detail, is_volume = [], "", bool(row["mask"])
+    found, detail, is_volume = [], "", row["mask"].endswith(".nii.gz")
     if not is_volume:
         try:
             found.append(picture(read_image(_input(folder, row["path"])), "input"))
