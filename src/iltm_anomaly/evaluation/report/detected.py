@@ -1,6 +1,7 @@
 """What a report of a folder that `iltm-anomaly detect` has written tells."""
 
 import csv
+import json
 import math
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from iltm_anomaly.evaluation.report.content import SIDE, Picture, Report, Report
 from iltm_anomaly.evaluation.rows import TABLE
 
 NEEDED = {"path", "score", "threshold", "abnormal", "overlay", "mask", "error"}  # columns
+REGIONS = {"boxes", "areas"}  # columns that earlier versions have not written
 
 Row = dict[str, str]
 
@@ -32,7 +34,8 @@ def read_detected(folder: Path, most_pictures: int) -> Report:
         about.append(f"Only the first {most_pictures} images have pictures here.")
     rows = []
     for number, row in enumerate(scored):
-        pictures, detail = _pictures(folder, row) if number < most_pictures else ([], "")
+        pictures, problem = _pictures(folder, row) if number < most_pictures else ([], "")
+        detail = "; ".join(filter(None, (_regions(row), problem)))
         score = float(row["score"])
         abnormal = row["abnormal"] == "1" if row["abnormal"] else score >= threshold
         rows.append(ReportRow(row["path"], score, abnormal, pictures, detail))
@@ -51,7 +54,7 @@ def _read_table(path: Path) -> list[Row]:
         with open(path, newline="", encoding="utf-8", errors="replace") as file:
             reader = csv.DictReader(file)
             columns = set(reader.fieldnames or ())
-            rows = [{name: row.get(name) or "" for name in NEEDED} for row in reader]
+            rows = [{name: row.get(name) or "" for name in NEEDED | REGIONS} for row in reader]
     except csv.Error as error:
         raise ValueError(f"{path} is no table of comma-separated values: {error}") from error
     missing = sorted(NEEDED - columns)
@@ -66,6 +69,19 @@ def _read_table(path: Path) -> list[Row]:
                     f"{path}, image {number} ({row['path']}): the {name} {row[name]!r} is no finite number"
                 )
     return rows
+
+
+def _regions(row: Row) -> str:
+    """How many regions an image has that are abnormal, and where the largest is, in words."""
+    try:
+        boxes, areas = json.loads(row["boxes"] or "[]"), json.loads(row["areas"] or "[]")
+        if not boxes or len(boxes[0]) != 4:  # of volumes projections show it
+            return ""
+        left, top, right, bottom = map(int, boxes[0])
+        what = "one region" if len(boxes) == 1 else f"{len(boxes)} regions, the largest"
+        return f"{what} of {int(areas[0])} pixels, x {left} to {right}, y {top} to {bottom}"
+    except (ValueError, TypeError, IndexError):
+        return ""  # cut off
 
 
 def _is_finite(text: str) -> bool:
