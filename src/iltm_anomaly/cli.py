@@ -124,6 +124,8 @@ def add_detect_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_detect(arguments: argparse.Namespace) -> int:
+    import torch
+
     from iltm_anomaly.evaluation.choose_threshold import choose_threshold
     from iltm_anomaly.evaluation.detect import detect
     from iltm_anomaly.hub.folders import resolve_model_folder
@@ -135,6 +137,8 @@ def run_detect(arguments: argparse.Namespace) -> int:
     if IS_MAIN_PROCESS:
         print(said)
     rows = detect(pipeline, arguments.inputs, arguments.output, arguments.batch_size, save_maps=not arguments.no_maps)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     failed = [row for row in rows if row["error"]]
     if IS_MAIN_PROCESS:
         for row in failed[:MOST_FAILED]:

@@ -196,6 +196,8 @@ def test_inputs_of_all_kinds_are_one_list(folder, tmp_path, monkeypatch):
         "new/shift_1/0.png",
         *(f"new/shift_0/{n}.png" for n in range(5)),
     ]
+    with pytest.raises(ValueError, match="no image to score"):
+        names("-")  # it has been read
     (folder / "shift_0" / "[1].png").touch()
     assert names(folder / "shift_0" / "[1].png") == ["new/shift_0/[1].png"]
 

@@ -49,7 +49,7 @@ def choose_threshold(
     used = pipeline.settings.score_threshold
     said = f"threshold {used:.4g}{' of the model' if threshold is None else ''}"
     if known is not None:
-        said += f": {known.false_alarms(used):.2g} of good images are expected to reach it as false alarms"
+        said += f": {100 * known.false_alarms(used):.2g} % of good images are expected to reach it, as false alarms"
     return said + told
 
 

@@ -80,13 +80,15 @@ def list_inputs(inputs: Iterable[str | Path], volumes: bool = False, output: Pat
     and in folders of earlier calls.
 
     Raises:
-        ValueError: if a folder holds no image, a pattern fits no file, or a data set has no images.
-        FileNotFoundError: if a data set is not on the Hub, or that cannot be reached.
+        ValueError: if there is no image at all, a folder holds none, a pattern fits no file, or a data set has no column of
+        images. FileNotFoundError: if a data set is not on the Hub, or that cannot be reached.
     """
     found: dict[str, Input] = {}
     for item in _names(inputs):
         for one in _expand(item, volumes, output):
             found.setdefault(str(one.path), one)
+    if not found:
+        raise ValueError("there is no image to score: the inputs name none")
     return list(found.values())
 
 
