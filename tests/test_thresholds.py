@@ -1,5 +1,6 @@
 """Thresholds from training scores and from labelled images."""
 
+import json
 import math
 import shutil
 
@@ -16,29 +17,31 @@ from iltm_anomaly.thresholds import KEY, TrainingScores, labelled_threshold
 @pytest.mark.parametrize("share", [0.2, 0.01, 0.001])
 def test_the_share_of_false_alarms_is_what_was_asked_for(share):
     generator = np.random.default_rng(0)
-    training = TrainingScores.of(np.exp(generator.normal(0.5, 0.3, 1000)) - 0.2, zero=0.2)
+    training = TrainingScores(np.exp(generator.normal(0.5, 0.3, 1000)) - 0.2, 0.2, np.full(250, 50.0))
     threshold = training.threshold(share)
     others = np.exp(generator.normal(0.5, 0.3, 200_000)) - 0.2
     assert float((others >= threshold).mean()) == pytest.approx(share, rel=0.4)
     assert training.false_alarms(threshold) == pytest.approx(share)
+    assert training.reached(threshold) == pytest.approx(0.2 + 0.8 * (training.good >= threshold).mean())
     assert training.false_alarms(-1.0) == 1.0
+    plain = TrainingScores(generator.normal(-1, 2, 1000), None)
+    assert float((generator.normal(-1, 2, 200_000) >= plain.threshold(share)).mean()) == pytest.approx(share, rel=0.4)
 
 
 def test_a_few_defective_images_hardly_move_the_threshold():
     scores = np.exp(np.random.default_rng(0).normal(0, 0.3, 500))
-    clean = TrainingScores.of(scores, 0.0).threshold(0.01)
-    assert TrainingScores.of([*scores, *[50.0] * 25], 0.0).threshold(0.01) < 1.15 * clean
+    clean = TrainingScores(scores, 0.0).threshold(0.01)
+    assert TrainingScores(np.array([*scores, *[50.0] * 25]), 0.0).threshold(0.01) < 1.15 * clean
     assert np.quantile([*scores, *[50.0] * 25], 0.99) > 20 * clean
 
 
 def test_scores_survive_a_report():
-    kept = TrainingScores.of(np.random.default_rng(0).gamma(2, 1, 20_000), 0.5)
-    report = kept.to_report()
-    assert len(report[KEY]["scores"]) == 1001
-    again = TrainingScores.of_report(report)
-    assert again.threshold(0.01) == pytest.approx(kept.threshold(0.01), rel=1e-4)
-    assert TrainingScores.of_report({}) is None and TrainingScores.of_report({KEY: {"scores": [1], "zero": 0}}) is None
-    for wrong in ({"scores": [math.nan] * 9, "zero": 0}, {"scores": ["x"] * 9, "zero": 0}, [], {"scores": [1] * 9}):
+    kept = TrainingScores(np.random.default_rng(0).gamma(2, 1, 200), 0.5, np.array([9.0, 8.0]))
+    again = TrainingScores.of_report(json.loads(json.dumps(kept.to_report())))
+    assert again.threshold(0.01) == pytest.approx(kept.threshold(0.01), rel=1e-4) and again.others.tolist() == [8, 9]
+    few = {"good": [1], "others": [], "zero": 0}
+    assert TrainingScores.of_report({}) is None and TrainingScores.of_report({KEY: few}) is None
+    for wrong in (few | {"good": [math.nan] * 9}, few | {"good": ["x"] * 9}, [], {"good": [1] * 9, "zero": 0}):
         with pytest.raises(ValueError, match=r"training_report\.json: training_scores"):
             TrainingScores.of_report({KEY: wrong})
     for share in (0, 0.5, math.nan):

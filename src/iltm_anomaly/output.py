@@ -20,9 +20,13 @@ from iltm_anomaly.processing.volumes import as_volume
 
 
 def masks_of(maps: list[np.ndarray], scores: list[float], threshold: float | None) -> list[np.ndarray]:
-    """Where maps reach the threshold, in images whose score does; nowhere without one."""
+    """Which pixels of maps are abnormal: none of a normal image, nor without a threshold; of an abnormal one those beyond it, or
+    if there are none (its score may be higher than its map) the highest hundredth."""
     limit = math.inf if threshold is None else threshold
-    return [(values >= limit) & (score >= limit) for values, score in zip(maps, scores, strict=True)]
+    return [
+        (values >= (limit if score < limit or values.max() >= limit else np.quantile(values, 0.99))) & (score >= limit)
+        for values, score in zip(maps, scores, strict=True)
+    ]
 
 
 @dataclass

@@ -162,7 +162,7 @@ class ILTMAnomalyPipeline(SavedPipeline):
         return ILTMAnomalyOutput(
             scores=torch.tensor(scores),
             anomaly_maps=maps,
-            masks=[_mask(m, score, threshold) for m, score in zip(maps, scores, strict=True)],
+            masks=masks_of(maps, scores, settings.score_threshold),
             healed_images=healed_images,
             token_log_likelihoods=torch.cat(log_likelihoods),
             resampled_tokens=torch.cat(resampled),
@@ -243,7 +243,7 @@ class ILTMAnomalyPipeline(SavedPipeline):
             scores += [float(values.max()) for values in self.score_batch(batch, settings, 0)[0]]
         lowest = lowest_value(settings)
         settings.score_threshold = masking.score_threshold(torch.tensor(scores), lowest)
-        self.training_report |= TrainingScores.of(scores, -lowest).to_report()
+        self.training_report |= TrainingScores(np.array(scores), -lowest).to_report()
         return settings.score_threshold
 
     def calibrate_surprise_limit(self, codes: Tensor) -> None:
@@ -322,13 +322,6 @@ class ILTMAnomalyPipeline(SavedPipeline):
             return hub.upload.upload(
                 plan, private=private, token=token, revision=revision, commit_message=commit_message
             )
-
-
-def _mask(values: np.ndarray, score: float, threshold: float) -> np.ndarray:
-    """Which pixels of a map are abnormal: none of a normal image; of an abnormal one those beyond the threshold, or if there are
-    none (its score may be higher than its map) the highest hundredth."""
-    limit = threshold if values.max() >= threshold else np.quantile(values, 0.99)
-    return (values >= limit) & (score >= threshold)
 
 
 def _check_score(score: float, number: int) -> None:

@@ -5,37 +5,31 @@ for normally distributed, by their median and upper quartile, which a few defect
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 KEY = "training_scores"  # in a training report
-MOST_SCORES = 1001  # that are kept: of more training images, as many quantiles
 FEWEST_SCORES = 8
 UPPER_QUARTILE = NormalDist().inv_cdf(0.75)
-LEAST_SPREAD = 1e-3  # of logarithms: scores that are all alike still have an order
+LEAST_SPREAD = 1e-3  # scores that are all alike still have an order
 
 
 @dataclass(frozen=True)
 class TrainingScores:
     """
     Args:
-        scores: (N,) of training images that look good, each judged as a new image would be.
-        zero: what is added before logarithms are taken, so that no score is below 0.
+        good: (N,) scores of training images that look good, each judged as a new image would be.
+        zero: what is added before logarithms are taken, so that no score is below 0; None of scores that are themselves taken
+            for normally distributed.
+        others: (M,) of the other training images, of which some or all are defective.
     """
 
-    scores: np.ndarray
-    zero: float
-
-    @classmethod
-    def of(cls, scores: Any, zero: float) -> "TrainingScores":
-        """Of as many scores as there are; see `MOST_SCORES`."""
-        values = np.sort(np.asarray(scores, dtype=np.float64))
-        if len(values) > MOST_SCORES:
-            values = np.quantile(values, np.linspace(0, 1, MOST_SCORES))
-        return cls(values, zero)
+    good: np.ndarray
+    zero: float | None
+    others: np.ndarray = field(default_factory=lambda: np.empty(0))
 
     @classmethod
     def of_report(cls, report: dict[str, Any]) -> "TrainingScores | None":
@@ -48,16 +42,21 @@ class TrainingScores:
         if found is None:
             return None
         try:
-            kept = cls.of([float(score) for score in found["scores"]], float(found["zero"]))
+            good, others = (np.array([float(score) for score in found[name]]) for name in ("good", "others"))
+            kept = cls(good, None if found["zero"] is None else float(found["zero"]), others)
         except (TypeError, KeyError, ValueError) as error:
-            raise ValueError(f"training_report.json: {KEY} must hold scores and zero, as numbers: {error}") from error
-        if not np.isfinite([*kept.scores, kept.zero]).all():
+            raise ValueError(
+                f"training_report.json: {KEY} must hold good, others and zero, as numbers: {error}"
+            ) from error
+        if not np.isfinite([*good, *others, kept.zero or 0.0]).all():
             raise ValueError(f"training_report.json: {KEY} holds NaN or infinity")
-        return kept if len(kept.scores) >= FEWEST_SCORES else None
+        return kept if len(good) >= FEWEST_SCORES else None
 
     def to_report(self) -> dict[str, Any]:
         """What a training report keeps: plain values, with six digits."""
-        return {KEY: {"scores": [float(f"{score:.6g}") for score in self.scores], "zero": float(f"{self.zero:.6g}")}}
+        lists = {"good": self.good, "others": self.others}
+        values = {name: sorted(float(f"{score:.6g}") for score in scores) for name, scores in lists.items()}
+        return {KEY: values | {"zero": self.zero}}
 
     def threshold(self, false_alarms: float) -> float:
         """The score that a share of good images, from above 0 to below 0.5, is to be expected to reach.
@@ -67,22 +66,27 @@ class TrainingScores:
         """
         if not 0 < false_alarms < 0.5:
             raise ValueError(f"the share of false alarms is above 0 and below 0.5, such as 0.01; got {false_alarms:g}")
-        centre, spread = self._normal()
-        return math.exp(centre + spread * NormalDist().inv_cdf(1 - false_alarms)) - self.zero
+        value = self._normal().inv_cdf(1 - false_alarms)
+        return value if self.zero is None else math.exp(value) - self.zero
 
     def false_alarms(self, threshold: float) -> float:
         """The share of good images that is to be expected to reach a threshold."""
-        centre, spread = self._normal()
-        if threshold + self.zero <= 0:
-            return 1.0
-        return NormalDist(centre, spread).cdf(
-            2 * centre - math.log(threshold + self.zero)
-        )  # of the other side, for its digits
+        normal = self._normal()
+        if self.zero is not None:
+            if threshold + self.zero <= 0:
+                return 1.0
+            threshold = math.log(threshold + self.zero)
+        return normal.cdf(2 * normal.mean - threshold)  # of the other side, for its digits
 
-    def _normal(self) -> tuple[float, float]:
-        """Mean and standard deviation of the logarithms."""
-        median, upper = np.quantile(np.log(np.maximum(self.scores + self.zero, 1e-6)), [0.5, 0.75])
-        return float(median), max(float(upper - median) / UPPER_QUARTILE, LEAST_SPREAD)
+    def reached(self, threshold: float) -> float:
+        """The share of all training images that reach a threshold, defective ones among them."""
+        return float((np.concatenate([self.good, self.others]) >= threshold).mean())
+
+    def _normal(self) -> NormalDist:
+        """The distribution of scores, or of their logarithms."""
+        values = self.good if self.zero is None else np.log(np.maximum(self.good + self.zero, 1e-6))
+        median, upper = np.quantile(values, [0.5, 0.75])
+        return NormalDist(float(median), max(float(upper - median) / UPPER_QUARTILE, LEAST_SPREAD))
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,9 @@ def choose_threshold(
     used = pipeline.settings.score_threshold
     said = f"threshold {used:.4g}{' of the model' if threshold is None else ''}"
     if known is not None:
-        said += f": {100 * known.false_alarms(used):.2g} % of good images are expected to reach it, as false alarms"
+        expected, reached = 100 * known.false_alarms(used), 100 * known.reached(used)
+        said += f": {expected:.2g} % of good images are expected to reach it, as false alarms; of the training images "
+        said += f"{reached:.2g} % do, defective ones among them"
     return said + told
 
 

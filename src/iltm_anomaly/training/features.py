@@ -216,8 +216,10 @@ def calibrate(
     settings.token_limit = feature_map.token_limit(feature_map.surprise_of(looks, settings), keep)
     side, spatial = tokenizer.pixels_per_token, tuple(tokens.pixels.shape[2:])
     highest = [feature_map.map_of(looks[:, number], settings, spatial, side)[1] for number in range(len(weights))]
-    scores = feature_map.calibrate_scores(torch.stack(highest), keep.flatten(1).all(1), settings)
-    return settings, usual, scores, TrainingScores.of(scores, 0.0)
+    clean = keep.flatten(1).all(1)
+    scores = feature_map.calibrate_scores(torch.stack(highest), clean, settings)
+    good = feature_map.looks_good(clean)
+    return settings, usual, scores, TrainingScores(scores[good].numpy(), None, scores[~good].numpy())
 
 
 def _distances_of_halves(
