@@ -12,10 +12,18 @@ if TYPE_CHECKING:
     from iltm_anomaly.data.mvtec import load_mvtec
     from iltm_anomaly.output import AnomalyResult, ILTMAnomalyOutput
     from iltm_anomaly.pipeline import ILTMAnomalyPipeline
-    from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel, PositionPriorConfig, PositionPriorModel
+    from iltm_anomaly.prior import (
+        PerformerPriorConfig,
+        PerformerPriorModel,
+        PositionPriorConfig,
+        PositionPriorModel,
+        TissuePriorConfig,
+        TissuePriorModel,
+    )
     from iltm_anomaly.processing.image_processing import ILTMImageProcessor
-    from iltm_anomaly.settings import FeatureSettings, InferenceSettings
+    from iltm_anomaly.settings import FeatureSettings, InferenceSettings, UptakeSettings
     from iltm_anomaly.tokenizers.features import FeatureTokenizerConfig, FeatureTokenizerModel
+    from iltm_anomaly.tokenizers.tissue import TissueTokenizerConfig, TissueTokenizerModel
     from iltm_anomaly.tokenizers.vqvae import VQVAEConfig, VQVAEModel
 
 # Public names by module, imported on first use: `iltm-anomaly --help` must not wait for torch.
@@ -24,6 +32,10 @@ _PUBLIC = {
     "VQVAEModel": "tokenizers.vqvae",
     "FeatureTokenizerConfig": "tokenizers.features",
     "FeatureTokenizerModel": "tokenizers.features",
+    "TissueTokenizerConfig": "tokenizers.tissue",
+    "TissueTokenizerModel": "tokenizers.tissue",
+    "TissuePriorConfig": "prior",
+    "TissuePriorModel": "prior",
     "PositionPriorConfig": "prior",
     "PositionPriorModel": "prior",
     "PerformerPriorConfig": "prior",
@@ -34,6 +46,7 @@ _PUBLIC = {
     "AnomalyResult": "output",
     "InferenceSettings": "settings",
     "FeatureSettings": "settings",
+    "UptakeSettings": "settings",
     "load_mvtec": "data.mvtec",
     "contaminate": "data.contamination",
 }
@@ -50,6 +63,11 @@ __all__ = [
     "PerformerPriorModel",
     "PositionPriorConfig",
     "PositionPriorModel",
+    "TissuePriorConfig",
+    "TissuePriorModel",
+    "TissueTokenizerConfig",
+    "TissueTokenizerModel",
+    "UptakeSettings",
     "VQVAEConfig",
     "VQVAEModel",
     "__version__",

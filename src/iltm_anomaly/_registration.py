@@ -15,6 +15,7 @@ _NAMES = (
     "modeling",
     "tokenizers.base",
     "tokenizers.features",
+    "tokenizers.tissue",
     "tokenizers.vqvae",
     "prior",
     "processing.image_processing",
@@ -70,9 +71,12 @@ def _register() -> None:
         PerformerPriorModel,
         PositionPriorConfig,
         PositionPriorModel,
+        TissuePriorConfig,
+        TissuePriorModel,
     )
     from iltm_anomaly.processing.image_processing import ILTMImageProcessor
     from iltm_anomaly.tokenizers.features import FeatureTokenizerConfig, FeatureTokenizerModel
+    from iltm_anomaly.tokenizers.tissue import TissueTokenizerConfig, TissueTokenizerModel
     from iltm_anomaly.tokenizers.vqvae import VQVAEConfig, VQVAEModel
 
     models: dict[Any, Any] = {
@@ -80,11 +84,13 @@ def _register() -> None:
         FeatureTokenizerConfig: FeatureTokenizerModel,
         PerformerPriorConfig: PerformerPriorModel,
         PositionPriorConfig: PositionPriorModel,
+        TissueTokenizerConfig: TissueTokenizerModel,
+        TissuePriorConfig: TissuePriorModel,
     }
     for config, model in models.items():
         AutoConfig.register(config.model_type, config)
         AutoModel.register(config, model)
     # one class for both: it needs no torchvision
     processors: dict[str, type] = {"pil": ILTMImageProcessor, "torchvision": ILTMImageProcessor}
-    for tokenizer in (VQVAEConfig, FeatureTokenizerConfig):
+    for tokenizer in (VQVAEConfig, FeatureTokenizerConfig, TissueTokenizerConfig):
         AutoImageProcessor.register(tokenizer, image_processor_classes=processors)

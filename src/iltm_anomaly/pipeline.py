@@ -16,23 +16,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from iltm_anomaly import feature_map, hub, masking
+from iltm_anomaly import feature_map, hub, masking, uptake_map
 from iltm_anomaly.calibration import surprise_limit, usual_error
 from iltm_anomaly.data.cache import PixelCache
 from iltm_anomaly.healing import heal_grids
 from iltm_anomaly.hub.checks import NOISE_FILE, Stored, check_finite, stored_tensors
-from iltm_anomaly.hub.parts import FORMER_TOKENIZER, expected_classes, needs_noise, read_calibration
+from iltm_anomaly.hub.parts import FORMER_TOKENIZER, check_fit, expected_classes, needs_noise, read_calibration
 from iltm_anomaly.modeling import share_tensors
 from iltm_anomaly.output import ILTMAnomalyOutput, masks_of
-from iltm_anomaly.prior import PerformerPriorModel, PositionPriorModel
+from iltm_anomaly.prior import PerformerPriorModel, PositionPriorModel, TissuePriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.saved_pipeline import SavedPipeline
 from iltm_anomaly.scoring import anomaly_map
 from iltm_anomaly.seeds import check_seed
-from iltm_anomaly.settings import FeatureSettings, InferenceSettings, lowest_value
+from iltm_anomaly.settings import FeatureSettings, InferenceSettings, Settings, UptakeSettings, lowest_value
 from iltm_anomaly.thresholds import TrainingScores
 from iltm_anomaly.tokenizers.base import TokenizerModel, images_at_once
-from iltm_anomaly.tokenizers.features import FeatureTokenizerModel
 from iltm_anomaly.tokenizers.vqvae import VQVAEModel
 
 logger = logging.getLogger(__name__)
@@ -40,6 +39,9 @@ logger = logging.getLogger(__name__)
 FEW_IMAGES = 8  # from so few no threshold is told without a warning
 
 TASK_MODEL_TYPE = "iltm"  # of the whole pipeline, for `transformers.pipeline`
+
+
+SETTINGS_OF: dict[type, Any] = {PositionPriorModel: FeatureSettings, TissuePriorModel: UptakeSettings}
 
 
 class NonFiniteScoreError(ValueError):
@@ -50,9 +52,10 @@ class ILTMAnomalyPipeline(SavedPipeline):
     """Finds what an image has that the training images, taken together, do not.
 
     Args:
-        tokenizer, prior, image_processor: the trained parts: a `VQVAEModel` and a `PerformerPriorModel`, or a
-            `FeatureTokenizerModel` and a `PositionPriorModel`.
-        settings: how maps are made, `InferenceSettings` or, of features, `FeatureSettings`; `calibrate` sets the threshold in it.
+        tokenizer, prior, image_processor: the trained parts: a `VQVAEModel` and a `PerformerPriorModel`, a
+            `FeatureTokenizerModel` and a `PositionPriorModel`, or a `TissueTokenizerModel` and a `TissuePriorModel`.
+        settings: how maps are made, `InferenceSettings`, of features `FeatureSettings`, of tissues `UptakeSettings`; `calibrate`
+            sets the threshold in it.
         training_report: how the parts came about, saved along.
         noise: float32, the usual error of what is expected, (*observed) of each pixel for a VQ-VAE, (2, *grid) of both looks at
             each token for features; `calibrate` measures it.
@@ -72,17 +75,17 @@ class ILTMAnomalyPipeline(SavedPipeline):
     def __init__(
         self,
         tokenizer: TokenizerModel,
-        prior: PerformerPriorModel | PositionPriorModel,
+        prior: PerformerPriorModel | PositionPriorModel | TissuePriorModel,
         image_processor: ILTMImageProcessor,
-        settings: InferenceSettings | FeatureSettings | None = None,
+        settings: Settings | None = None,
         training_report: dict[str, Any] | None = None,
         noise: Tensor | None = None,
     ):
-        _check_fit(tokenizer, prior, image_processor)
+        check_fit(tokenizer, prior, image_processor)
         self.tokenizer: Any = tokenizer.eval()
         self.prior: Any = prior.eval()
         self.image_processor = image_processor
-        self.settings: Any = settings or (FeatureSettings() if self.has_features else InferenceSettings())
+        self.settings: Any = settings or SETTINGS_OF.get(type(prior), InferenceSettings)()
         self.training_report = training_report or {}
         if noise is not None and tuple(noise.shape) != self._noise_shape:
             raise ValueError(f"noise has shape {tuple(noise.shape)}, not {self._noise_shape}")
@@ -92,6 +95,12 @@ class ILTMAnomalyPipeline(SavedPipeline):
     def has_features(self) -> bool:
         """Whether tokens are judged by their features at their position, not by codes and pixels."""
         return isinstance(self.prior, PositionPriorModel)
+
+    @property
+    def draws_codes(self) -> bool:
+        """Whether unlikely codes are drawn again, by a prior that knows what precedes them; the other kinds of pipelines are
+        calibrated in training, in every round."""
+        return isinstance(self.prior, PerformerPriorModel)
 
     @property
     def _noise_shape(self) -> tuple[int, ...]:
@@ -145,8 +154,8 @@ class ILTMAnomalyPipeline(SavedPipeline):
             "token_threshold": token_threshold,
         }
         given = {name: value for name, value in overrides.items() if value is not None}
-        if given and self.has_features:
-            raise ValueError(f"{', '.join(given)}: nothing is drawn in a pipeline on features, leave it out")
+        if given and not self.draws_codes:
+            raise ValueError(f"{', '.join(given)}: nothing is drawn in such a pipeline, leave it out")
         settings = replace(self.settings, **given)
         images = self.image_processor.as_list(images)
         maps, scores, healed_images, log_likelihoods, resampled = [], [], [], [], []
@@ -173,13 +182,17 @@ class ILTMAnomalyPipeline(SavedPipeline):
 
     @torch.no_grad()
     def score_batch(
-        self, pixel_values: Tensor, settings: InferenceSettings | FeatureSettings, seed: int
+        self, pixel_values: Tensor, settings: Settings, seed: int
     ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor, list[float] | list[None]]:
         """Images (B, C, *spatial) in [0, 1] -> maps (*spatial), healed images (C, *spatial), log-likelihoods and resampled tokens
         (B, *grid), all on the CPU, and scores of the images; None where the score is the largest value of the map."""
         pixel_values = pixel_values.to(self.device)
         if isinstance(settings, FeatureSettings):
             return feature_map.score_images(self.tokenizer, self.prior, pixel_values, settings, self.noise)
+        if isinstance(settings, UptakeSettings):
+            in_units = self.image_processor.in_units
+            scored = uptake_map.score_volumes(self.tokenizer, self.prior, pixel_values, settings, in_units)
+            return *scored, [None] * len(pixel_values)
         spatial = tuple(pixel_values.shape[2:])
         # 1. images become codes, and what is observed of them
         codes, observed = self.tokenizer.tokenize(pixel_values)
@@ -224,11 +237,11 @@ class ILTMAnomalyPipeline(SavedPipeline):
             The score threshold.
 
         Raises:
-            ValueError: of a pipeline on features, whose images must be judged by models that have not seen them: see
-                `training.features`.
+            ValueError: of a pipeline on features or tissues, whose images must be judged by models that have not seen them: see
+                `training.features` and `training.uptake`.
         """
-        if self.has_features:
-            raise ValueError("a pipeline on features is calibrated in training, by models of halves of the images")
+        if not self.draws_codes:
+            raise ValueError("such a pipeline is calibrated in training, by models that have not seen the images")
         own = self.encode(pixel_values)
         self.calibrate_surprise_limit(own if codes is None else codes)
         if self.settings.reconstruction_noise:
@@ -275,7 +288,7 @@ class ILTMAnomalyPipeline(SavedPipeline):
         return expected_classes(folder)
 
     @classmethod
-    def read_settings(cls, path: Path) -> InferenceSettings | FeatureSettings:
+    def read_settings(cls, path: Path) -> Settings:
         return read_calibration(path)
 
     def save_extra_files(self, folder: Path) -> None:
@@ -330,31 +343,6 @@ def _check_score(score: float, number: int) -> None:
         raise NonFiniteScoreError(
             f"the score of image {number} is {score}: its values are too large to compute with, or weights or image processor of "
             "the pipeline are damaged. If other images fail too, get the folder of the pipeline again"
-        )
-
-
-def _check_fit(tokenizer: Any, prior: PerformerPriorModel | PositionPriorModel, processor: ILTMImageProcessor) -> None:
-    """Raises ValueError if the parts do not fit each other."""
-    has_features = isinstance(prior, PositionPriorModel)
-    if has_features != isinstance(tokenizer, FeatureTokenizerModel):
-        raise ValueError(f"a {type(tokenizer).__name__} and a {type(prior).__name__} do not belong together")
-    if has_features and len(tokenizer.metric) != prior.config.hidden_size:
-        raise ValueError(f"the tokenizer has {len(tokenizer.metric)} features, the prior {prior.config.hidden_size}")
-    if not has_features and tokenizer.vocab_size != prior.config.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {tokenizer.vocab_size} codes, the prior {prior.config.vocab_size}: "
-            "they were not trained together"
-        )
-    if (tokenizer.config.spatial_dims == 3) != processor.is_volumetric:
-        raise ValueError(
-            f"the tokenizer has spatial_dims {tokenizer.config.spatial_dims}, but the image processor makes "
-            f"{'volumes' if processor.is_volumetric else 'images'}: give its size a depth for volumes"
-        )
-    grid = tokenizer.grid_shape(processor.padded_size)
-    if grid != tuple(prior.config.grid_shape) or processor.num_channels != tokenizer.config.in_channels:
-        raise ValueError(
-            f"the image processor makes {processor.num_channels} x {processor.padded_size} pixels and a grid of {grid} codes, "
-            f"the models take {tokenizer.config.in_channels} channels and a grid of {prior.config.grid_shape}"
         )
 
 

@@ -34,8 +34,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "map_scale": (1e-12, 1e12),
     "sum_scale": (1e-12, 1e12),
     "sum_offset": (-1e12, 1e12),
-    "token_limit": (0, 1e12),
+    "token_limit": (-1e12, 1e12),
     "false_alarm_share": (0, 1),
+    "tissue_weight": (0, 100),
 }
 
 
@@ -180,12 +181,48 @@ class FeatureSettings:
         return _read(cls, values, where)
 
 
-def read_settings(values: dict[str, Any], where: str | Path) -> "InferenceSettings | FeatureSettings":
-    """The settings of either kind of pipeline from the plain data in its folder, `where`.
+@dataclass
+class UptakeSettings:
+    """How the map of a pipeline on tissues is made (`uptake_map`); calibration sets the last three.
+
+    Args:
+        tissue_weight: exponent of a tissue's odds in the map, where uptake has 1; 0 leaves the CT out.
+        smoothing: standard deviation, in voxels of the model, of the Gaussian filter over uptake and over odds.
+        token_limit: logarithm of the map from which on a token is healed.
+        score_threshold: value of the map, in units of the file, from which on a voxel, and a volume that has such a voxel, is
+            called abnormal; None before calibration.
+        false_alarm_share: share of training volumes that reach the threshold, those with lesions among them.
+
+    Raises:
+        ValueError: if a setting is not of its type or not in `RANGES`.
+    """
+
+    tissue_weight: float = 0.25
+    smoothing: float = 1.0
+    token_limit: float | None = None
+    score_threshold: float | None = None
+    false_alarm_share: float | None = None
+
+    def __post_init__(self):
+        _check_fields(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], where: str | Path = "calibration") -> "UptakeSettings":
+        """Settings from plain data; as `InferenceSettings.from_dict`."""
+        return _read(cls, values, where)
+
+
+Settings = InferenceSettings | FeatureSettings | UptakeSettings
+
+
+def read_settings(values: dict[str, Any], where: str | Path) -> Settings:
+    """The settings of any kind of pipeline from the plain data in its folder, `where`.
 
     Raises:
         ValueError: if a setting does not exist or is out of range.
     """
+    if "tissue_weight" in values:
+        return UptakeSettings.from_dict(values, where)
     return (FeatureSettings if "code_share" in values else InferenceSettings).from_dict(values, where)
 
 
@@ -244,7 +281,9 @@ def as_reconstructed(settings: InferenceSettings) -> float:
     return 0.0 if settings.relative_density else math.log(math.sqrt(2 * math.pi) * settings.bandwidth_floor)
 
 
-def lowest_value(settings: InferenceSettings | FeatureSettings) -> float:
+def lowest_value(settings: Settings) -> float:
     """The value of a map where nothing is abnormal, and its least one, but for the density alone with `decoder_spread`, which may
     fall below. See `scoring.combine`."""
-    return 0.0 if isinstance(settings, FeatureSettings) or settings.likelihood_share else as_reconstructed(settings)
+    if not isinstance(settings, InferenceSettings) or settings.likelihood_share:
+        return 0.0
+    return as_reconstructed(settings)

@@ -23,6 +23,9 @@ VOLUME_SUFFIXES = (".nii", ".nii.gz")
 MASK_NAMES = ("mask", "lesion", "lesions", "seg", "label")
 """Last part of the name of a file that is the ground truth of another one: `P1_lesion.nii` of `P1.nii` or `P1_suv.nii`."""
 
+CONTEXT_NAME = "ct"
+"""Last part of the name of a file that shows the anatomy of another one, on its grid: `P1_ct.nii` beside `P1_suv.nii`."""
+
 REFUSED_UNITS = {1: "metres", 3: "micrometres"}
 """Codes of units of length in a header (`xyzt_units`). Any other is read as millimetres: 2 says so, and 0 says nothing."""
 
@@ -46,12 +49,14 @@ def volume_stem(path: str | os.PathLike) -> str:
 def find_volumes(
     folder: str | os.PathLike, recursive: bool = False, refused: Callable[[OSError], None] = warn_of_folder
 ) -> list[Path]:
-    """NIfTI files of a folder, as `data_files` lists them, without those that are named like ground truth.
+    """NIfTI files of a folder, as `data_files` lists them, without those that are named like ground truth, or like the context
+    (`CONTEXT_NAME`) of another volume beside it.
 
     A warning names each file that is left out although no volume has the rest of its name, such as `no_lesion.nii`.
     """
     found = data_files(Path(folder), recursive, is_volume_file, refused)
     volumes = [path for path in found if not is_mask_name(path)]
+    volumes = [path for path in volumes if not _is_context(path, volumes)]
     stems, parents = [volume_stem(path) for path in volumes], {path.parent for path in volumes}
     for path in filter(is_mask_name, found):
         subject = volume_stem(path).rpartition("_")[0]
@@ -64,6 +69,25 @@ def find_volumes(
 def is_mask_name(path: str | os.PathLike) -> bool:
     """Whether a name is one of `MASK_NAMES`, or ends in one as `P1_lesion` does."""
     return volume_stem(path).lower().rpartition("_")[2] in MASK_NAMES
+
+
+def _is_context(path: Path, volumes: list[Path]) -> bool:
+    """Whether a volume is named `P1_ct`, and one of the others in its folder `P1` or `P1_suv`."""
+    subject, _, last = volume_stem(path).rpartition("_")
+    if last.lower() != CONTEXT_NAME or not subject:
+        return False
+    others = [volume_stem(other) for other in volumes if other.parent == path.parent and other != path]
+    return any(subject in (other, other.rpartition("_")[0]) for other in others)
+
+
+def find_context(path: Path | None) -> Path | None:
+    """The context of a volume in its folder, or in that of the file that it is a link to, or None. Of `P1_suv` or `P1` it is
+    `P1_ct`."""
+    if path is None or os.path.isdir(path):
+        return None
+    stem = volume_stem(path)
+    stems = [f"{s}_{CONTEXT_NAME}" for s in (stem.rpartition("_")[0], stem) if s]
+    return first_file(path.parent, stems) or first_file(path.resolve().parent, stems)
 
 
 def find_mask_beside(path: Path) -> Path | None:
@@ -196,14 +220,24 @@ def read_mask(path: str | os.PathLike | None, grid: VolumeGrid) -> np.ndarray:
     """
     if path is None:
         return np.zeros(grid.shape, dtype=bool)
-    mask = read_volume(path, scaled=False)
-    same = mask.grid.shape == grid.shape and np.allclose(mask.grid.matrix, grid.matrix, atol=ROUNDING, rtol=ROUNDING)
+    return read_on_grid(path, grid, "mask", scaled=False) > 0
+
+
+def read_on_grid(path: str | os.PathLike, grid: VolumeGrid, kind: str, scaled: bool = True) -> np.ndarray:
+    """Values (D, H, W) of a volume that lies on the `grid` of another one; messages call it `kind`.
+
+    Raises:
+        VolumeReadError: as `read_volume`.
+        ValueError: a volume on another grid.
+    """
+    found = read_volume(path, scaled)
+    same = found.grid.shape == grid.shape and np.allclose(found.grid.matrix, grid.matrix, atol=ROUNDING, rtol=ROUNDING)
     if not same:
         raise ValueError(
-            f"mask {path} has {mask.grid.shape} voxels and affine {mask.grid.affine}, its volume {grid.shape} and "
+            f"{kind} {path} has {found.grid.shape} voxels and affine {found.grid.affine}, its volume {grid.shape} and "
             f"{grid.affine}: resample it onto the volume"
         )
-    return mask.values > 0
+    return found.values
 
 
 def write_volume(values: np.ndarray, path: str | os.PathLike, like: Volume) -> Path:

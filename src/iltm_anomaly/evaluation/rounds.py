@@ -21,7 +21,7 @@ from iltm_anomaly.prior import PerformerPriorModel
 from iltm_anomaly.training.features import WEIGHTS_FILE
 
 # What the training report says of a round ("round" is its number), and what the round has trained: a prior, or a whole
-# pipeline on features.
+# pipeline on features or tissues.
 Round = tuple[dict[str, Any], Any]
 
 
@@ -37,9 +37,9 @@ def load_rounds(pipeline: ILTMAnomalyPipeline, run_folder: Path | None) -> list[
             "training_report.json has rounds without a number: continue or repeat the run to have it written anew"
         )
     if run_folder is None:
-        return [(entries[-1], pipeline if pipeline.has_features else pipeline.prior)]
+        return [(entries[-1], pipeline.prior if pipeline.draws_codes else pipeline)]
     folders = [run_folder / "rounds" / f"round_{entry['round']}" for entry in entries]
-    if pipeline.has_features:
+    if not pipeline.draws_codes:
         return list(zip(entries, map(ILTMAnomalyPipeline.from_pretrained, folders), strict=True))
     priors = [PerformerPriorModel.from_pretrained(folder).eval().to(pipeline.device) for folder in folders]
     return list(zip(entries, priors, strict=True))
@@ -56,7 +56,7 @@ def each_round(
     Raises:
         ValueError: if the run's cache of the training images is damaged or was deleted.
     """
-    if pipeline.has_features:
+    if not pipeline.draws_codes:
         for entry, own in rounds:
             device = pipeline.device
             pipeline.tokenizer, pipeline.prior, pipeline.settings = own.tokenizer, own.prior, own.settings
@@ -97,7 +97,7 @@ def masked_token_shares(
     """
     shares: list[tuple[float | None, float | None]] = [(None, None)] * len(rounds)
     known = train is not None and has_ground_truth(train)
-    if pipeline.has_features:
+    if not pipeline.draws_codes:
         if run_folder is not None and train is not None and known:
             shares = [_rejected_shares(pipeline, run_folder, entry["round"], train) for entry, _ in rounds]
     elif rounds[0][0]["round"] == 0:
@@ -124,10 +124,21 @@ def _rejected_shares(
     """Shares of defect and of normal tokens that a round of a run on features has rejected."""
     weights = load_file(run_folder / "rounds" / f"round_{number}" / WEIGHTS_FILE)["weights"]
     processor = pipeline.image_processor
+    if processor.is_volumetric:
+        shares, inside = map(torch.stack, zip(*(_voxels(processor, row) for row in train), strict=True))
+        defect, normal = shares >= masking.DEFECT_SHARE, (shares == 0) & inside  # padding is no token
+        return masking.masked_shares(weights > 0.5, defect, normal)
     height, width = processor.spatial_size
     masks = torch.stack([torch.from_numpy(pixel_mask(row["mask"], (width, height))) for row in train])
     defect, normal = masking.defect_tokens(masks, tuple(weights.shape[1:]))
     return masking.masked_shares(weights > 0.5, defect, normal)
+
+
+def _voxels(processor: Any, row: Any) -> tuple[Tensor, Tensor]:
+    """Which share of each voxel of the model's grid is marked in a training volume, and which voxels are no padding."""
+    grid = processor.preprocess(row["image"])["original_sizes"][0]
+    marked = torch.from_numpy(processor.to_model_grid(read_mask(row["mask"], grid), grid))
+    return marked, torch.from_numpy(processor.to_model_grid(np.ones(grid.shape), grid)) > 0
 
 
 def _codes_and_masks(pipeline: ILTMAnomalyPipeline, train: Dataset) -> tuple[Tensor, Tensor]:

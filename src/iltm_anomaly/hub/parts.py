@@ -4,18 +4,28 @@ from pathlib import Path
 from typing import Any
 
 from iltm_anomaly.hub.checks import NOISE_FILE, read_json
-from iltm_anomaly.prior import PerformerPriorModel, PositionPriorModel
+from iltm_anomaly.prior import PerformerPriorModel, PositionPriorModel, TissuePriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
-from iltm_anomaly.settings import FeatureSettings, InferenceSettings, read_settings
+from iltm_anomaly.settings import FeatureSettings, InferenceSettings, Settings, read_settings
 from iltm_anomaly.tokenizers.features import FeatureTokenizerModel
+from iltm_anomaly.tokenizers.tissue import TissueTokenizerModel
 from iltm_anomaly.tokenizers.vqvae import VQVAEModel
 
 # Classes are looked up here, never imported by the name that a JSON file gives.
-TOKENIZERS: dict[str, Any] = {"VQVAEModel": VQVAEModel, "FeatureTokenizerModel": FeatureTokenizerModel}
+TOKENIZERS: dict[str, Any] = {
+    "VQVAEModel": VQVAEModel,
+    "FeatureTokenizerModel": FeatureTokenizerModel,
+    "TissueTokenizerModel": TissueTokenizerModel,
+}
 PRIORS: dict[str, Any] = {
     "VQVAEModel": PerformerPriorModel,
     "FeatureTokenizerModel": PositionPriorModel,
+    "TissueTokenizerModel": TissuePriorModel,
 }  # by tokenizer
+TOKENIZER_OF = {
+    PositionPriorModel: FeatureTokenizerModel,
+    TissuePriorModel: TissueTokenizerModel,
+}  # of others a VQ-VAE
 FORMER_TOKENIZER = "vqvae"  # the folder that version 0.1 stored its only tokenizer in
 
 
@@ -33,13 +43,14 @@ def expected_classes(folder: Path) -> dict[str, Any]:
     }
 
 
-def needs_noise(settings: InferenceSettings | FeatureSettings) -> bool:
+def needs_noise(settings: Settings) -> bool:
     """Whether the threshold is that of maps made with the usual error of training images, so that it means nothing without it."""
-    uses_noise = isinstance(settings, FeatureSettings) or settings.reconstruction_noise
+    uses_noise = isinstance(settings, FeatureSettings)
+    uses_noise |= isinstance(settings, InferenceSettings) and settings.reconstruction_noise
     return uses_noise and settings.score_threshold is not None
 
 
-def read_calibration(path: Path) -> InferenceSettings | FeatureSettings:
+def read_calibration(path: Path) -> Settings:
     """The settings in the calibration.json of a pipeline folder.
 
     Raises:
@@ -53,3 +64,33 @@ def read_calibration(path: Path) -> InferenceSettings | FeatureSettings:
             "`iltm-anomaly train ... --resume`, which makes it anew"
         )
     return settings
+
+
+def check_fit(tokenizer: Any, prior: Any, processor: ILTMImageProcessor) -> None:
+    """Raises ValueError if the parts do not fit each other."""
+    has_features, expected = isinstance(prior, PositionPriorModel), TOKENIZER_OF.get(type(prior))
+    fits = (
+        not isinstance(tokenizer, tuple(TOKENIZER_OF.values()))
+        if expected is None
+        else isinstance(tokenizer, expected)
+    )
+    if not fits:
+        raise ValueError(f"a {type(tokenizer).__name__} and a {type(prior).__name__} do not belong together")
+    if has_features and len(tokenizer.metric) != prior.config.hidden_size:
+        raise ValueError(f"the tokenizer has {len(tokenizer.metric)} features, the prior {prior.config.hidden_size}")
+    if not has_features and tokenizer.vocab_size != prior.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} codes, the prior {prior.config.vocab_size}: "
+            "they were not trained together"
+        )
+    if (tokenizer.config.spatial_dims == 3) != processor.is_volumetric:
+        raise ValueError(
+            f"the tokenizer has spatial_dims {tokenizer.config.spatial_dims}, but the image processor makes "
+            f"{'volumes' if processor.is_volumetric else 'images'}: give its size a depth for volumes"
+        )
+    grid = tokenizer.grid_shape(processor.padded_size)
+    if grid != tuple(prior.config.grid_shape) or processor.num_channels != tokenizer.config.in_channels:
+        raise ValueError(
+            f"the image processor makes {processor.num_channels} x {processor.padded_size} pixels and a grid of {grid} codes, "
+            f"the models take {tokenizer.config.in_channels} channels and a grid of {prior.config.grid_shape}"
+        )

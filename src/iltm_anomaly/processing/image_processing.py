@@ -11,11 +11,23 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import ImagesKwargs
 
 from iltm_anomaly.data.thinning import thinned
+from iltm_anomaly.data.volume_files import find_context
 from iltm_anomaly.data.volume_grid import VolumeGrid
-from iltm_anomaly.processing.images import decode_image, flatten_images, resize_image, restore_image, restore_map
+from iltm_anomaly.processing.images import (
+    VOLUME_AXES,
+    check_size,
+    decode_image,
+    flatten_images,
+    resize_image,
+    restore_image,
+    restore_map,
+)
 from iltm_anomaly.processing.volumes import (
     as_volume,
+    check_pair,
+    check_spacing,
     common_size,
+    context_values,
     cropped_to_foreground,
     flatten_volumes,
     from_model_grid,
@@ -24,9 +36,8 @@ from iltm_anomaly.processing.volumes import (
     restore_values,
     scale_values,
     to_model_grid,
+    usable_context_range,
 )
-
-VOLUME_AXES = ("depth", "height", "width")
 
 SAMPLED_VOXELS = 20_000
 """Voxels of each volume from which percentiles over a data set are taken."""
@@ -45,6 +56,7 @@ class ILTMImageProcessorKwargs(ImagesKwargs, total=False):
     intensity_percentiles: list[float] | None
     intensity_power: float
     foreground: float | None
+    context_range: list[float] | None
 
 
 class ILTMImageProcessor(BaseImageProcessor):
@@ -64,8 +76,8 @@ class ILTMImageProcessor(BaseImageProcessor):
             Default 256, that of the `paper` preset.
         resample: Pillow filter, as `PIL.Image.Resampling` or its number. Default Lanczos.
         rescale_factor: what 8-bit values are multiplied by; 16-bit values are divided by 65535.
-        num_channels: 3 for colour (grey is repeated; the default for images), 1 for grey (colour becomes ITU-R 601 luma; volumes
-            have one).
+        num_channels: 3 for colour (grey is repeated; the default for images), 1 for grey (colour becomes ITU-R 601 luma). Volumes
+            have one, with `context_range` two.
         size_divisor: downsampling of the model: 8 for three levels.
         spacing: for volumes, distance of voxels in mm, one number or one per RAS axis.
         intensity_range: for volumes, (low, high), the values that become 0 and 1, such as (0, 15) for SUV. It is the same for all
@@ -75,6 +87,8 @@ class ILTMImageProcessor(BaseImageProcessor):
         intensity_power: for volumes, exponent applied after that. Noise of counts grows with their root, and 0.5 evens it out.
         foreground: for volumes, value in units of the file above which a voxel belongs to the subject; `cropped_to_foreground`
             says how its box is found. None looks at everything.
+        context_range: for volumes, (low, high), values that become 0 and 1 of a second channel: of the CT beside the file of each
+            volume, on its grid, `P1_ct.nii.gz` of `P1_suv.nii.gz`. A volume without one has zeros there.
 
     Example:
         >>> processor = ILTMImageProcessor(size={"height": 128, "width": 128})
@@ -97,26 +111,29 @@ class ILTMImageProcessor(BaseImageProcessor):
         intensity_power: float = 1.0,
         foreground: float | None = None,
         intensity_percentiles: Sequence[float] | None = None,
+        context_range: Sequence[float] | None = None,
         **kwargs,
     ):
         unknown = sorted(set(kwargs) - _SERVICE_KEYS)
         if unknown:
             raise ValueError(
                 f"unknown setting(s) {', '.join(unknown)}; ILTMImageProcessor takes size, resample, rescale_factor, "
-                "num_channels, size_divisor, spacing, intensity_range, intensity_percentiles, intensity_power, foreground"
+                "num_channels, size_divisor, spacing, intensity_range, intensity_percentiles, intensity_power, foreground, "
+                "context_range"
             )
         super().__init__(**kwargs)
-        self.size = _check_size(256 if size is None else size)
+        self.size = check_size(256 if size is None else size)
         try:
             self.resample = int(Image.Resampling(resample))
         except ValueError:
             raise ValueError(f"resample must be one of PIL.Image.Resampling (0 to 5), got {resample!r}") from None
         self.rescale_factor = float(rescale_factor)
-        self.num_channels = num_channels or (1 if self.is_volumetric else 3)
+        self.context_range = check_pair("context_range", context_range)
+        self.num_channels = num_channels or (self._volume_channels if self.is_volumetric else 3)
         self.size_divisor = size_divisor
-        self.spacing = _check_spacing(spacing)
-        self.intensity_range = _check_pair("intensity_range", intensity_range)
-        self.intensity_percentiles = _check_pair("intensity_percentiles", intensity_percentiles, 0, 100)
+        self.spacing = check_spacing(spacing)
+        self.intensity_range = check_pair("intensity_range", intensity_range)
+        self.intensity_percentiles = check_pair("intensity_percentiles", intensity_percentiles, 0, 100)
         self.intensity_power = float(intensity_power)
         self.foreground = None if foreground is None else float(foreground)
         self._check_settings()
@@ -127,17 +144,18 @@ class ILTMImageProcessor(BaseImageProcessor):
         for name in ("rescale_factor", "intensity_power"):
             if not 0 < getattr(self, name) < np.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name):g}")
-        if self.num_channels not in (1, 3):
+        if self.is_volumetric and self.num_channels != self._volume_channels:
+            raise ValueError(f"volumes have one channel, two with context_range, got num_channels {self.num_channels}")
+        if not self.is_volumetric and self.num_channels not in (1, 3):
             raise ValueError(f"num_channels must be 1 (grey) or 3 (colour), got {self.num_channels}")
-        if self.is_volumetric and self.num_channels != 1:
-            raise ValueError(f"volumes have one channel, got num_channels {self.num_channels}")
         if self.intensity_range and self.intensity_percentiles:
             raise ValueError(
                 "give only one of intensity_range and intensity_percentiles: either says what becomes 0 and 1"
             )
-        windows = self.intensity_range or self.intensity_percentiles or self.intensity_power != 1
-        if not self.is_volumetric and (self.spacing or windows or self.foreground is not None):
-            raise ValueError("spacing, intensity_... and foreground are for volumes: give size a depth")
+        windows = (self.intensity_range, self.intensity_percentiles, self.context_range)
+        of_volumes = any(windows) or self.intensity_power != 1 or self.spacing or self.foreground is not None
+        if not self.is_volumetric and of_volumes:
+            raise ValueError("spacing, intensity_..., foreground and context_range are for volumes: give size a depth")
         if not isinstance(self.size_divisor, int) or self.size_divisor < 1:
             raise ValueError(f"size_divisor must be at least 1 and a whole number, got {self.size_divisor!r}")
 
@@ -153,6 +171,7 @@ class ILTMImageProcessor(BaseImageProcessor):
         stretch: bool = False,
         size_divisor: int = 8,
         intensity_percentiles: Sequence[float] | None = None,
+        context_range: Sequence[float] | None = None,
     ) -> "ILTMImageProcessor":
         """Makes a processor for training volumes; settings that are not given follow from the volumes.
 
@@ -164,11 +183,12 @@ class ILTMImageProcessor(BaseImageProcessor):
             intensity_percentiles, intensity_power, foreground, size_divisor: as in the class.
             stretch: every volume, or its box, fills the grid, so that people of any height and girth lie alike. The default
                 `size` is then that of the median volume at `spacing`, and the processor has no spacing.
+            context_range: as in the class, but where no volume has a CT it is left out, with a warning.
 
         Raises:
             ValueError: as `preprocess`, or if there is no volume.
         """
-        grids, samples, names = [], [], []
+        grids, samples, names, contexts = [], [], [], []
         find_range = intensity_range is None and intensity_percentiles is None
         if size is None or spacing is None or find_range:
             for number, item in enumerate(flatten_volumes(volumes)):
@@ -177,11 +197,12 @@ class ILTMImageProcessor(BaseImageProcessor):
                 names.append(str(volume.path or name))
                 grids.append(volume.grid if foreground is None else cropped_to_foreground(volume, foreground))
                 samples.append(thinned(volume.values, SAMPLED_VOXELS))
+                contexts.append(find_context(volume.path))
             if not grids:
                 raise ValueError("no volumes given: the list is empty")
         if spacing is None:
             spacing = [float(value) for value in np.median([grid.ras_spacing for grid in grids], axis=0)]
-        steps: Any = _check_spacing(spacing)
+        steps: Any = check_spacing(spacing)
         if size is None:
             size = common_size(grids, names, steps, stretch, size_divisor)
         if find_range:
@@ -194,12 +215,17 @@ class ILTMImageProcessor(BaseImageProcessor):
             intensity_power=intensity_power,
             foreground=foreground,
             size_divisor=size_divisor,
+            context_range=usable_context_range(names, contexts, context_range),
         )
 
     @property
     def is_volumetric(self) -> bool:
         """Whether this is a processor of volumes."""
         return "depth" in self.size
+
+    @property
+    def _volume_channels(self) -> int:
+        return 1 if self.context_range is None else 2
 
     @property
     def spatial_size(self) -> tuple[int, ...]:
@@ -234,7 +260,7 @@ class ILTMImageProcessor(BaseImageProcessor):
 
         Returns:
             BatchFeature with `pixel_values` (B, C, H, W) float32 in [0, 1] and `original_sizes`, a list of B (height,
-            width) after EXIF rotation; (B, 1, D, H, W) and a list of B `VolumeGrid` for volumes.
+            width) after EXIF rotation; (B, C, D, H, W) and a list of B `VolumeGrid` for volumes.
 
         Raises:
             ImageReadError: a file that cannot be read (a ValueError, names the file and the reason).
@@ -270,7 +296,7 @@ class ILTMImageProcessor(BaseImageProcessor):
         return np.ascontiguousarray(values.transpose(2, 0, 1)), own
 
     def _prepare_volume(self, item: Any, name: str) -> tuple[np.ndarray, VolumeGrid]:
-        """One volume of any form -> (1, D, H, W) float32 in [0, 1] on the padded grid, and its own grid."""
+        """One volume of any form -> (C, D, H, W) float32 in [0, 1] on the padded grid, and its own grid."""
         volume = as_volume(item, name)
         grid, values = volume.grid, volume.values
         if self.foreground is not None:
@@ -280,7 +306,10 @@ class ILTMImageProcessor(BaseImageProcessor):
         # before resampling, so that padding and the space between voxels are on the scale that the model sees
         window = grid.window or self.intensity_range
         values = scale_values(values, window, self.intensity_power, str(volume.path or name))
-        return self.to_model_grid(values, grid)[None], grid
+        channels = [values]
+        if self.context_range is not None:
+            channels.append(context_values(volume, self.context_range, name))
+        return np.stack([self.to_model_grid(channel, grid) for channel in channels]), grid
 
     def to_uint8(self, image) -> np.ndarray:
         """One image or volume as a cache of training images holds it: pixel values times 255, (C, *spatial) uint8."""
@@ -293,6 +322,15 @@ class ILTMImageProcessor(BaseImageProcessor):
 
     def _place(self, grid: VolumeGrid) -> tuple[slice, ...]:
         return place_in_grid(grid, self.spatial_size, self.padded_size, self.spacing)
+
+    def in_units(self, values: torch.Tensor) -> torch.Tensor:
+        """Values in [0, 1] of any shape as those of a file of volumes, with `intensity_range`."""
+        return torch.from_numpy(restore_values(values, self.intensity_range or (0.0, 1.0), self.intensity_power))
+
+    def to_unit_range(self, values: torch.Tensor) -> torch.Tensor:
+        """Inverse of `in_units`; values beyond `intensity_range` are clipped."""
+        window = self.intensity_range or (0.0, 1.0)
+        return torch.from_numpy(scale_values(values.numpy(), window, self.intensity_power, "values"))
 
     def restore_map(self, anomaly_map, original_size: Sequence[int] | VolumeGrid, outside: float = 0.0) -> np.ndarray:
         """Brings a map of the model's size back to the input's own size.
@@ -348,45 +386,6 @@ class ILTMImageProcessor(BaseImageProcessor):
         height, width = self.spatial_size
         size = (height, width) if original_size is None else _as_size(original_size)
         return restore_image(values[:, :height, :width], size)
-
-
-def _check_size(size: int | dict[str, int] | Any) -> dict[str, int]:
-    if isinstance(size, int):
-        size = {"height": size, "width": size}
-    try:
-        sides = dict(size)
-        valid = set(sides) in ({"height", "width"}, set(VOLUME_AXES))
-        valid = valid and all(isinstance(side, int) and side >= 1 for side in sides.values())
-    except (TypeError, ValueError):
-        valid = False
-    if not valid:
-        raise ValueError(
-            f'size must be {{"height": H, "width": W}} in whole pixels or one number, with "depth" for volumes, got {size!r}'
-        )
-    return {axis: sides[axis] for axis in VOLUME_AXES if axis in sides}
-
-
-def _check_pair(
-    name: str, pair: Sequence[float] | None, least: float = -np.inf, largest: float = np.inf
-) -> list[float] | None:
-    if pair is None:
-        return None
-    try:
-        low, high = (float(value) for value in pair)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be two numbers, low < high, got {pair!r}") from None
-    if not (least <= low < high <= largest and np.isfinite(high - low)):
-        raise ValueError(f"{name} must be two numbers, {least:g} <= low < high <= {largest:g}, got {pair!r}")
-    return [low, high]
-
-
-def _check_spacing(spacing: float | Sequence[float] | None) -> list[float] | None:
-    if spacing is None:
-        return None
-    values = np.broadcast_to(np.asarray(spacing, dtype=float), 3) if np.size(spacing) in (1, 3) else np.zeros(1)
-    if not (np.isfinite(values).all() and (values > 0).all()):
-        raise ValueError(f"spacing must be one positive number of mm, or three, got {spacing!r}")
-    return [float(value) for value in values]
 
 
 def _as_grid(size: Sequence[int] | VolumeGrid) -> VolumeGrid:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from iltm_anomaly.data.images import BACKGROUND, check_unit_range, read_image, to_rgb
 
+VOLUME_AXES = ("depth", "height", "width")
+
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """Weights of red, green and blue in grey: ITU-R 601, as in Pillow's `convert("L")`."""
 
@@ -130,3 +132,20 @@ def restore_image(values: Tensor, size: tuple[int, ...]) -> Image.Image:
     image = Image.fromarray(pixels[..., 0] if len(values) == 1 else pixels)
     height, width = size
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def check_size(size: int | dict[str, int] | Any) -> dict[str, int]:
+    """A size of a processor as a dictionary, its axes in the order of arrays; ValueError for anything else."""
+    if isinstance(size, int):
+        size = {"height": size, "width": size}
+    try:
+        sides = dict(size)
+        valid = set(sides) in ({"height", "width"}, set(VOLUME_AXES))
+        valid = valid and all(isinstance(side, int) and side >= 1 for side in sides.values())
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise ValueError(
+            f'size must be {{"height": H, "width": W}} in whole pixels or one number, with "depth" for volumes, got {size!r}'
+        )
+    return {axis: sides[axis] for axis in VOLUME_AXES if axis in sides}

@@ -1,5 +1,6 @@
 """Volumes in any form: brought onto the grid of voxels that a model takes, and back onto their own."""
 
+import logging
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -13,9 +14,11 @@ from scipy import ndimage
 from torch import Tensor
 
 from iltm_anomaly.data.images import check_unit_range
-from iltm_anomaly.data.volume_files import read_volume
+from iltm_anomaly.data.volume_files import CONTEXT_NAME, find_context, read_on_grid, read_volume
 from iltm_anomaly.data.volume_grid import MOST_VOXELS, Volume, VolumeGrid
 from iltm_anomaly.processing.images import tensor_to_numpy
+
+logger = logging.getLogger(__name__)
 
 VOLUME_FORMS = (
     "a path of a NIfTI file or of a folder with one DICOM series, a nibabel image, a numpy array or torch tensor (D, H, W), a "
@@ -85,6 +88,39 @@ def scale_values(values: np.ndarray, window: Sequence[float] | None, power: floa
         except ValueError as error:
             raise ValueError(f"{error}, or give the processor an intensity_range or intensity_percentiles") from None
     return values if power == 1 else values**power
+
+
+def context_values(volume: Volume, window: Sequence[float], name: str) -> np.ndarray:
+    """What lies beside a volume as its context (`find_context`), float32 on its grid, clipped to a window whose ends become 0 and
+    1. Zeros, with a warning that calls the volume `name`, where there is none.
+
+    Raises:
+        ValueError: an unusable file (`VolumeReadError`), or one on another grid.
+    """
+    path = find_context(volume.path)
+    if path is None:
+        logger.warning("no %s lies beside %s: it is looked at without", CONTEXT_NAME.upper(), volume.path or name)
+        return np.zeros(volume.values.shape, dtype=np.float32)
+    return scale_values(read_on_grid(path, volume.grid, "context"), window, 1.0, str(path))
+
+
+def usable_context_range(
+    names: Sequence[str], contexts: Sequence[Path | None], wanted: Sequence[float] | None
+) -> Sequence[float] | None:
+    """The range that is wanted of the contexts of training volumes, or None, with a warning, where none of these has any.
+
+    Raises:
+        ValueError: if some have, and some have not; one of these is named.
+    """
+    if wanted is None or all(contexts):
+        return wanted
+    if any(contexts):
+        raise ValueError(
+            f"{names[list(contexts).index(None)]} has no {CONTEXT_NAME.upper()} beside it, and other training volumes have: add "
+            "it, leave the volume out, or learn without (--set volume.context_range=null)"
+        )
+    logger.warning("no %s lies beside the training volumes: they are learned without", CONTEXT_NAME.upper())
+    return None
 
 
 def restore_values(values: Tensor, window: Sequence[float], power: float) -> np.ndarray:
@@ -182,3 +218,28 @@ def from_model_grid(
     box = grid.ras_box
     whole[box] = resize(values[place], [part.stop - part.start for part in box])
     return np.ascontiguousarray(grid.from_ras(whole))
+
+
+def check_pair(
+    name: str, pair: Sequence[float] | None, least: float = -np.inf, largest: float = np.inf
+) -> list[float] | None:
+    """A pair of numbers as floats, or None; ValueError names it unless the first is smaller and both lie in the limits."""
+    if pair is None:
+        return None
+    try:
+        low, high = (float(value) for value in pair)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be two numbers, low < high, got {pair!r}") from None
+    if not (least <= low < high <= largest and np.isfinite(high - low)):
+        raise ValueError(f"{name} must be two numbers, {least:g} <= low < high <= {largest:g}, got {pair!r}")
+    return [low, high]
+
+
+def check_spacing(spacing: float | Sequence[float] | None) -> list[float] | None:
+    """One or three positive numbers of mm as three, or None; ValueError for anything else."""
+    if spacing is None:
+        return None
+    values = np.broadcast_to(np.asarray(spacing, dtype=float), 3) if np.size(spacing) in (1, 3) else np.zeros(1)
+    if not (np.isfinite(values).all() and (values > 0).all()):
+        raise ValueError(f"spacing must be one positive number of mm, or three, got {spacing!r}")
+    return [float(value) for value in values]

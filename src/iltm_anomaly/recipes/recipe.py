@@ -34,6 +34,7 @@ from iltm_anomaly.recipes.mistakes import explain
 from iltm_anomaly.recipes.reading import assign, read_yaml
 from iltm_anomaly.recipes.retired import REFUSED, without_retired
 from iltm_anomaly.recipes.tables import TableOf
+from iltm_anomaly.recipes.uptake_recipe import UptakeRecipe
 from iltm_anomaly.settings import RANGES, InferenceSettings
 from iltm_anomaly.tokenizers.vqvae import VQVAEConfig
 
@@ -285,7 +286,7 @@ def _made(table: str, make: Any, **values: Any) -> Any:
 
 def json_schema() -> str:
     """The schema of a recipe file for editors, as JSON text: what `recipe.schema.json` holds."""
-    schema = TypeAdapter(Recipe | FeatureRecipe).json_schema()
+    schema = TypeAdapter(Recipe | FeatureRecipe | UptakeRecipe).json_schema()
     inherited = schema["$defs"]["StageRecipe"]["properties"]
     schema["$defs"]["Stage1Recipe"]["properties"] |= inherited  # of these, pydantic reads the explanations only there
     return json.dumps(schema, indent=1) + "\n"
@@ -296,17 +297,19 @@ def preset_names() -> list[str]:
     return sorted(path.name.removesuffix(".yaml") for path in PRESETS.iterdir() if path.name.endswith(".yaml"))
 
 
-def recipe_from_dict(values: dict[str, Any]) -> Recipe | FeatureRecipe:
-    """A recipe of either kind from plain data: one on features has the table `features`.
+def recipe_from_dict(values: dict[str, Any]) -> Recipe | FeatureRecipe | UptakeRecipe:
+    """A recipe of any kind from plain data: one on features has the table `features`, one on tissues the table `tissues`.
 
     Raises:
         ValueError: if a field is unknown, missing or wrong; it is named.
     """
-    return (FeatureRecipe if isinstance(values, dict) and "features" in values else Recipe).from_dict(values)
+    tables = values if isinstance(values, dict) else {}
+    kind = FeatureRecipe if "features" in tables else UptakeRecipe if "tissues" in tables else Recipe
+    return kind.from_dict(values)  # type: ignore[return-value]
 
 
-def load_recipe(preset: "str | Path | Recipe | FeatureRecipe", overrides: Sequence[str] = ()) -> Any:
-    """A recipe, `Recipe` or `FeatureRecipe`, with other values in the place of some of its own.
+def load_recipe(preset: "str | Path | Recipe | FeatureRecipe | UptakeRecipe", overrides: Sequence[str] = ()) -> Any:
+    """A recipe, `Recipe`, `FeatureRecipe` or `UptakeRecipe`, with other values in the place of some of its own.
 
     Args:
         preset: the name of a shipped recipe, the path of a YAML file, or a recipe itself.
@@ -315,7 +318,7 @@ def load_recipe(preset: "str | Path | Recipe | FeatureRecipe", overrides: Sequen
     Raises:
         ValueError: if there is no such recipe, or a field is unknown or wrong; it is named.
     """
-    if isinstance(preset, Recipe | FeatureRecipe):
+    if isinstance(preset, Recipe | FeatureRecipe | UptakeRecipe):
         values = preset.to_dict()
     elif str(preset) in preset_names():
         values = read_yaml((PRESETS / f"{preset}.yaml").read_text(encoding="utf-8"), str(preset))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from iltm_anomaly.recipes.feature_recipe import FeatureRecipe
 from iltm_anomaly.recipes.recipe import Recipe
+from iltm_anomaly.recipes.uptake_recipe import UptakeRecipe
 
 
 @dataclass
@@ -37,7 +38,7 @@ class TrainArguments:
     contamination: float | None = None
     protocol: str = "disjoint"
     train_size: int | None = None
-    preset: str | Recipe | FeatureRecipe | None = None
+    preset: str | Recipe | FeatureRecipe | UptakeRecipe | None = None
     volumes: bool = False
     overrides: list[str] = field(default_factory=list)
     rounds: int | None = None

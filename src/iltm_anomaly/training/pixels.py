@@ -60,7 +60,7 @@ def load_pixels(
 
 def _make_processor(recipe: Recipe, images: Iterable[Any]) -> ILTMImageProcessor:
     if recipe.volume is not None:
-        divisor = VQVAEConfig(**recipe.vqvae).pixels_per_token
+        divisor = VQVAEConfig(**recipe.vqvae).pixels_per_token if isinstance(recipe, Recipe) else 1
         return ILTMImageProcessor.for_volumes(images, size_divisor=divisor, **recipe.volume)
     return ILTMImageProcessor(size=recipe.image_size, num_channels=recipe.num_channels, resample=recipe.resample)
 

@@ -15,6 +15,7 @@ from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.provenance import provenance
 from iltm_anomaly.recipes.feature_recipe import FeatureRecipe
 from iltm_anomaly.recipes.recipe import Recipe
+from iltm_anomaly.recipes.uptake_recipe import UptakeRecipe
 from iltm_anomaly.settings import InferenceSettings
 from iltm_anomaly.training.checkpoint import check_writable, fill_folder, load_json, remove_checkpoint
 from iltm_anomaly.training.context import RunContext
@@ -25,6 +26,7 @@ from iltm_anomaly.training.processes import on_main
 from iltm_anomaly.training.rounds import fit_rounds
 from iltm_anomaly.training.run_folder import flat
 from iltm_anomaly.training.tracking import RunLog
+from iltm_anomaly.training.uptake import fit_uptake
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +73,8 @@ class TrainingRun(RunContext):
         source: Callable[[], str | None] | None,
     ) -> Path:
         """As `train`, in a folder that no other process trains in."""
-        has_features = isinstance(self.recipe, FeatureRecipe)
-        if not has_features:
+        fit_calibrated: Any = {FeatureRecipe: fit_features, UptakeRecipe: fit_uptake}.get(type(self.recipe))
+        if fit_calibrated is None:
             _check_batches(self.recipe, self.accelerator)
         expected = self.folder.claim(self.recipe, self.seed, resume)
         model_folder = self.output / "model"
@@ -93,8 +95,8 @@ class TrainingRun(RunContext):
             "data": data,
             "num_training_images": len(pixels),
         }
-        if has_features:
-            pipeline, rounds = fit_features(self, pixels, processor)
+        if fit_calibrated is not None:
+            pipeline, rounds = fit_calibrated(self, pixels, processor)
             seconds = rounds
         else:
             tokenizer, stage1 = fit_tokenizer(self, pixels)
@@ -109,7 +111,7 @@ class TrainingRun(RunContext):
 
     def _finish(self, pipeline: ILTMAnomalyPipeline, pixels: PixelCache, folder: Path) -> None:
         """Calibrates the pipeline on the training images and saves it."""
-        if not pipeline.has_features:  # those are calibrated in every round
+        if pipeline.draws_codes:  # the others are calibrated in every round
             pipeline.to(self.device)
             codes, chosen = pipeline.encode(pixels), calibration_images(pixels, self.seed)
             pipeline.calibrate(chosen, codes, show_progress=self.show_progress)
@@ -120,8 +122,8 @@ class TrainingRun(RunContext):
 
     def _is_calibrated(self, model_folder: Path) -> bool:
         """Whether a finished pipeline has the recipe's settings of inference, whatever calibration has added to them."""
-        if isinstance(self.recipe, FeatureRecipe):
-            return True  # by the run itself: no recipe chooses
+        if not isinstance(self.recipe, Recipe):
+            return True  # by the run itself
         measured: dict[str, Any] = {"surprise_limit": None, "score_threshold": None}
         try:
             found = InferenceSettings.from_dict(load_json(model_folder / "calibration.json"))

@@ -1,0 +1,82 @@
+"""The map of a pipeline on tissues: uptake, weighed by how often tokens of the same tissue were given up in training.
+
+Both are in one unit: twice the odds count as much as a certain factor of uptake, so that the map reads as an SUV. It is the naive
+Bayes estimate of a voxel's odds of being abnormal, given its uptake and, by itself, what the CT shows there.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from iltm_anomaly.prior import TissuePriorModel
+from iltm_anomaly.settings import UptakeSettings
+from iltm_anomaly.tokenizers.tissue import TissueTokenizerModel, voxels_of
+
+NO_UPTAKE = 0.1  # in units of the file, such as SUV: added before logarithms, which would make noise in air count
+THRESHOLDS = 100  # that findings are counted at
+
+
+def log_uptake(units: Tensor, smoothing: float) -> Tensor:
+    """Logarithm of smoothed uptake (D, H, W) in units of the file, such as SUV."""
+    return (smoothed(units, smoothing).clamp(min=0) + NO_UPTAKE).log()
+
+
+def smoothed(values: Tensor, sigma: float) -> Tensor:
+    """Gaussian filter over the voxels of one volume, mirrored at its borders, on the CPU."""
+    return torch.from_numpy(ndimage.gaussian_filter(values.float().cpu().numpy(), sigma))
+
+
+def log_map(uptake: Tensor, log_odds: Tensor, settings: UptakeSettings) -> Tensor:
+    """Logarithm of the map: of `log_uptake` and of each voxel's log odds, both (D, H, W)."""
+    return uptake + settings.tissue_weight * smoothed(log_odds, settings.smoothing)
+
+
+@torch.no_grad()
+def score_volumes(
+    tokenizer: TissueTokenizerModel,
+    prior: TissuePriorModel,
+    pixel_values: Tensor,
+    settings: UptakeSettings,
+    in_units: Callable[[Tensor], Tensor],
+) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+    """Volumes (B, C, D, H, W) in [0, 1] -> maps (D, H, W), healed volumes (C, D, H, W), log-likelihoods and healed tokens
+    (B, D, H, W), all on the CPU; likelihoods up to a constant.
+
+    Args:
+        in_units: takes uptake from [0, 1] to units of the file.
+    """
+    # 1. voxels become tokens, of tissues that the prior knows; where no CT is there is nothing to know
+    codes = tokenizer.encode(pixel_values)
+    known = pixel_values[:, -1].flatten(1).amax(1) > 0
+    log_odds = (prior(codes) * known[:, None, None, None]).cpu()
+    maps, healed = torch.zeros(codes.shape), torch.zeros(codes.shape, dtype=torch.bool)
+    for number, volume in enumerate(pixel_values):
+        box = voxels_of(volume)
+        uptake = log_uptake(in_units(volume[0][box].cpu()), settings.smoothing)
+        # 2. uptake and odds become a map; padding stays 0
+        value = log_map(uptake, log_odds[number][box], settings)
+        maps[number][box] = value.exp()
+        healed[number][box] = value > (torch.inf if settings.token_limit is None else settings.token_limit)
+    # 3. in place of tokens that stand out stands what is usual for their tissue
+    expected = tokenizer.expect(codes).cpu()
+    pictures = pixel_values.float().cpu().clone()
+    pictures[:, :1] = torch.where(healed[:, None], expected, pictures[:, :1])
+    return list(maps), list(pictures), -maps.clamp(min=NO_UPTAKE / 10).log(), healed
+
+
+def findings_threshold(maps: Sequence[np.ndarray], findings: float) -> float:
+    """The lowest value from which on maps of training volumes have no more than so many connected regions (26 neighbours) each,
+    in the mean, counted from the highest value down; lesions are among them."""
+    pooled = np.concatenate([one[one > 0][:: max(1, one.size // 20_000)] for one in maps])
+    highest = max(float(one.max()) for one in maps)
+    levels = np.append(np.quantile(pooled, 1 - np.geomspace(1e-4, 0.2, THRESHOLDS)), highest)
+    chosen = highest
+    for level in np.unique(levels)[::-1]:
+        regions = sum(ndimage.label(one >= level, structure=np.ones((3, 3, 3)))[1] for one in maps)
+        if regions > findings * len(maps):
+            break
+        chosen = float(level)
+    return chosen
