@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from iltm_anomaly.data.volume_files import read_mask, read_volume
 from iltm_anomaly.evaluation.rounds import each_round, load_rounds
@@ -91,6 +92,23 @@ def run_seed(folds: list[list[Path]], chosen: list[int], seed: int, preset: str,
     return found
 
 
+def at_thresholds(found: Maps, masks: Maps, thresholds: dict[str, float]) -> dict[str, float]:
+    """What the thresholds of training make of the maps: patients called abnormal, lesions found, false positives a scan."""
+    called = lesions = hit = false = 0
+    for name, one in found.items():
+        detected = one >= thresholds[name]
+        regions, truth = (ndimage.label(where, np.ones((3, 3, 3)))[0] for where in (detected, masks[name]))
+        called += bool(detected.any())
+        lesions, hit = lesions + int(truth.max()), hit + np.count_nonzero(np.unique(truth[detected]))
+        false += int(regions.max()) - np.count_nonzero(np.unique(regions[masks[name]]))
+    return {
+        "called": called,
+        "lesions_found": hit,
+        "lesions": lesions,
+        "false_positives_per_scan": round(false / len(found), 3),
+    }
+
+
 def histograms(maps: Maps, masks: Maps) -> np.ndarray:
     """(patients, 2, BINS): normal and lesion voxels by falling score."""
     edges = np.unique(np.quantile(np.concatenate([one.ravel() for one in maps.values()]), np.linspace(0, 1, BINS)))
@@ -158,6 +176,15 @@ def main() -> None:
     for seed in arguments.seeds:
         found = run_seed(folds, arguments.folds, seed, arguments.preset, arguments.output)
         result = measure({"high SUV": suv, **found}, masks)
+        thresholds = {
+            scan.name: json.loads((arguments.output / f"seed{seed}_fold{number}/model/calibration.json").read_text())[
+                "score_threshold"
+            ]
+            for number in arguments.folds
+            for scan in folds[number]
+        }
+        result["last round"]["at_threshold"] = at_thresholds(found["last round"], masks, thresholds)
+        print(f"seed {seed} at the thresholds of training: {result['last round']['at_threshold']}")
         documents.append(
             {
                 "seed": seed,

@@ -142,9 +142,10 @@ def test_odds_are_relative_and_rare_tissues_say_little():
 def test_the_threshold_leaves_so_many_regions_a_volume():
     one, two = np.random.default_rng(0).random((2, 20, 20, 20))  # many regions, from 1 down
     one[2:5, 2:5, 2:5], one[10:13, 10:13, 10:13], two[2:5, 2:5, 2:5] = 9, 4, 3
-    assert findings_threshold([one, two], 0.5) == 9
-    assert findings_threshold([one, two], 1.0) == 4
-    assert 0.99 < findings_threshold([one, two], 2.0) <= 3
+    one[3, 2:5, 2:5] = 7  # at a threshold of 8 the hottest falls into two
+    assert 3 < findings_threshold([one, two], 1.0, 0.97) <= 3.1
+    assert 0.99 < findings_threshold([one, two], 1.5, 0.97) <= 1.1
+    assert findings_threshold([one, two], 0.1, 0.97) == 9
 
 
 def test_settings_and_shapes_that_cannot_be_are_refused():

@@ -16,7 +16,7 @@ from iltm_anomaly.settings import UptakeSettings
 from iltm_anomaly.tokenizers.tissue import TissueTokenizerModel, voxels_of
 
 NO_UPTAKE = 0.1  # in units of the file, such as SUV: added before logarithms, which would make noise in air count
-THRESHOLDS = 100  # that findings are counted at
+LEVELS = 100  # that findings are counted at
 
 
 def log_uptake(units: Tensor, smoothing: float) -> Tensor:
@@ -67,16 +67,12 @@ def score_volumes(
     return list(maps), list(pictures), -maps.clamp(min=NO_UPTAKE / 10).log(), healed
 
 
-def findings_threshold(maps: Sequence[np.ndarray], findings: float) -> float:
-    """The lowest value from which on maps of training volumes have no more than so many connected regions (26 neighbours) each,
-    in the mean, counted from the highest value down; lesions are among them."""
-    pooled = np.concatenate([one[one > 0][:: max(1, one.size // 20_000)] for one in maps])
+def findings_threshold(maps: Sequence[np.ndarray], findings: float, least: float) -> float:
+    """The lowest value, from `least` on, at which maps of training volumes have no more than so many connected regions (26
+    neighbours) each, in the mean; lesions are among them. Further up a hot lesion falls into pieces, which does not count."""
     highest = max(float(one.max()) for one in maps)
-    levels = np.append(np.quantile(pooled, 1 - np.geomspace(1e-4, 0.2, THRESHOLDS)), highest)
-    chosen = highest
-    for level in np.unique(levels)[::-1]:
+    for level in np.geomspace(least, max(highest, least), LEVELS):
         regions = sum(ndimage.label(one >= level, structure=np.ones((3, 3, 3)))[1] for one in maps)
-        if regions > findings * len(maps):
-            break
-        chosen = float(level)
-    return chosen
+        if regions <= findings * len(maps):
+            return float(level)
+    return highest

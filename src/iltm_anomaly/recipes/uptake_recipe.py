@@ -47,7 +47,8 @@ class UptakeRecipe:
     volume: Annotated[dict[str, Any], UPTAKE_VOLUME]
     """How volumes become grids. What is left out follows from the training volumes; `{}` leaves out all."""
     findings: Annotated[StrictFloat, Field(gt=0)] = 2.0
-    """Regions of the training volumes that the threshold leaves, a volume in the mean, their lesions among them."""
+    """Connected regions that the threshold leaves, a training volume in the mean, their lesions among them: so one more than the
+    false positives to be expected where each has one lesion."""
     rounds: UptakeRoundsRecipe = field(default_factory=UptakeRoundsRecipe)
     """How tokens are given up between rounds."""
     inference: Annotated[dict[str, Any], UPTAKE_INFERENCE] = field(default_factory=dict)

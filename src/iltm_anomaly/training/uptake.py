@@ -5,6 +5,7 @@ what the others tell, never by itself.
 """
 
 import logging
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -162,7 +163,9 @@ def fit_round(
     pooled = torch.cat([one.flatten() for one in maps]).sort().values
     calibrated.token_limit = float(pooled[int((1 - recipe.rounds.rejected_share) * (len(pooled) - 1))])
     units = [one.exp().numpy() for one in maps]
-    calibrated.score_threshold = uptake_map.findings_threshold(units, recipe.findings)
+    calibrated.score_threshold = uptake_map.findings_threshold(
+        units, recipe.findings, math.exp(calibrated.token_limit)
+    )
     reached = [float(one.max()) >= calibrated.score_threshold for one in units]
     calibrated.false_alarm_share = sum(reached) / len(reached)
     return ILTMAnomalyPipeline(own, prior, processor, calibrated), maps
