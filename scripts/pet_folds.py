@@ -99,8 +99,8 @@ def at_thresholds(found: Maps, masks: Maps, thresholds: dict[str, float]) -> dic
         detected = one >= thresholds[name]
         regions, truth = (ndimage.label(where, np.ones((3, 3, 3)))[0] for where in (detected, masks[name]))
         called += bool(detected.any())
-        lesions, hit = lesions + int(truth.max()), hit + np.count_nonzero(np.unique(truth[detected]))
-        false += int(regions.max()) - np.count_nonzero(np.unique(regions[masks[name]]))
+        lesions, hit = lesions + int(truth.max()), hit + int(np.count_nonzero(np.unique(truth[detected])))
+        false += int(regions.max()) - int(np.count_nonzero(np.unique(regions[masks[name]])))
     return {
         "called": called,
         "lesions_found": hit,
