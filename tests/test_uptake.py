@@ -11,6 +11,7 @@ import torch
 from iltm_anomaly import ILTMAnomalyPipeline, ILTMImageProcessor, TissueTokenizerConfig, TissueTokenizerModel
 from iltm_anomaly.cli import main
 from iltm_anomaly.data.volume_files import find_context, find_volumes
+from iltm_anomaly.hub.upload import plan_upload
 from iltm_anomaly.prior import relative_log_odds
 from iltm_anomaly.settings import InferenceSettings, UptakeSettings, read_settings
 from iltm_anomaly.tokenizers.tissue import voxels_of
@@ -155,3 +156,8 @@ def test_settings_and_shapes_that_cannot_be_are_refused():
         UptakeSettings(tissue_weight=-1.0)
     with pytest.raises(ValueError, match=r"volumes must be \(B, 2, D, H, W\)"):
         TissueTokenizerModel(TissueTokenizerConfig()).encode(torch.rand(1, 1, 4, 4, 4))
+
+
+def test_the_card_says_what_was_trained(root):
+    card = plan_upload(root / "run" / "model", "me/pet", []).files["README.md"].decode()
+    assert "of a tissue that the CT shows" in card and "VQ-VAE" not in card
