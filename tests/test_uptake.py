@@ -88,7 +88,7 @@ def test_padding_is_no_token(root):
         "pixel_values"
     ]  # the smallest, in the middle of the grid
     assert voxels_of(pixels[0]) == (slice(2, 22), slice(0, 18), slice(0, 22))
-    maps, _, _, healed = pipe.score_batch(pixels, pipe.settings, 0)
+    maps, _, _, healed, _ = pipe.score_batch(pixels, pipe.settings, 0)
     assert not maps[0][:2].any() and not healed[0][22:].any() and maps[0][2:22].min() > 0
     alone = pipe.score_batch(pixels[:, :, 2:22], pipe.settings, 0)[0][0]
     torch.testing.assert_close(maps[0][2:22], alone)

@@ -82,7 +82,7 @@ def _fit(
     for number in range(rounds.rounds + 1):
         pipeline, maps = fit_round(tokenizer, tokens, given_up, processor, settings, run.recipe)
         reports.append({"round": number, **verdict, "seconds": round(time.monotonic() - started, 1)})
-        pipeline.training_report = {"rounds": list(reports), "seed": run.seed}
+        pipeline.training_report |= {"rounds": list(reports), "seed": run.seed}
         _save_round(run, number, pipeline, tokens, given_up)
         run.log.write(step=number, **reports[-1])
         logger.info("round %d: %.2f %% of tokens given up", number, 100 * verdict["masked_fraction"])
