@@ -191,8 +191,8 @@ class ILTMAnomalyPipeline(SavedPipeline):
             return feature_map.score_images(self.tokenizer, self.prior, pixel_values, settings, self.noise)
         if isinstance(settings, UptakeSettings):
             in_units = self.image_processor.in_units
-            scored = uptake_map.score_volumes(self.tokenizer, self.prior, pixel_values, settings, in_units)
-            return *scored, [None] * len(pixel_values)
+            found = uptake_map.score_volumes(self.tokenizer, self.prior, pixel_values, settings, in_units)
+            return *found, [None] * len(pixel_values)
         spatial = tuple(pixel_values.shape[2:])
         # 1. images become codes, and what is observed of them
         codes, observed = self.tokenizer.tokenize(pixel_values)
