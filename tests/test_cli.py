@@ -324,8 +324,8 @@ def test_pictures_of_a_run_are_no_images_to_train_on(run, tmp_path):
 @pytest.mark.parametrize(("options", "folder"), [([], "demo"), (["--volumes"], "demo_volumes")])
 def test_the_two_demos_have_folders_of_their_own(options, folder, monkeypatch):
     called = []
-    monkeypatch.setattr("iltm_anomaly.demo.demo", lambda *arguments: called.append(("demo", *arguments)))
-    monkeypatch.setattr("iltm_anomaly.demo.demo_volumes", lambda *a: called.append(("demo_volumes", *a)))
+    monkeypatch.setattr("iltm_anomaly.demo.demo", lambda *a, **_: called.append(("demo", *a)))
+    monkeypatch.setattr("iltm_anomaly.demo.demo_volumes", lambda *a, **_: called.append(("demo_volumes", *a)))
     assert main(["demo", *options]) == 0
     assert called == [(folder, Path(folder), 0)]
 
@@ -426,6 +426,45 @@ def test_help_is_quick_and_names_every_command():
     assert {*COMMANDS} <= first_words
 
 
+MISTAKES = {
+    "train --data nowhere --output out": "no such folder: nowhere",
+    "train --data two --output out": "two holds 2 categories, choose one: one, other",
+    "train --data two --category ohter --output out": "Did you mean 'other'?",
+    "train --data two/one --preset fast --output out": "no preset and no file 'fast'; presets are cpu, ",
+    "evaluate two --data nowhere --output out": "two is not a pipeline folder: it has no model_index.json",
+    "detect nothing two --output out": "no pipeline folder at nothing",
+    "detect org/model nothing.png --output out": "cannot read nothing.png: no such file",
+    "report nowhere": "no such folder: nowhere",
+    "push nowhere org/model": "no folder nowhere",
+    "benchmark --data nowhere --categories x --output out": "no such folder: nowhere",
+}
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_a_wrong_argument_is_told_before_torch_is_imported(command, run_fresh, tmp_path):
+    program = """
+    import sys, os
+    from iltm_anomaly.cli import main
+    os.chdir(sys.argv[1]), os.makedirs("two/one/train"), os.makedirs("two/other/train")
+    sys.stderr = sys.stdout
+    print(main(sys.argv[2].split()), *{"torch", "transformers", "datasets"} & set(sys.modules))
+    """
+    said, status = run_fresh(program, tmp_path, command).splitlines()
+    assert MISTAKES[command] in said and status == "2"
+
+
+def test_quiet_leaves_results_warnings_and_errors(run, data, recipe, tmp_path):
+    command = [sys.executable, "-m", "iltm_anomaly.cli"]
+    training = ["--data", str(data / "part"), "--preset", str(recipe), "--output", str(tmp_path / "run"), "--cpu"]
+    shorter = ["--quiet", "--rounds=0", "--set", "stage1.steps=2", "stage2.steps=2"]
+    image = str(next((data / "part" / "test" / "good").iterdir()))
+    detecting = ["--quiet", "detect", str(run), image, "--output", str(tmp_path / "found")]
+    for words, shown in ((["train", *training, *shorter], "pipeline saved in"), (detecting, "1 scored, ")):
+        done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=300, check=True)
+        assert all(line.startswith("WARNING ") for line in done.stderr.splitlines())
+        assert done.stdout.startswith(shown) and done.stdout.count("\n") == 1
+
+
 def test_a_wrong_value_in_a_recipe_is_one_line_too(data, tmp_path, capsys):
     from iltm_anomaly.recipes.recipe import load_recipe
 
@@ -444,6 +483,6 @@ def test_what_this_machine_cannot_hold_is_one_line(tmp_path, monkeypatch, capsys
         raise error
 
     monkeypatch.setattr("iltm_anomaly.training.train.train", fail)
-    assert main(["train", "--data", "data", "--output", str(tmp_path / "run")]) == 2
+    assert main(["train", "--data", str(tmp_path), "--output", str(tmp_path / "run")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "too small for what was asked" in line or "too large for what was asked (int too large" in line

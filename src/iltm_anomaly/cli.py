@@ -90,6 +90,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         arguments.output,
         all_rounds=not arguments.last_round,
         device=usable_device(arguments.device),
+        show_progress=arguments.show_progress,
     )
     print(format_results(document))
     print(f"written: {arguments.output / 'results.json'}, {arguments.output / 'gallery.png'}")
@@ -120,7 +121,8 @@ def run_detect(arguments: argparse.Namespace) -> int:
     pipeline = ILTMAnomalyPipeline.from_pretrained(folder, device=usable_device(arguments.device))
     if arguments.threshold is not None:
         pipeline.settings = replace(pipeline.settings, score_threshold=arguments.threshold)
-    rows = detect(pipeline, arguments.inputs, arguments.output, arguments.batch_size, save_maps=not arguments.no_maps)
+    chosen = {"save_maps": not arguments.no_maps, "show_progress": arguments.show_progress}
+    rows = detect(pipeline, arguments.inputs, arguments.output, arguments.batch_size, **chosen)
     failed = sum(bool(row["error"]) for row in rows)
     abnormal = sum(row["abnormal"] == 1 for row in rows)
     print(f"{len(rows) - failed} scored, {abnormal} abnormal, {failed} failed: {arguments.output / 'results.csv'}")
@@ -167,7 +169,7 @@ def run_demo(arguments: argparse.Namespace) -> None:
     from iltm_anomaly.demo import demo, demo_volumes
 
     run, folder = (demo_volumes, "demo_volumes") if arguments.volumes else (demo, "demo")
-    run(arguments.output or Path(folder), arguments.seed)
+    run(arguments.output or Path(folder), arguments.seed, show_progress=arguments.show_progress)
 
 
 def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
@@ -265,7 +267,8 @@ def add_push_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_push(arguments: argparse.Namespace) -> None:
-    from iltm_anomaly.hub.upload import model_folder, plan_upload, results_of, upload
+    from iltm_anomaly.hub.folders import model_folder
+    from iltm_anomaly.hub.upload import plan_upload, results_of, upload
 
     results = arguments.results or results_of(arguments.model)
     plan = plan_upload(model_folder(arguments.model), arguments.repo_id, results, arguments.picture)
@@ -296,28 +299,43 @@ COMMANDS: dict[str, Command] = {
 }
 
 
+def _general_options() -> argparse.ArgumentParser:
+    """Options that may stand before a command or after it."""
+    general = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    general.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    quiet = "show results, warnings and errors alone: no progress bars, no information"
+    general.add_argument("--quiet", dest="show_progress", action="store_false", help=quiet)
+    return general
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(
-        prog="iltm-anomaly", description="Anomaly detection that learns from contaminated data."
-    )
+    about = "Anomaly detection that learns from contaminated data."
+    parser = argparse.ArgumentParser(prog="iltm-anomaly", description=about, parents=[_general_options()])
+    parser.set_defaults(debug=False, show_progress=True)
     parser.add_argument("--version", action="version", version=__version__)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (summary, add_arguments, _) in COMMANDS.items():
-        add_arguments(commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + "."))
+        description = summary[0].upper() + summary[1:] + "."
+        add_arguments(commands.add_parser(name, help=summary, description=description, parents=[_general_options()]))
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command. Errors that a user can mend are one line on stderr and exit code 2; `detect` has codes of its own."""
     arguments = build_parser().parse_args(argv)
-    from huggingface_hub.errors import StrictDataclassError  # after parsing: --help does not wait for it
+    # after parsing: --help does not wait for them
+    from huggingface_hub.errors import StrictDataclassError
 
-    level = logging.INFO if IS_MAIN_PROCESS else logging.ERROR  # what one of many processes has to say is said once
+    from iltm_anomaly.early_checks import check
+
+    level = logging.INFO if arguments.show_progress else logging.WARNING
+    if not IS_MAIN_PROCESS:  # what one of many processes has to say is said once
+        level = logging.ERROR
     logging.basicConfig(level=level, format="%(levelname)s %(message)s", stream=sys.stderr)
-    quiet_libraries()
     try:
+        check(arguments)
+        quiet_libraries()
         return COMMANDS[arguments.command][2](arguments) or 0
     except (ValueError, RuntimeError, OSError, ImportError, StrictDataclassError, MemoryError, OverflowError) as error:
         if arguments.debug:

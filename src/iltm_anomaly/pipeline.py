@@ -20,7 +20,8 @@ from iltm_anomaly import feature_map, hub, masking
 from iltm_anomaly.calibration import surprise_limit, usual_error
 from iltm_anomaly.data.cache import PixelCache
 from iltm_anomaly.healing import heal_grids
-from iltm_anomaly.hub.checks import NOISE_FILE, Stored, check_finite, stored_tensors
+from iltm_anomaly.hub.checks import Stored, check_finite, stored_tensors
+from iltm_anomaly.hub.folders import NOISE_FILE
 from iltm_anomaly.hub.parts import FORMER_TOKENIZER, expected_classes, needs_noise, read_calibration
 from iltm_anomaly.modeling import share_tensors
 from iltm_anomaly.prior import PerformerPriorModel, PositionPriorModel

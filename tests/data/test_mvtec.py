@@ -60,7 +60,7 @@ def test_unknown_category_names_those_that_exist(category):
         load_mvtec(category.parent, "washer ")
     with pytest.raises(ValueError, match=r"it has: Washer, bolt\.$"):
         load_mvtec(category.parent, "..")
-    with pytest.raises(ValueError, match="holds 2 categories; choose one with category=: Washer, bolt"):
+    with pytest.raises(ValueError, match="holds 2 categories, choose one: Washer, bolt"):
         load_mvtec(category.parent)
 
 

@@ -9,35 +9,15 @@ import datasets
 from datasets import ClassLabel, Dataset, DatasetDict, Image
 from huggingface_hub.errors import HfHubHTTPError
 
+from iltm_anomaly.data import GOOD
 from iltm_anomaly.data.images import ImageReadError, readable_images
-from iltm_anomaly.data.layout import unknown_category
-from iltm_anomaly.data.schema import GOOD, dataset_features, label_of, normalise_mask
+from iltm_anomaly.data.layout import is_saved, unknown_category
+from iltm_anomaly.data.schema import dataset_features, label_of, normalise_mask
 
 logger = logging.getLogger(__name__)
 
 GOOD_NAMES = frozenset({"good", "normal", "ok", "0"})
 """What other data sets call an image without a defect, in lower case."""
-
-
-def is_dataset_folder(folder: Path) -> bool:
-    """Whether a local folder is one that `datasets` reads: saved to disk, or with parquet or metadata files."""
-    if _is_saved(folder):
-        return True
-    if any(path.suffix == ".parquet" for pattern in ("*", "*/*") for path in folder.glob(pattern)):
-        return True
-    tables = (path for pattern in ("metadata.*", "*/metadata.*") for path in folder.glob(pattern))
-    return any(path.suffix in (".csv", ".jsonl") and _names_files(path) for path in tables)
-
-
-def _is_saved(folder: Path) -> bool:
-    # `save_to_disk` writes the first file for several splits, the second for one
-    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
-
-
-def _names_files(table: Path) -> bool:
-    # Without this column, `datasets` cannot know which file a row is about: such a table is somebody's notes.
-    with open(table, encoding="utf-8", errors="replace") as file:
-        return "file_name" in file.readline()
 
 
 def load_hub_dataset(name: str, category: str | None, require_masks: bool, **load_kwargs) -> DatasetDict:
@@ -68,7 +48,7 @@ def load_hub_dataset(name: str, category: str | None, require_masks: bool, **loa
 
 def _load(name: str, category: str | None, load_kwargs: dict[str, Any]) -> DatasetDict:
     """Every split as it is stored, or the rows of one category. Without a split train, the caller refuses it."""
-    if _is_saved(Path(name)):
+    if is_saved(Path(name)):
         configs, loaded = [], datasets.load_from_disk(name)
         if isinstance(loaded, Dataset):
             loaded = DatasetDict({"train": loaded})
@@ -140,8 +120,8 @@ def _standardise(split: Dataset, name: str, is_test: bool, require_masks: bool) 
     missing = [rows[p] for p, mask in masks.items() if mask is None and label_of(defects[p]) == 1]
     if is_test and require_masks and missing:
         raise ValueError(
-            f"{len(missing)} defective image(s) of the {name} have no mask, the first in row {missing[0]} "
-            "(require_masks=False loads them with mask None)"
+            f"{len(missing)} defective image(s) of the {name} have no mask, the first in row {missing[0]}: "
+            "add a column mask, or take the rows out"
         )
     defects = [defects[position] for position in masks]
     images = split.select_columns(["image"]).cast_column("image", features["image"])

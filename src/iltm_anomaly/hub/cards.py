@@ -15,7 +15,8 @@ from iltm_anomaly import headings
 from iltm_anomaly.hub.checks import HARDWARE, NUMBER, check_shape
 from iltm_anomaly.hub.data_sources import CONTAMINATION, DEMO, DataSource, data_source, in_markdown, without_control
 from iltm_anomaly.provenance import training_commit
-from iltm_anomaly.recipes.recipe import load_recipe, preset_names, recipe_from_dict
+from iltm_anomaly.recipes.reading import preset_names
+from iltm_anomaly.recipes.recipe import load_recipe, recipe_from_dict
 
 VERDICTS = ("detected", "defective", "false_alarms", "good")
 MARKER = "<!-- Rendered by iltm-anomaly"

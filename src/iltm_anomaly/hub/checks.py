@@ -18,25 +18,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from iltm_anomaly.hub.folders import PIPELINE_FILES
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 
-NOISE_FILE = "calibration.safetensors"
-
-# The files of a pipeline of ILTM or of a baseline. Nothing else is downloaded or read. Version 0.1 wrote vqvae/ for tokenizer/.
-PIPELINE_FILES = (
-    "model_index.json",
-    "config.json",
-    "calibration.json",
-    NOISE_FILE,
-    "training_report.json",
-    "README.md",
-    *(
-        f"{part}/{name}"
-        for part in ("tokenizer", "vqvae", "prior", "model")
-        for name in ("config.json", "model*.safetensors", "model.safetensors.index.json")
-    ),
-    "image_processor/preprocessor_config.json",
-)
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".msgpack"})
 CODE = frozenset({".py", ".pyc", ".so", ".sh"})
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

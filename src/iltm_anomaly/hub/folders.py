@@ -2,9 +2,25 @@
 
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+import huggingface_hub  # what is of it is imported with its first use
 
-from iltm_anomaly.hub.checks import PIPELINE_FILES
+NOISE_FILE = "calibration.safetensors"
+
+# The files of a pipeline of ILTM or of a baseline. Nothing else is downloaded or read. Version 0.1 wrote vqvae/ for tokenizer/.
+PIPELINE_FILES = (
+    "model_index.json",
+    "config.json",
+    "calibration.json",
+    NOISE_FILE,
+    "training_report.json",
+    "README.md",
+    *(
+        f"{part}/{name}"
+        for part in ("tokenizer", "vqvae", "prior", "model")
+        for name in ("config.json", "model*.safetensors", "model.safetensors.index.json")
+    ),
+    "image_processor/preprocessor_config.json",
+)
 
 
 def local_folder(
@@ -21,13 +37,10 @@ def local_folder(
         ValueError: if it is neither a folder nor can be the name of a repository, or its run is not finished.
         OSError: of `huggingface_hub` if the repository, the revision or the network is not there, or access is denied.
     """
-    folder = Path(name_or_path)
-    if folder.is_dir():
-        return Path(resolve_model_folder(folder)[0])
-    if folder.is_absolute() or str(name_or_path).startswith((".", "~")) or str(name_or_path).count("/") != 1:
-        raise ValueError(f"no pipeline folder at {name_or_path}, and it cannot be a Hub id, which is owner/name")
+    if (folder := local_model(name_or_path)) is not None:
+        return folder
     try:
-        snapshot = snapshot_download(
+        snapshot = huggingface_hub.snapshot_download(
             str(name_or_path),
             revision=revision,
             token=token,
@@ -39,6 +52,32 @@ def local_folder(
         error.add_note(f"(There is no folder {name_or_path} here, so it was looked for on the Hub.)")
         raise
     return Path(snapshot)
+
+
+def local_model(name_or_path: str | Path) -> Path | None:
+    """The pipeline folder that a folder here is, or has if it is one of a run; None if there is none and it may be a Hub id.
+
+    Raises:
+        ValueError: if it is neither, or the run is not finished.
+    """
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        return model_folder(folder)
+    if folder.is_absolute() or str(name_or_path).startswith((".", "~")) or str(name_or_path).count("/") != 1:
+        raise ValueError(f"no pipeline folder at {name_or_path}, and it cannot be a Hub id, which is owner/name")
+    return None
+
+
+def model_folder(path: str | Path) -> Path:
+    """The pipeline folder of a run folder, else the folder itself.
+
+    Raises:
+        ValueError: if there is no such folder, or its run is not finished.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ValueError(f"no folder {folder}")
+    return Path(resolve_model_folder(folder)[0])
 
 
 def resolve_model_folder(path: str | Path) -> tuple[str | Path, Path | None]:

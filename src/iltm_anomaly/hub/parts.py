@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from iltm_anomaly.hub.checks import NOISE_FILE, read_json
+from iltm_anomaly.hub.checks import read_json
+from iltm_anomaly.hub.folders import NOISE_FILE
 from iltm_anomaly.prior import PerformerPriorModel, PositionPriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.settings import FeatureSettings, InferenceSettings, read_settings

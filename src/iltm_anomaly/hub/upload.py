@@ -15,9 +15,9 @@ from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 
 from iltm_anomaly.hub.cards import MARKER, load_results, render_card
-from iltm_anomaly.hub.checks import PIPELINE_FILES, REPORT, belongs, check_folder, check_shape, read_json
+from iltm_anomaly.hub.checks import REPORT, belongs, check_folder, check_shape, read_json
 from iltm_anomaly.hub.data_sources import public_name
-from iltm_anomaly.hub.folders import resolve_model_folder
+from iltm_anomaly.hub.folders import PIPELINE_FILES
 from iltm_anomaly.hub.parts import expected_classes, read_calibration
 
 # Nothing but these ever goes up: no data, no checkpoints, no logs.
@@ -261,15 +261,3 @@ def results_of(path: str | Path) -> list[Path]:
     """The results in a run folder that `iltm-anomaly evaluate RUN --output RUN/evaluation` has written, if any."""
     file = Path(path) / "evaluation" / "results.json"
     return [file] if file.is_file() else []
-
-
-def model_folder(path: str | Path) -> Path:
-    """The pipeline folder of a run folder, else the folder itself.
-
-    Raises:
-        ValueError: if there is no such folder, or its run is not finished.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise ValueError(f"no folder {folder}")
-    return Path(resolve_model_folder(folder)[0])

@@ -3,10 +3,13 @@
 import copy
 import re
 from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+PRESETS = resources.files(f"{__package__}.presets")
 ALTERNATIVES = {"epochs": "steps", "steps": "epochs"}  # given one of the two, the other one is left out
 
 
@@ -25,6 +28,24 @@ def read_yaml(text: str, where: str) -> Any:
         return yaml.load(text, Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"{where} is no valid YAML: {error}") from error
+
+
+def preset_names() -> list[str]:
+    """Names of the shipped recipes."""
+    return sorted(path.name.removesuffix(".yaml") for path in PRESETS.iterdir() if path.name.endswith(".yaml"))
+
+
+def read_preset(preset: str | Path) -> Any:
+    """What a shipped recipe, by its name, or a YAML file holds.
+
+    Raises:
+        ValueError: if there is none, or it is no YAML.
+    """
+    if str(preset) in preset_names():
+        return read_yaml((PRESETS / f"{preset}.yaml").read_text(encoding="utf-8"), str(preset))
+    if Path(preset).is_file():
+        return read_yaml(Path(preset).read_text(encoding="utf-8"), str(preset))
+    raise ValueError(f"no preset and no file {str(preset)!r}; presets are {', '.join(preset_names())}")
 
 
 def assign(values: Any, assignments: Sequence[str]) -> Any:

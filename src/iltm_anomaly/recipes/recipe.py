@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, field, fields
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,13 +30,12 @@ from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.recipes.feature_recipe import FeatureRecipe
 from iltm_anomaly.recipes.kinds import CONFIG, Count, NotNegative, Share
 from iltm_anomaly.recipes.mistakes import explain
-from iltm_anomaly.recipes.reading import assign, read_yaml
+from iltm_anomaly.recipes.reading import assign, read_preset
 from iltm_anomaly.recipes.retired import REFUSED, without_retired
 from iltm_anomaly.recipes.tables import TableOf
 from iltm_anomaly.settings import RANGES, InferenceSettings
 from iltm_anomaly.tokenizers.vqvae import VQVAEConfig
 
-PRESETS = resources.files(f"{__package__}.presets")
 RULE = ("token_threshold", "neighbourhood", "outlier_scale")  # what rounds and inference both have
 
 
@@ -291,11 +289,6 @@ def json_schema() -> str:
     return json.dumps(schema, indent=1) + "\n"
 
 
-def preset_names() -> list[str]:
-    """Names of the shipped recipes."""
-    return sorted(path.name.removesuffix(".yaml") for path in PRESETS.iterdir() if path.name.endswith(".yaml"))
-
-
 def recipe_from_dict(values: dict[str, Any]) -> Recipe | FeatureRecipe:
     """A recipe of either kind from plain data: one on features has the table `features`.
 
@@ -315,14 +308,7 @@ def load_recipe(preset: "str | Path | Recipe | FeatureRecipe", overrides: Sequen
     Raises:
         ValueError: if there is no such recipe, or a field is unknown or wrong; it is named.
     """
-    if isinstance(preset, Recipe | FeatureRecipe):
-        values = preset.to_dict()
-    elif str(preset) in preset_names():
-        values = read_yaml((PRESETS / f"{preset}.yaml").read_text(encoding="utf-8"), str(preset))
-    elif Path(preset).is_file():
-        values = read_yaml(Path(preset).read_text(encoding="utf-8"), str(preset))
-    else:
-        raise ValueError(f"no preset and no file {str(preset)!r}; presets are {preset_names()}")
+    values = preset.to_dict() if isinstance(preset, Recipe | FeatureRecipe) else read_preset(preset)
     if not overrides:
         return recipe_from_dict(values)
     try:

@@ -29,6 +29,7 @@ class TrainArguments:
             local folder that `datasets` reads. `train_size` takes the first N.
         report_to: trackers beside the run's own log, of `TRACKERS`.
         cpu: do not use an accelerator although there is one.
+        show_progress: progress bars.
     """
 
     data: str
@@ -47,3 +48,4 @@ class TrainArguments:
     streaming: bool = False
     report_to: list[str] = field(default_factory=list)
     cpu: bool = False
+    show_progress: bool = True
