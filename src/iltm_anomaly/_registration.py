@@ -65,6 +65,7 @@ def _register() -> None:
     _done = True  # the imports below come through here again
     from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
+    from iltm_anomaly.modeling import ILTMConfig, WholePipeline
     from iltm_anomaly.prior import (
         PerformerPriorConfig,
         PerformerPriorModel,
@@ -80,6 +81,7 @@ def _register() -> None:
         FeatureTokenizerConfig: FeatureTokenizerModel,
         PerformerPriorConfig: PerformerPriorModel,
         PositionPriorConfig: PositionPriorModel,
+        ILTMConfig: WholePipeline,
     }
     for config, model in models.items():
         AutoConfig.register(config.model_type, config)

@@ -48,6 +48,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     trackers = "tensorboard, trackio, wandb; DIR/training_log.jsonl is always written"
     add("--report-to", nargs="+", default=[], metavar="TRACKER", help=trackers)
     add("--cpu", action="store_true", help="do not use a GPU")
+    add("--push-to-hub", metavar="REPO_ID", help="upload the pipeline when it is trained, as push does")
 
 
 def _seconds(text: str) -> float:
@@ -68,6 +69,10 @@ def run_train(arguments: argparse.Namespace) -> None:
     folder = train(TrainArguments(**values))
     if IS_MAIN_PROCESS:
         print(f"pipeline saved in {folder}")
+        if arguments.push_to_hub is not None:
+            from iltm_anomaly.hub.upload import plan_upload, upload
+
+            print(upload(plan_upload(folder, arguments.push_to_hub)))
 
 
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from iltm_anomaly.data import HUB_ID
 from iltm_anomaly.data.images import find_problem
 from iltm_anomaly.data.layout import existing_folder, find_category, is_dataset_folder, list_categories
-from iltm_anomaly.hub.folders import local_model, model_folder
+from iltm_anomaly.hub.folders import check_repo_id, local_model, model_folder
 from iltm_anomaly.recipes.reading import read_preset
 
 
@@ -27,11 +27,14 @@ def check(words: Namespace) -> None:
         if folder is not None and not (folder / "model_index.json").is_file():
             raise ValueError(f"{folder} is not a pipeline folder: it has no model_index.json")
     if command == "push":
+        check_repo_id(words.repo_id)
         model_folder(words.model)
     if command == "report":
         existing_folder(words.folder)
     if command == "benchmark" and words.data is not None and not words.report_only:
         existing_folder(words.data)
+    if command == "train" and words.push_to_hub is not None:
+        check_repo_id(words.push_to_hub)
     if command in ("train", "evaluate"):
         _check_data(words.data, words.category, getattr(words, "volumes", False), command == "evaluate")
     if command == "detect" and len(words.inputs) == 1 and not os.path.exists(words.inputs[0]):

@@ -10,21 +10,26 @@ import httpx2
 import numpy as np
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 
 import iltm_anomaly
 from iltm_anomaly.data.images import read_image
+from iltm_anomaly.modeling import ILTMConfig
 
 TASK = "anomaly-detection"
 # `ILTMAnomalyPipeline.from_pretrained` takes these; transformers passes on more.
 LOADING_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only")
 
 
-class ILTMConfig(PreTrainedConfig):
-    """Marks the folder of a whole pipeline; its parts have configurations of their own."""
+class _NoDefaultModel:
+    """In place of the name and revision of the model that transformers takes where none is given."""
 
-    model_type = "iltm"
+    def __iter__(self) -> Any:
+        raise ValueError(
+            f'pipeline("{TASK}") has no model of its own, as each knows one kind of image: give yours, '
+            f'pipeline("{TASK}", model="runs/mine/model") or model="owner/name" of the Hub'
+        )
 
 
 class ILTMModel(PreTrainedModel):
@@ -118,5 +123,10 @@ def _download(address: str) -> Image.Image:
     return read_image(address, answer.content)
 
 
-AutoConfig.register(ILTMConfig.model_type, ILTMConfig)
-PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=AnomalyDetectionPipeline, pt_model=ILTMModel, type="image")
+PIPELINE_REGISTRY.register_pipeline(
+    TASK,
+    pipeline_class=AnomalyDetectionPipeline,
+    pt_model=ILTMModel,
+    default={"model": _NoDefaultModel()},
+    type="image",
+)

@@ -107,6 +107,16 @@ def test_readme_round_trip_is_bit_equal_online_and_offline(hub, work, tmp_path):
     assert found.returncode == 0 and "1 scored" in found.stdout, found.stderr
 
 
+def test_training_ends_with_an_upload_if_it_is_asked_for(hub, work):
+    words = "train --data images --preset recipe.yaml --output runs/mine --cpu --resume --push-to-hub"
+    sent = run_shell(f"iltm-anomaly {words} org/trained", work)
+    assert sent.returncode == 0 and f"{hub.url}/org/trained/commit/" in sent.stdout, sent.stderr
+    tree = hub.repositories["org/trained"].commits[hub.repositories["org/trained"].branches["main"]]
+    assert {"model_index.json", "prior/model.safetensors", "README.md"} <= set(tree)
+    refused = run_shell(f"iltm-anomaly {words} trained", work)
+    assert refused.returncode == 2 and "'trained' is no name of a repository: give owner/name" in refused.stderr
+
+
 def test_a_cut_upload_is_retried_and_sends_nothing_twice(hub, work):
     hub.cut_uploads = 50  # more than the client tries by itself
     retry = "import huggingface_hub.utils._http as h, time; h.time.sleep = lambda _: None;"  # its waits, not its tries

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import huggingface_hub  # what is of it is imported with its first use
+from huggingface_hub.utils import validate_repo_id
 
 NOISE_FILE = "calibration.safetensors"
 
@@ -66,6 +67,13 @@ def local_model(name_or_path: str | Path) -> Path | None:
     if folder.is_absolute() or str(name_or_path).startswith((".", "~")) or str(name_or_path).count("/") != 1:
         raise ValueError(f"no pipeline folder at {name_or_path}, and it cannot be a Hub id, which is owner/name")
     return None
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raises ValueError unless it can be the name of a repository of somebody."""
+    validate_repo_id(repo_id)
+    if "/" not in repo_id:
+        raise ValueError(f"{repo_id!r} is no name of a repository: give owner/name")
 
 
 def model_folder(path: str | Path) -> Path:

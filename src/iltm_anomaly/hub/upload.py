@@ -11,13 +11,12 @@ import httpx2
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 
 from iltm_anomaly.hub.cards import MARKER, load_results, render_card
 from iltm_anomaly.hub.checks import REPORT, belongs, check_folder, check_shape, read_json
 from iltm_anomaly.hub.data_sources import public_name
-from iltm_anomaly.hub.folders import PIPELINE_FILES
+from iltm_anomaly.hub.folders import PIPELINE_FILES, check_repo_id
 from iltm_anomaly.hub.parts import expected_classes, read_calibration
 
 # Nothing but these ever goes up: no data, no checkpoints, no logs.
@@ -91,9 +90,7 @@ def plan_upload(
         ValueError: if the folder is neither or is not complete, the name is no repository's, a file is a link, or one holds a
             secret.
     """
-    validate_repo_id(repo_id)
-    if "/" not in repo_id:
-        raise ValueError(f"{repo_id!r} is no name of a repository: give owner/name")
+    check_repo_id(repo_id)
     folder, sdk = Path(folder), space_sdk(Path(folder))
     if (folder / "model_index.json").is_file():
         check_folder(folder, expected_classes(folder))
