@@ -2,6 +2,7 @@ import json
 import math
 import os
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -293,6 +294,30 @@ def test_no_label_flips_in_float16_and_bfloat16_is_refused(tmp_path):
         ILTMAnomalyPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match=r"does not compute in torch\.bfloat16"):
         half.to(dtype=torch.bfloat16)
+
+
+def test_types_parts_and_folders_are_named_as_those_of_any_pipeline(tmp_path):
+    make_pipeline().save_pretrained(tmp_path / "inner" / "model")
+    load = partial(ILTMAnomalyPipeline.from_pretrained, tmp_path, subfolder="inner/model")
+    half = load(dtype="float16")
+    assert {model.dtype for model in half.models} == {torch.float16}
+    assert {model.dtype for model in half.to(torch.float32).models} == {torch.float32}
+    assert {model.dtype for model in half.to("cpu", "float16").models} == {torch.float16}
+    assert {model.dtype for model in load(dtype="auto").models} == {torch.float32}
+    assert load(prior=half.prior).prior is half.prior
+    for given, said in (
+        ({"dtype": "bfloat16"}, "does not compute in torch.bfloat16"),
+        ({"dtype": "half-hearted"}, "does not compute in half-hearted"),
+        ({"variant": "fp16"}, 'stored in float32 alone; dtype="float16" casts them'),
+        (
+            {"prior": half.tokenizer},
+            r"prior=VQVAEModel is no part of .*; its parts are .*prior \(PerformerPriorModel\)",
+        ),
+        ({"pryor": half.prior}, "pryor=PerformerPriorModel is no part of"),
+        ({"subfolder": "../elsewhere"}, "'../elsewhere' leads out of"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            load(**given)
 
 
 def test_float16_takes_sums_of_the_codebook_that_it_cannot_hold(images, tmp_path):

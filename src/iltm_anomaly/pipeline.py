@@ -315,6 +315,14 @@ class ILTMAnomalyPipeline(SavedPipeline):
     def load_extra_files(self, folder: Path) -> None:
         self.noise = _read_noise(folder / NOISE_FILE, self._noise_shape)
 
+    def save_pretrained(
+        self, folder: str | Path, *, push_to_hub: bool = False, repo_id: str | None = None, **kwargs: Any
+    ) -> None:
+        """As `SavedPipeline.save_pretrained`; then, if asked for, `push_to_hub` to `repo_id` (by default the folder's name)."""
+        super().save_pretrained(folder)
+        if push_to_hub:
+            self.push_to_hub(repo_id or Path(folder).name, **kwargs)
+
     def push_to_hub(
         self,
         repo_id: str,
@@ -323,20 +331,25 @@ class ILTMAnomalyPipeline(SavedPipeline):
         token: str | bool | None = None,
         revision: str | None = None,
         commit_message: str = "Upload ILTM pipeline",
+        commit_description: str | None = None,
+        create_pr: bool = False,
+        tags: Sequence[str] = (),
         results: Sequence[str | Path] = (),
     ) -> str:
-        """Uploads what `save_pretrained` writes as one commit; returns its address. `hub.upload` says how.
+        """Uploads what `save_pretrained` writes as one commit; returns its address, or that of the pull request.
 
         Args:
-            repo_id, private, token, revision, commit_message: as of any model.
+            repo_id, private, token, revision, commit_message, commit_description, create_pr: as of any model.
+            tags: for the model card, beside its own.
             results: what `iltm-anomaly evaluate` has written, one file a seed, for the model card; without any it says that
                 nothing was measured.
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            plan = hub.upload.plan_upload(folder, repo_id, [Path(path) for path in results])
+            plan = hub.upload.plan_upload(folder, repo_id, [Path(path) for path in results], tags=tags)
+            about = {"commit_message": commit_message, "commit_description": commit_description}
             return hub.upload.upload(
-                plan, private=private, token=token, revision=revision, commit_message=commit_message
+                plan, private=private, token=token, revision=revision, create_pr=create_pr, **about
             )
 
 

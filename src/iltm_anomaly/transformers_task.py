@@ -19,7 +19,7 @@ from iltm_anomaly.modeling import ILTMConfig
 
 TASK = "anomaly-detection"
 # `ILTMAnomalyPipeline.from_pretrained` takes these; transformers passes on more.
-LOADING_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only")
+LOADING_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
 
 
 class _NoDefaultModel:

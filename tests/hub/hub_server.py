@@ -65,6 +65,7 @@ class Hub:
         requests: (method, path) of every request.
         uploaded: weights received by SHA-256, each time anew.
         ranges: first byte of every range that was asked for.
+        messages: first line and rest of the text of every commit.
     """
 
     tokens: dict[str, str] = field(default_factory=lambda: {"hf_owner": "org", "hf_stranger": "stranger"})
@@ -77,6 +78,7 @@ class Hub:
     requests: list[tuple[str, str]] = field(default_factory=list)
     uploaded: list[str] = field(default_factory=list)
     ranges: list[int] = field(default_factory=list)
+    messages: list[tuple[str, str]] = field(default_factory=list)
     url: str = ""
     cdn_url: str = ""  # of another host, so the client must not send its token there
 
@@ -301,7 +303,9 @@ class Handler(BaseHTTPRequestHandler):
         for line in self._body().splitlines():
             entry = json.loads(line)
             key, value = entry["key"], entry["value"]
-            if key == "file":
+            if key == "header":
+                self.hub.messages.append((value["summary"], value["description"]))
+            elif key == "file":
                 tree[value["path"]] = File(base64.b64decode(value["content"]), False)
             elif key == "lfsFile":
                 if value["oid"] not in self.hub.store:
@@ -309,9 +313,11 @@ class Handler(BaseHTTPRequestHandler):
                 tree[value["path"]] = File(self.hub.store[value["oid"]], True)
             elif key == "deletedFile":
                 del tree[value["path"]]
-        identifier = repository.commit(tree, revision)
+        proposed = "create_pr" in query
+        identifier = repository.commit(tree, "refs/pr/1" if proposed else revision)
         url = f"{self.hub.url}/{name}/commit/{identifier}"
-        self._json({"success": True, "commitOid": identifier, "commitUrl": url, "hookOutput": ""})
+        answer = {"success": True, "commitOid": identifier, "commitUrl": url, "hookOutput": ""}
+        self._json(answer | ({"pullRequestUrl": f"{self.hub.url}/{name}/discussions/1"} if proposed else {}))
 
     def resolve(self, query, name, revision, path):
         repository = self._repository(name, files=True)

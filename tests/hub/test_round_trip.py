@@ -249,6 +249,37 @@ def test_access_revisions_cache_and_parts(hub, work, tmp_path):
     assert {key: found[key] for key in parts} == parts and found["processor"] == "ILTMImageProcessor"
 
 
+def test_what_one_writes_for_any_model(hub, work):
+    push = """
+from iltm_anomaly import ILTMAnomalyPipeline
+pipe = ILTMAnomalyPipeline.from_pretrained("runs/mine/model")
+about = {"commit_message": "Mine", "commit_description": "Why", "create_pr": True, "tags": ["bottles"]}
+pipe.save_pretrained("saved", push_to_hub=True, repo_id="org/proposed", **about)
+print(pipe.push_to_hub("org/proposed", create_pr=True))
+"""
+    assert run_python(push, work) == f"{hub.url}/org/proposed/discussions/1"
+    proposed = hub.repositories["org/proposed"]
+    assert hub.messages == [("Mine", "Why"), ("Upload ILTM pipeline", "")]
+    _, first, second = proposed.commits.values()
+    assert b"- bottles" in first["README.md"].content and b"- bottles" not in second["README.md"].content
+    assert len(proposed.commits[proposed.branches["main"]]) == 1, "only proposed"
+    proposed.commit({f"parts/mine/{path}": file for path, file in first.items()}, "main")
+    load = """
+from iltm_anomaly import ILTMAnomalyPipeline
+for _ in range(2):
+    pipe = ILTMAnomalyPipeline.from_pretrained("org/proposed", subfolder="parts/mine", force_download=True)
+print(pipe.noise.sum().item().hex())
+"""
+    local = (
+        "import iltm_anomaly as i; print(i.ILTMAnomalyPipeline.from_pretrained('runs/mine').noise.sum().item().hex())"
+    )
+    assert run_python(load, work) == run_python(local, work)
+    fetched = [
+        path for method, path in hub.requests if method == "GET" and path.endswith("parts/mine/calibration.json")
+    ]
+    assert len(fetched) == 2
+
+
 @pytest.fixture
 def run(work, tmp_path) -> Path:
     """A run folder of one's own."""

@@ -3,6 +3,7 @@
 import io
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, pstdev
@@ -211,6 +212,7 @@ def render_card(
     report: dict[str, Any] | None = None,
     repo_id: str | None = None,
     picture: bytes | None = None,
+    tags: Sequence[str] = (),
 ) -> dict[str, bytes]:
     """The files of a model card.
 
@@ -220,6 +222,7 @@ def render_card(
         report: training report of the pipeline, where there is one.
         repo_id: where its weights are; None makes a card of results alone.
         picture: PNG in place of `draw_picture`.
+        tags: for the metadata, beside those that every card has.
 
     Returns:
         Content by path: README.md, picture.png if there is one, and `.eval_results/iltm.yaml` if the data set is on the Hub.
@@ -228,7 +231,7 @@ def render_card(
     plotted = picture is None and bool(documents)
     picture = draw_picture(documents) if plotted else picture
     card = ModelCard.from_template(
-        _metadata(name, subject),
+        _metadata(name, subject, tags),
         template_path=str(TEMPLATE),
         title=name,
         repo_id=repo_id,
@@ -251,7 +254,7 @@ def render_card(
     return files
 
 
-def _metadata(name: str, subject: _Subject) -> ModelCardData:
+def _metadata(name: str, subject: _Subject, tags: Sequence[str]) -> ModelCardData:
     source = subject.source
     evaluations = [
         EvalResult(
@@ -273,7 +276,8 @@ def _metadata(name: str, subject: _Subject) -> ModelCardData:
         library_name="iltm-anomaly",
         pipeline_tag="image-segmentation",
         tags=["anomaly-detection", "iltm", "unsupervised"]
-        + (["imagenet-features"] if "features" in subject.recipe else ["vq-vae", "performer"]),
+        + (["imagenet-features"] if "features" in subject.recipe else ["vq-vae", "performer"])
+        + list(tags),
         datasets=[source.hub_id] if source.hub_id else None,
         model_name=name,
         eval_results=evaluations or None,

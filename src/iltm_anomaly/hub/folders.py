@@ -27,19 +27,26 @@ PIPELINE_FILES = (
 def local_folder(
     name_or_path: str | Path,
     *,
+    subfolder: str = "",
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
+    force_download: bool = False,
 ) -> Path:
-    """The folder itself, the pipeline folder of a run folder, or the snapshot of a Hub repository in the cache.
+    """The folder itself, the pipeline folder of a run folder, or the snapshot of a Hub repository in the cache; of each of these
+    the `subfolder`, if one is named.
 
     Raises:
-        ValueError: if it is neither a folder nor can be the name of a repository, or its run is not finished.
+        ValueError: if it is neither a folder nor can be the name of a repository, its run is not finished, or `subfolder` leads
+            out of it.
         OSError: of `huggingface_hub` if the repository, the revision or the network is not there, or access is denied.
     """
-    if (folder := local_model(name_or_path)) is not None:
-        return folder
+    if Path(subfolder).is_absolute() or ".." in Path(subfolder).parts:
+        raise ValueError(f"subfolder {subfolder!r} leads out of {name_or_path}")
+    if Path(name_or_path).is_dir():
+        return model_folder(Path(name_or_path, subfolder))
+    local_model(name_or_path)
     try:
         snapshot = huggingface_hub.snapshot_download(
             str(name_or_path),
@@ -47,12 +54,13 @@ def local_folder(
             token=token,
             cache_dir=cache_dir,
             local_files_only=local_files_only,
-            allow_patterns=list(PIPELINE_FILES),
+            force_download=force_download,
+            allow_patterns=[Path(subfolder, name).as_posix() for name in PIPELINE_FILES],
         )
     except OSError as error:
         error.add_note(f"(There is no folder {name_or_path} here, so it was looked for on the Hub.)")
         raise
-    return Path(snapshot)
+    return Path(snapshot, subfolder)
 
 
 def local_model(name_or_path: str | Path) -> Path | None:

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,11 @@ def _size(content: Path | bytes) -> int:
 
 
 def plan_upload(
-    folder: str | Path, repo_id: str, results: list[Path] | None = None, picture: Path | None = None
+    folder: str | Path,
+    repo_id: str,
+    results: list[Path] | None = None,
+    picture: Path | None = None,
+    tags: Sequence[str] = (),
 ) -> UploadPlan:
     """Decides which files of a folder go up. A pipeline without a model card, or with a rendered one, gets a new one.
 
@@ -85,6 +90,7 @@ def plan_upload(
         repo_id: owner/name.
         results: files of `iltm-anomaly evaluate` for the card of a pipeline, one a seed.
         picture: PNG for the card, in place of a plot of the results.
+        tags: for the card, beside its own.
 
     Raises:
         ValueError: if the folder is neither or is not complete, the name is no repository's, a file is a link, or one holds a
@@ -114,18 +120,20 @@ def plan_upload(
                 plan.left_out.append(name)
     if plan.repo_type == "model":
         plan.files["training_report.json"] = _public_report(folder / "training_report.json")
-        plan.files |= _card_files(folder, repo_id, results or [], picture)
-    elif results or picture:
-        raise ValueError("results and a picture belong to the card of a pipeline; a Space has its own README.md")
+        plan.files |= _card_files(folder, repo_id, results or [], picture, tags)
+    elif results or picture or tags:
+        raise ValueError("results, tags and a picture belong to the card of a pipeline; a Space has its own README.md")
     for name, content in plan.files.items():
         _refuse_secrets(name, content)
     return plan
 
 
-def _card_files(folder: Path, repo_id: str, results: list[Path], picture: Path | None) -> dict[str, bytes]:
+def _card_files(
+    folder: Path, repo_id: str, results: list[Path], picture: Path | None, tags: Sequence[str]
+) -> dict[str, bytes]:
     readme = folder / "README.md"
     if readme.is_file() and MARKER not in readme.read_text(errors="replace"):
-        if results or picture:
+        if results or picture or tags:
             raise ValueError(f"{readme} was written by hand: rename it to have a card rendered from results")
         return {}
     image = picture.read_bytes() if picture else None
@@ -133,7 +141,7 @@ def _card_files(folder: Path, repo_id: str, results: list[Path], picture: Path |
         raise ValueError(f"{picture} is no PNG")
     report = read_json(folder / "training_report.json")
     check_shape(report, REPORT, str(folder / "training_report.json"))
-    return render_card(repo_id.split("/")[-1], load_results(results), report, repo_id, image)
+    return render_card(repo_id.split("/")[-1], load_results(results), report, repo_id, image, tags)
 
 
 def _public_report(path: Path) -> bytes:
@@ -209,6 +217,8 @@ def upload(
     token: str | bool | None = None,
     revision: str | None = None,
     commit_message: str | None = None,
+    commit_description: str | None = None,
+    create_pr: bool = False,
 ) -> str:
     """Carries out a plan as one commit, so that nobody ever sees half of it; weights of an earlier upload that the plan does not
     have are removed. Weights that arrived before an interruption are not sent again.
@@ -218,10 +228,11 @@ def upload(
         private: of a repository that does not exist yet.
         token: of the Hub; None takes the one that `hf auth login` stored.
         revision: branch, made if it does not exist.
-        commit_message: first line of the commit.
+        commit_message, commit_description: first line and rest of the text of the commit.
+        create_pr: propose the commit as a pull request.
 
     Returns:
-        The address of the commit.
+        The address of the commit, or of the pull request.
 
     Raises:
         UploadError: if the Hub cannot be reached, refuses, or the connection breaks.
@@ -236,7 +247,14 @@ def upload(
         if plan.repo_type == "model":
             operations += [CommitOperationDelete(name) for name in _stale_files(api, where, revision, plan)]
         message = commit_message or f"Upload {plan.repo_type} with iltm-anomaly"
-        commit = api.create_commit(**where, operations=operations, commit_message=message, revision=revision)
+        commit = api.create_commit(
+            **where,
+            operations=operations,
+            commit_message=message,
+            commit_description=commit_description,
+            revision=revision,
+            create_pr=create_pr,
+        )
     except HfHubHTTPError as error:
         refused = error.response.status_code in (401, 403)
         owner = plan.repo_id.split("/")[0]
@@ -245,7 +263,7 @@ def upload(
     except (OSError, RuntimeError, httpx2.HTTPError) as error:
         cause = f" ({error.__cause__})" if error.__cause__ and str(error.__cause__) not in str(error) else ""
         raise UploadError(f"the upload to {plan.repo_id} did not finish: {error}{cause}\n{AGAIN}") from error
-    return commit.commit_url
+    return commit.pr_url or commit.commit_url
 
 
 def _stale_files(api: HfApi, where: dict[str, Any], revision: str | None, plan: UploadPlan) -> list[str]:
