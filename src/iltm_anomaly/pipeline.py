@@ -327,30 +327,24 @@ class ILTMAnomalyPipeline(SavedPipeline):
         self,
         repo_id: str,
         *,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        revision: str | None = None,
         commit_message: str = "Upload ILTM pipeline",
-        commit_description: str | None = None,
-        create_pr: bool = False,
         tags: Sequence[str] = (),
         results: Sequence[str | Path] = (),
+        **kwargs: Any,
     ) -> str:
         """Uploads what `save_pretrained` writes as one commit; returns its address, or that of the pull request.
 
         Args:
-            repo_id, private, token, revision, commit_message, commit_description, create_pr: as of any model.
+            repo_id, commit_message: as of any model.
             tags: for the model card, beside its own.
             results: what `iltm-anomaly evaluate` has written, one file a seed, for the model card; without any it says that
                 nothing was measured.
+            kwargs: private, token, revision, commit_description and create_pr of `hub.upload.upload`.
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             plan = hub.upload.plan_upload(folder, repo_id, [Path(path) for path in results], tags=tags)
-            about = {"commit_message": commit_message, "commit_description": commit_description}
-            return hub.upload.upload(
-                plan, private=private, token=token, revision=revision, create_pr=create_pr, **about
-            )
+            return hub.upload.upload(plan, commit_message=commit_message, **kwargs)
 
 
 def _mask(values: np.ndarray, score: float, threshold: float) -> np.ndarray:
