@@ -156,7 +156,7 @@ def usable_device(name: str | None) -> str:
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name, dtype=torch.float64)  # healing draws with these; Metal has none
+        torch.empty(0, device=name)
     except (RuntimeError, AssertionError, TypeError) as error:  # a build without CUDA asserts
         raise ValueError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
     return name

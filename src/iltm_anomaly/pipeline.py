@@ -22,7 +22,7 @@ from iltm_anomaly.data.cache import PixelCache
 from iltm_anomaly.healing import heal_grids
 from iltm_anomaly.hub.checks import Stored, check_finite, stored_tensors
 from iltm_anomaly.hub.folders import NOISE_FILE
-from iltm_anomaly.hub.parts import FORMER_TOKENIZER, expected_classes, needs_noise, read_calibration
+from iltm_anomaly.hub.parts import FORMER_TOKENIZER, check_fit, expected_classes, needs_noise, read_calibration
 from iltm_anomaly.modeling import share_tensors
 from iltm_anomaly.prior import PerformerPriorModel, PositionPriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
@@ -31,7 +31,6 @@ from iltm_anomaly.scoring import anomaly_map
 from iltm_anomaly.seeds import check_seed
 from iltm_anomaly.settings import FeatureSettings, InferenceSettings, lowest_value
 from iltm_anomaly.tokenizers.base import TokenizerModel, images_at_once
-from iltm_anomaly.tokenizers.features import FeatureTokenizerModel
 from iltm_anomaly.tokenizers.vqvae import VQVAEModel
 
 logger = logging.getLogger(__name__)
@@ -98,7 +97,7 @@ class ILTMAnomalyPipeline(SavedPipeline):
         training_report: dict[str, Any] | None = None,
         noise: Tensor | None = None,
     ):
-        _check_fit(tokenizer, prior, image_processor)
+        check_fit(tokenizer, prior, image_processor)
         self.tokenizer: Any = tokenizer.eval()
         self.prior: Any = prior.eval()
         self.image_processor = image_processor
@@ -360,31 +359,6 @@ def _check_score(score: float, number: int) -> None:
         raise NonFiniteScoreError(
             f"the score of image {number} is {score}: its values are too large to compute with, or weights or image processor of "
             "the pipeline are damaged. If other images fail too, get the folder of the pipeline again"
-        )
-
-
-def _check_fit(tokenizer: Any, prior: PerformerPriorModel | PositionPriorModel, processor: ILTMImageProcessor) -> None:
-    """Raises ValueError if the parts do not fit each other."""
-    has_features = isinstance(prior, PositionPriorModel)
-    if has_features != isinstance(tokenizer, FeatureTokenizerModel):
-        raise ValueError(f"a {type(tokenizer).__name__} and a {type(prior).__name__} do not belong together")
-    if has_features and len(tokenizer.metric) != prior.config.hidden_size:
-        raise ValueError(f"the tokenizer has {len(tokenizer.metric)} features, the prior {prior.config.hidden_size}")
-    if not has_features and tokenizer.vocab_size != prior.config.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {tokenizer.vocab_size} codes, the prior {prior.config.vocab_size}: "
-            "they were not trained together"
-        )
-    if (tokenizer.config.spatial_dims == 3) != processor.is_volumetric:
-        raise ValueError(
-            f"the tokenizer has spatial_dims {tokenizer.config.spatial_dims}, but the image processor makes "
-            f"{'volumes' if processor.is_volumetric else 'images'}: give its size a depth for volumes"
-        )
-    grid = tokenizer.grid_shape(processor.padded_size)
-    if grid != tuple(prior.config.grid_shape) or processor.num_channels != tokenizer.config.in_channels:
-        raise ValueError(
-            f"the image processor makes {processor.num_channels} x {processor.padded_size} pixels and a grid of {grid} codes, "
-            f"the models take {tokenizer.config.in_channels} channels and a grid of {prior.config.grid_shape}"
         )
 
 

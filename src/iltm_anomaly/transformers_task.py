@@ -5,8 +5,8 @@ Imported when `transformers.pipelines` is, see `_registration`.
 
 from collections.abc import Sequence
 from typing import Any
+from urllib.request import Request, urlopen
 
-import httpx2
 import numpy as np
 from PIL import Image
 from torch import Tensor
@@ -18,6 +18,7 @@ from iltm_anomaly.data.images import read_image
 from iltm_anomaly.modeling import ILTMConfig
 
 TASK = "anomaly-detection"
+SECONDS_TO_ANSWER = 30  # of the server of an image's address
 # `ILTMAnomalyPipeline.from_pretrained` takes these; transformers passes on more.
 LOADING_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
 
@@ -119,8 +120,9 @@ class AnomalyDetectionPipeline(Pipeline):
 
 def _download(address: str) -> Image.Image:
     """The image at an address, by the rules of files: `load_image` of transformers would open any format that Pillow knows."""
-    answer = httpx2.get(address, follow_redirects=True).raise_for_status()
-    return read_image(address, answer.content)
+    request = Request(address, headers={"User-Agent": "iltm-anomaly"})
+    with urlopen(request, timeout=SECONDS_TO_ANSWER) as answer:
+        return read_image(address, answer.read())
 
 
 PIPELINE_REGISTRY.register_pipeline(

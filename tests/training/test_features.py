@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_models import PARTS, part_tree, tiny_prior
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from iltm_anomaly import ILTMAnomalyPipeline
 from iltm_anomaly.data.cache import build_cache
@@ -215,3 +217,21 @@ def test_no_name_in_the_list_is_a_formula(tmp_path):
     paths = ["=cmd()", "-x.png", "", "a.png"]
     cache = build_cache(tmp_path / "images.arrow", paths, lambda _: np.zeros((1, 2, 2)))
     assert names_of(cache) == ["./=cmd()", "./-x.png", "image 2", "a.png"]
+
+
+class NoFloat64(TorchDispatchMode):
+    """As Metal (MPS), which has no such tensors."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if any(isinstance(value, torch.Tensor) and value.dtype == torch.float64 for value in tree_leaves(made)):
+            raise TypeError(f"{function} makes float64")
+        return made
+
+
+def test_scoring_needs_no_float64(pipeline, images):
+    expected = pipeline(images[0])
+    pixels = pipeline.image_processor.preprocess(images[0])["pixel_values"]
+    with NoFloat64(), torch.no_grad():
+        maps, *_ = pipeline.score_batch(pixels, pipeline.settings, 0)
+    assert torch.isfinite(maps[0]).all() and expected.scores[0] > 0

@@ -34,6 +34,31 @@ def expected_classes(folder: Path) -> dict[str, Any]:
     }
 
 
+def check_fit(tokenizer: Any, prior: PerformerPriorModel | PositionPriorModel, processor: ILTMImageProcessor) -> None:
+    """Raises ValueError if the parts do not fit each other."""
+    has_features = isinstance(prior, PositionPriorModel)
+    if has_features != isinstance(tokenizer, FeatureTokenizerModel):
+        raise ValueError(f"a {type(tokenizer).__name__} and a {type(prior).__name__} do not belong together")
+    if has_features and len(tokenizer.metric) != prior.config.hidden_size:
+        raise ValueError(f"the tokenizer has {len(tokenizer.metric)} features, the prior {prior.config.hidden_size}")
+    if not has_features and tokenizer.vocab_size != prior.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} codes, the prior {prior.config.vocab_size}: "
+            "they were not trained together"
+        )
+    if (tokenizer.config.spatial_dims == 3) != processor.is_volumetric:
+        raise ValueError(
+            f"the tokenizer has spatial_dims {tokenizer.config.spatial_dims}, but the image processor makes "
+            f"{'volumes' if processor.is_volumetric else 'images'}: give its size a depth for volumes"
+        )
+    grid = tokenizer.grid_shape(processor.padded_size)
+    if grid != tuple(prior.config.grid_shape) or processor.num_channels != tokenizer.config.in_channels:
+        raise ValueError(
+            f"the image processor makes {processor.num_channels} x {processor.padded_size} pixels and a grid of {grid} codes, "
+            f"the models take {tokenizer.config.in_channels} channels and a grid of {prior.config.grid_shape}"
+        )
+
+
 def needs_noise(settings: InferenceSettings | FeatureSettings) -> bool:
     """Whether the threshold is that of maps made with the usual error of training images, so that it means nothing without it."""
     uses_noise = isinstance(settings, FeatureSettings) or settings.reconstruction_noise

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from PIL import Image
 
 from iltm_anomaly.hub.cards import MARKER, load_results, render_card
@@ -260,7 +259,7 @@ def upload(
         owner = plan.repo_id.split("/")[0]
         remedy = f"Log in with a token that may write to {owner}: `hf auth login`" if refused else AGAIN
         raise UploadError(f"the Hub refused the upload to {plan.repo_id}: {error}\n{remedy}") from error
-    except (OSError, RuntimeError, httpx2.HTTPError) as error:
+    except (OSError, RuntimeError, HTTPError) as error:
         cause = f" ({error.__cause__})" if error.__cause__ and str(error.__cause__) not in str(error) else ""
         raise UploadError(f"the upload to {plan.repo_id} did not finish: {error}{cause}\n{AGAIN}") from error
     return commit.pr_url or commit.commit_url

@@ -32,7 +32,7 @@ def make_accelerator(recipe: Recipe, output: Path, report_to: list[str], cpu: bo
         ValueError: if a tracker is unknown or not installed, or `accelerate launch` asks for what does not work.
     """
     if not cpu and torch.backends.mps.is_available():
-        logger.warning("Metal (MPS) has no float64, which healing draws by: training on the CPU")
+        logger.warning("nobody has tried to train on Metal (MPS): training on the CPU")
         cpu = True
     for name in report_to:
         if name not in TRACKERS:

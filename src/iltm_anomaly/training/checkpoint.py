@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+WINDOWS = os.name == "nt"  # which opens no folder, and flushes no file that is open for reading alone
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint, or another file of a run, cannot be written."""
@@ -66,7 +68,9 @@ def check_writable(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    if WINDOWS and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
