@@ -261,7 +261,7 @@ def _metadata(name: str, subject: _Subject, tags: Sequence[str]) -> ModelCardDat
             task_type="image-segmentation",
             task_name="Anomaly detection",
             dataset_type=source.hub_id or source.name.lower().replace(" ", "-"),
-            dataset_name=subject.dataset_name,
+            dataset_name=_measured_on(subject),
             dataset_config=subject.category,
             dataset_split="test",
             metric_type=key,
@@ -284,8 +284,16 @@ def _metadata(name: str, subject: _Subject, tags: Sequence[str]) -> ModelCardDat
     )
 
 
+def _measured_on(subject: _Subject) -> str:
+    """The data set with what makes results on it no others': size of the images, and a split that is not its makers'."""
+    size = subject.recipe.get("image_size")
+    own = subject.contamination is not None and subject.source is not DEMO
+    remarks = ([f"{size} px"] if size else []) + (["own split"] if own else [])
+    return f"{subject.dataset_name} ({', '.join(remarks)})" if remarks else subject.dataset_name
+
+
 def _eval_results(hub_id: str, subject: _Subject) -> bytes:
-    notes = ", ".join(f"{key} {value}" for key, value in subject.conditions.items())
+    notes = ", ".join([_measured_on(subject), *(f"{key} {value}" for key, value in subject.conditions.items())])
     task = subject.category or "default"
     entries = [
         EvalResultEntry(dataset_id=hub_id, task_id=f"{task}_{key}", value=round(value / 100, 4), notes=notes)
