@@ -7,6 +7,7 @@ import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
@@ -220,9 +221,33 @@ class Handler(BaseHTTPRequestHandler):
             }
         )
 
-    def tree(self, query, kind, name, revision):
+    def tree(self, query, kind, name, revision, folder=""):
+        """Files and folders below a folder, or directly in it."""
         _, tree = self._tree(self._repository(name), revision)
-        self._json([self._entry(path, file) for path, file in sorted(tree.items())])
+        start = f"{folder}/" if folder else ""
+        inside = {path: file for path, file in sorted(tree.items()) if path.startswith(start)}
+        if folder and not inside:
+            raise Refusal(404, "EntryNotFound", f"no folder {folder}")
+        folders = {str(parent) for path in inside for parent in PurePosixPath(path).parents} - {"."}
+        entries = [self._entry(path, file) for path, file in inside.items()]
+        entries += [self._folder(path) for path in sorted(folders) if path.startswith(start) and path != folder]
+        if query.get("recursive", ["false"])[0].lower() != "true":
+            entries = [entry for entry in entries if "/" not in entry["path"][len(start) :]]
+        self._json(entries)
+
+    def paths_info(self, query, kind, name, revision):
+        _, tree = self._tree(self._repository(name), revision)
+        body = self._body().decode()
+        wanted = json.loads(body)["paths"] if body.startswith("{") else parse_qs(body)["paths"]
+        found = [self._entry(path, tree[path]) for path in wanted if path in tree]
+        for path in wanted:
+            if path not in tree and any(file.startswith(f"{path}/") for file in tree):
+                found.append(self._folder(path))
+        self._json(found)
+
+    @staticmethod
+    def _folder(path: str) -> dict:
+        return {"type": "directory", "path": path, "size": 0, "oid": "0" * 40}
 
     @staticmethod
     def _entry(path: str, file: File) -> dict:
@@ -357,8 +382,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 NAME = r"(?P<name>[^/]+/[^/]+)"
-API = rf"/api/(?P<kind>model|space)s/{NAME}"
-PREFIX = r"(?:/spaces)?"
+API = rf"/api/(?P<kind>model|space|dataset)s/{NAME}"
+PREFIX = r"(?:/spaces|/datasets)?"
 ROUTES = [
     (("GET",), r"/api/whoami-v2", Handler.whoami),
     (("POST",), r"/api/repos/create", Handler.create),
@@ -366,7 +391,8 @@ ROUTES = [
     (("POST",), rf"{API}/branch/(?P<revision>[^/]+)", Handler.branch),
     (("GET",), rf"{API}", Handler.info),
     (("GET",), rf"{API}/revision/(?P<revision>[^/]+)", Handler.info),
-    (("GET",), rf"{API}/tree/(?P<revision>[^/]+)", Handler.tree),
+    (("GET",), rf"{API}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", Handler.tree),
+    (("POST",), rf"{API}/paths-info/(?P<revision>[^/]+)", Handler.paths_info),
     (("POST",), rf"{API}/preupload/(?P<revision>[^/]+)", Handler.preupload),
     (("POST",), rf"{API}/commit/(?P<revision>[^/]+)", Handler.commit),
     (("POST",), rf"{PREFIX}/{NAME}\.git/info/lfs/objects/batch", Handler.batch),

@@ -7,7 +7,8 @@ from typing import Any
 
 import datasets
 from datasets import ClassLabel, Dataset, DatasetDict, Image
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
 from iltm_anomaly.data import GOOD
 from iltm_anomaly.data.images import ImageReadError, readable_images
@@ -18,6 +19,28 @@ logger = logging.getLogger(__name__)
 
 GOOD_NAMES = frozenset({"good", "normal", "ok", "0"})
 """What other data sets call an image without a defect, in lower case."""
+
+
+def download_tree(name: str, category: str | None, **load_kwargs) -> Path | None:
+    """The folder of a Hub data set whose files lie as MVTec AD lays them out, downloaded; None if they do not, or the Hub cannot
+    be asked. `datasets` would take it for images in folders, and find no masks.
+
+    Args:
+        name: Hub id.
+        category: of which files are downloaded, if it is a folder of the repository.
+        load_kwargs: revision and token are used.
+    """
+    access = {key: load_kwargs[key] for key in ("revision", "token") if key in load_kwargs}
+    try:
+        files = HfApi().list_repo_files(name, repo_type="dataset", **access)
+    except (OSError, HTTPError):  # load_hub_dataset says what is wrong
+        return None
+    if not all(any(f"/{part}/" in f"/{file}" for file in files) for part in ("train", "ground_truth")):
+        return None
+    if any(file.endswith(".parquet") or Path(file).name.startswith("metadata.") for file in files):
+        return None
+    wanted = f"{category}/*" if any(file.startswith(f"{category}/") for file in files) else None
+    return Path(snapshot_download(name, repo_type="dataset", allow_patterns=wanted, **access))
 
 
 def load_hub_dataset(name: str, category: str | None, require_masks: bool, **load_kwargs) -> DatasetDict:

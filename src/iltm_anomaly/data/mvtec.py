@@ -12,7 +12,7 @@ import numpy as np
 from datasets import DatasetDict
 
 from iltm_anomaly.data import GOOD, HUB_ID
-from iltm_anomaly.data.hub import load_hub_dataset
+from iltm_anomaly.data.hub import download_tree, load_hub_dataset
 from iltm_anomaly.data.images import ImageReadError, find_images, open_image, read_image
 from iltm_anomaly.data.layout import Entry, existing_folder, find_category, is_dataset_folder, list_category
 from iltm_anomaly.data.schema import build_dataset, mask_to_png, normalise_mask
@@ -67,7 +67,10 @@ def load_mvtec(
         (209, 83)
     """
     if not Path(root_or_hub_id).expanduser().exists() and HUB_ID.fullmatch(str(root_or_hub_id)):
-        return load_hub_dataset(str(root_or_hub_id), category, require_masks, **load_kwargs)
+        tree = download_tree(str(root_or_hub_id), category, **load_kwargs)
+        if tree is None:
+            return load_hub_dataset(str(root_or_hub_id), category, require_masks, **load_kwargs)
+        return _load_category(find_category(tree, category), require_masks)
     root = existing_folder(root_or_hub_id)
     if is_dataset_folder(root):
         return load_hub_dataset(str(root), category, require_masks, **load_kwargs)
