@@ -84,7 +84,7 @@ def existing_folder(path: str | os.PathLike) -> Path:
     if not folder.exists():
         raise FileNotFoundError(f"no such folder: {folder} (looked in {Path.cwd()})")
     if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file; give the folder that holds the images")
+        raise NotADirectoryError(f"{folder} is a file: give a folder")
     return folder
 
 
