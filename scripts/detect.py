@@ -1,4 +1,4 @@
-"""`python scripts/detect.py ...`: the options of `iltm-anomaly detect`, in one process."""
+"""`accelerate launch scripts/detect.py ...`: the options of `iltm-anomaly detect`, over all processes that are launched."""
 
 import sys
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from iltm_anomaly import ILTMAnomalyPipeline
 from iltm_anomaly.data.images import ImageReadError, read_image
-from iltm_anomaly.evaluation.gallery import overlay
+from iltm_anomaly.drawing import overlay
 from iltm_anomaly.settings import lowest_value
 
 HERE = Path(__file__).parent

@@ -10,7 +10,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from iltm_anomaly.data.contamination import contaminate
     from iltm_anomaly.data.mvtec import load_mvtec
-    from iltm_anomaly.pipeline import ILTMAnomalyOutput, ILTMAnomalyPipeline
+    from iltm_anomaly.output import AnomalyResult, ILTMAnomalyOutput
+    from iltm_anomaly.pipeline import ILTMAnomalyPipeline
     from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel, PositionPriorConfig, PositionPriorModel
     from iltm_anomaly.processing.image_processing import ILTMImageProcessor
     from iltm_anomaly.settings import FeatureSettings, InferenceSettings
@@ -29,13 +30,15 @@ _PUBLIC = {
     "PerformerPriorModel": "prior",
     "ILTMImageProcessor": "processing.image_processing",
     "ILTMAnomalyPipeline": "pipeline",
-    "ILTMAnomalyOutput": "pipeline",
+    "ILTMAnomalyOutput": "output",
+    "AnomalyResult": "output",
     "InferenceSettings": "settings",
     "FeatureSettings": "settings",
     "load_mvtec": "data.mvtec",
     "contaminate": "data.contamination",
 }
 __all__ = [
+    "AnomalyResult",
     "FeatureSettings",
     "FeatureTokenizerConfig",
     "FeatureTokenizerModel",

@@ -52,3 +52,14 @@ def usual_error(tokenizer: TokenizerModel, pixel_values: Tensor, codes: Tensor) 
     typical = np.quantile(torch.cat(errors).cpu().numpy(), USUAL, axis=0).astype(np.float32)
     coarseness = pixel_values.shape[-1] / typical.shape[-1]  # pixels per observed value, 1 where pixels are observed
     return smooth(torch.from_numpy(typical).sqrt(), tokenizer.pixels_per_token / 4 / coarseness)
+
+
+@torch.no_grad()
+def explained_share(tokenizer: TokenizerModel, pixel_values: Tensor, codes: Tensor) -> float:
+    """How much of what images differ by their own codes tell: 1 if all, 0 if no more than the mean of all images does, below 0 if
+    less. Such a tokenizer draws grey images, and no map of it means anything. Arguments as of `usual_error`."""
+    count = images_at_once(pixel_values)
+    observed = torch.cat([tokenizer.observe(batch.to(tokenizer.device)).cpu() for batch in pixel_values.split(count)])
+    expected = torch.cat([tokenizer.expect(batch).cpu() for batch in codes.split(count)])
+    error, variation = (observed - expected).square().mean(), (observed - observed.mean(0)).square().mean()
+    return 1 - float(error / variation.clamp(min=1e-12))

@@ -4,16 +4,17 @@ import argparse
 import logging
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from iltm_anomaly import __version__
 
 IS_MAIN_PROCESS = os.environ.get("RANK", "0") == "0"  # of those that a launcher started, if one did
+MOST_FAILED = 20  # images that are listed at the end of `detect`
 PROTOCOLS = ("disjoint", "overlap")
 PROTOCOL_HELP = (
     "where contamination comes from: test images that are left out of the test set (disjoint, default), or copies of images of "
@@ -69,6 +70,7 @@ def run_train(arguments: argparse.Namespace) -> None:
     folder = train(TrainArguments(**values))
     if IS_MAIN_PROCESS:
         print(f"pipeline saved in {folder}")
+        print(f"next: iltm-anomaly detect {shlex.quote(str(arguments.output))} NEW_IMAGES --output found")
         if arguments.push_to_hub is not None:
             from iltm_anomaly.hub.upload import plan_upload, upload
 
@@ -105,33 +107,55 @@ def add_detect_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="pipeline folder, run folder or Hub id")
     inputs = (
-        "files or folders of images (of volumes, NIfTI files and DICOM folders); if some cannot be read, results.csv says why, "
-        "and the exit code is 1, or 2 if none can"
+        "images: files, folders, quoted patterns like 'shots/**/*.png', a data set of `datasets` (folder or Hub id), or - for a "
+        "list on standard input; of volumes, NIfTI files and DICOM folders. If some cannot be read, the exit code is 1; if all, 2"
     )
     add("inputs", nargs="+", metavar="INPUT", help=inputs)
-    add("--output", required=True, type=Path, metavar="DIR", help="for results.csv, overlays and maps")
-    add("--no-maps", action="store_true", help="write results.csv only")
-    threshold = "score from which on a pixel is called abnormal (default: the model's, set by training)"
-    add("--threshold", type=float, metavar="SCORE", help=threshold)
+    output = (
+        "for results.csv, results.parquet, overlays, maps and masks; the same command again goes on where it stopped"
+    )
+    add("--output", required=True, type=Path, metavar="DIR", help=output)
+    add("--no-maps", action="store_true", help="write the tables only")
+    limit = parser.add_mutually_exclusive_group().add_argument
+    threshold = "score from which on an image is called abnormal (default: the model's, set by training)"
+    limit("--threshold", type=float, metavar="SCORE", help=threshold)
+    share = "set the threshold so that this share of good images is to be expected above it, such as 0.01"
+    limit("--false-alarms", type=float, metavar="SHARE", help=share)
+    labelled = (
+        "set it by a few images whose state is known: a folder with good/ and other subfolders of defective ones"
+    )
+    limit("--labelled", type=Path, metavar="FOLDER", help=labelled)
     add("--batch-size", type=int, default=8, metavar="N", help="images at once (default: 8)")
     add("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
 
 
 def run_detect(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from iltm_anomaly.evaluation.choose_threshold import choose_threshold
     from iltm_anomaly.evaluation.detect import detect
     from iltm_anomaly.hub.folders import resolve_model_folder
     from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 
     folder, _ = resolve_model_folder(arguments.model)
     pipeline = ILTMAnomalyPipeline.from_pretrained(folder, device=usable_device(arguments.device))
-    if arguments.threshold is not None:
-        pipeline.settings = replace(pipeline.settings, score_threshold=arguments.threshold)
+    said = choose_threshold(pipeline, arguments.threshold, arguments.false_alarms, arguments.labelled)
+    if IS_MAIN_PROCESS:
+        print(said)
     chosen = {"save_maps": not arguments.no_maps, "show_progress": arguments.show_progress}
     rows = detect(pipeline, arguments.inputs, arguments.output, arguments.batch_size, **chosen)
-    failed = sum(bool(row["error"]) for row in rows)
-    abnormal = sum(row["abnormal"] == 1 for row in rows)
-    print(f"{len(rows) - failed} scored, {abnormal} abnormal, {failed} failed: {arguments.output / 'results.csv'}")
-    return 0 if not failed else 2 if failed == len(rows) else 1
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    failed = [row for row in rows if row["error"]]
+    if IS_MAIN_PROCESS:
+        for row in failed[:MOST_FAILED]:
+            print(f"failed: {row['error']}")
+        if len(failed) > MOST_FAILED:
+            print(f"failed: {len(failed) - MOST_FAILED} more, see the column error")
+        abnormal = sum(row["abnormal"] == 1 for row in rows)
+        table = arguments.output / "results.csv"
+        print(f"{len(rows) - len(failed)} scored, {abnormal} abnormal, {len(failed)} failed: {table} (and .parquet)")
+    return 0 if not failed else 2 if len(failed) == len(rows) else 1
 
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
@@ -154,7 +178,7 @@ def usable_device(name: str | None) -> str:
     import torch
 
     if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError, TypeError) as error:  # a build without CUDA asserts
@@ -352,7 +376,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"iltm-anomaly {arguments.command}: {said}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; --resume continues a training run, the same command a benchmark", file=sys.stderr)
+        print(
+            "interrupted; --resume continues a training run, the same command detect or a benchmark", file=sys.stderr
+        )
         return 130
 
 

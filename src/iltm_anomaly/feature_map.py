@@ -151,6 +151,11 @@ def image_score(highest: Tensor, settings: FeatureSettings) -> float:
     return float(max(highest[0], highest[1] / (settings.sum_scale or 1.0) + (settings.sum_offset or 0.0)))
 
 
+def looks_good(clean: Tensor) -> Tensor:
+    """(N,) bool, images that are taken for good: those that no token was rejected in, or all where these are fewer than half."""
+    return clean if int(clean.sum()) >= len(clean) / 2 else torch.ones_like(clean)
+
+
 def calibrate_scores(highest: Tensor, clean: Tensor, settings: FeatureSettings) -> Tensor:
     """Sets the scales of map and score, threshold and share of false alarms, and returns the scores (N,) of training images.
 
@@ -158,7 +163,7 @@ def calibrate_scores(highest: Tensor, clean: Tensor, settings: FeatureSettings) 
         highest: (N, 2), of `map_of`, without `map_scale`, of training images, each judged by models that have not seen it.
         clean: (N,) bool, images that no token was rejected in; defects may be left in some of them.
     """
-    own = (highest[clean] if int(clean.sum()) >= len(highest) / 2 else highest).numpy()
+    own = highest[looks_good(clean)].numpy()
     # a few defects move neither median nor upper quartile
     medians, quartiles = np.quantile(own, [0.5, 0.75], axis=0)
     settings.map_scale, settings.sum_scale = np.maximum(quartiles - medians, LEAST_SPREAD).tolist()

@@ -6,7 +6,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,12 +24,14 @@ from iltm_anomaly.hub.checks import Stored, check_finite, stored_tensors
 from iltm_anomaly.hub.folders import NOISE_FILE
 from iltm_anomaly.hub.parts import FORMER_TOKENIZER, check_fit, expected_classes, needs_noise, read_calibration
 from iltm_anomaly.modeling import share_tensors
+from iltm_anomaly.output import ILTMAnomalyOutput, masks_of
 from iltm_anomaly.prior import PerformerPriorModel, PositionPriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.saved_pipeline import SavedPipeline
 from iltm_anomaly.scoring import anomaly_map
 from iltm_anomaly.seeds import check_seed
 from iltm_anomaly.settings import FeatureSettings, InferenceSettings, lowest_value
+from iltm_anomaly.thresholds import TrainingScores
 from iltm_anomaly.tokenizers.base import TokenizerModel, images_at_once
 from iltm_anomaly.tokenizers.vqvae import VQVAEModel
 
@@ -42,27 +44,6 @@ TASK_MODEL_TYPE = "iltm"  # of the whole pipeline, for `transformers.pipeline`
 
 class NonFiniteScoreError(ValueError):
     """The score of an image is NaN or infinite, so that nothing can be said of it."""
-
-
-@dataclass
-class ILTMAnomalyOutput:
-    """
-    Args:
-        scores: (B,) float32, higher is more anomalous: the highest value of each map, of features the mean of its highest ones.
-        anomaly_maps: (H, W) or (D, H, W) float32 per image, at the image's own size; higher is more anomalous.
-        masks: bool maps of the same sizes, True where the map reaches the calibrated threshold, in images whose score does.
-        healed_images: the image as the model expected it: a PIL image each, an array for volumes. Of features: the image with
-            patches of training images in place of the tokens that were healed.
-        token_log_likelihoods: (B, *grid) float32, natural log, always finite; of features up to a constant.
-        resampled_tokens: (B, *grid) bool, tokens that were healed.
-    """
-
-    scores: Tensor
-    anomaly_maps: list[np.ndarray]
-    masks: list[np.ndarray]
-    healed_images: list[Any]
-    token_log_likelihoods: Tensor
-    resampled_tokens: Tensor
 
 
 class ILTMAnomalyPipeline(SavedPipeline):
@@ -167,7 +148,7 @@ class ILTMAnomalyPipeline(SavedPipeline):
         if given and self.has_features:
             raise ValueError(f"{', '.join(given)}: nothing is drawn in a pipeline on features, leave it out")
         settings = replace(self.settings, **given)
-
+        images = self.image_processor.as_list(images)
         maps, scores, healed_images, log_likelihoods, resampled = [], [], [], [], []
         for batch in self.batches(images, batch_size, show_progress):
             scored = self.score_batch(batch["pixel_values"], settings, seed)
@@ -178,14 +159,16 @@ class ILTMAnomalyPipeline(SavedPipeline):
                 healed_images.append(self.image_processor.restore_image(healed, size))
             log_likelihoods.append(scored[2])
             resampled.append(scored[3])
-        threshold = math.inf if settings.score_threshold is None else settings.score_threshold
         return ILTMAnomalyOutput(
             scores=torch.tensor(scores),
             anomaly_maps=maps,
-            masks=[_mask(m, score, threshold) for m, score in zip(maps, scores, strict=True)],
+            masks=masks_of(maps, scores, settings.score_threshold),
             healed_images=healed_images,
             token_log_likelihoods=torch.cat(log_likelihoods),
             resampled_tokens=torch.cat(resampled),
+            images=images,
+            threshold=settings.score_threshold,
+            lowest=lowest_value(settings),
         )
 
     @torch.no_grad()
@@ -258,7 +241,9 @@ class ILTMAnomalyPipeline(SavedPipeline):
         scores = []
         for batch in tqdm(batches, desc="calibrating", unit="batch", disable=not show_progress):
             scores += [float(values.max()) for values in self.score_batch(batch, settings, 0)[0]]
-        settings.score_threshold = masking.score_threshold(torch.tensor(scores), lowest_value(settings))
+        lowest = lowest_value(settings)
+        settings.score_threshold = masking.score_threshold(torch.tensor(scores), lowest)
+        self.training_report |= TrainingScores(np.array(scores), -lowest).to_report()
         return settings.score_threshold
 
     def calibrate_surprise_limit(self, codes: Tensor) -> None:
@@ -344,13 +329,6 @@ class ILTMAnomalyPipeline(SavedPipeline):
             self.save_pretrained(folder)
             plan = hub.upload.plan_upload(folder, repo_id, [Path(path) for path in results], tags=tags)
             return hub.upload.upload(plan, commit_message=commit_message, **kwargs)
-
-
-def _mask(values: np.ndarray, score: float, threshold: float) -> np.ndarray:
-    """Which pixels of a map are abnormal: none of a normal image; of an abnormal one those beyond the threshold, or if there are
-    none (its score may be higher than its map) the highest hundredth."""
-    limit = threshold if values.max() >= threshold else np.quantile(values, 0.99)
-    return (values >= limit) & (score >= threshold)
 
 
 def _check_score(score: float, number: int) -> None:

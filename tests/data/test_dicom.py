@@ -8,7 +8,7 @@ import pytest
 from iltm_anomaly.data.dicom import is_dicom_file
 from iltm_anomaly.data.volume_files import read_volume, write_volume
 from iltm_anomaly.data.volume_grid import VolumeReadError
-from iltm_anomaly.evaluation.detect import list_inputs
+from iltm_anomaly.evaluation.inputs import Input, list_inputs
 
 sitk = pytest.importorskip("SimpleITK", reason="needs the extra dicom")
 
@@ -73,7 +73,7 @@ def test_a_series_is_a_volume_in_its_place(tmp_path, values):
     np.testing.assert_allclose(volume.grid.matrix, [[-2, 0, 0, 10], [0, -3, 0, -20], [0, 0, 4, 100], [0, 0, 0, 1]])
     assert volume.grid.ras_spacing == SPACING
     np.testing.assert_array_equal(volume.grid.to_ras(volume.values), volume.values[::-1, ::-1])
-    assert is_dicom_file(folder / "IM0000") and list_inputs([folder], volumes=True) == [(folder, None)]
+    assert is_dicom_file(folder / "IM0000") and list_inputs([folder], volumes=True) == [Input(folder)]
     again = read_volume(write_volume(volume.values, tmp_path / "map.nii.gz", volume))
     np.testing.assert_array_equal(again.values, volume.values)
     np.testing.assert_allclose(again.grid.matrix, volume.grid.matrix)

@@ -9,7 +9,7 @@ from iltm_anomaly.data.thinning import thinned
 from iltm_anomaly.data.volume_files import find_volumes, read_mask, read_volume, volume_stem, write_volume
 from iltm_anomaly.data.volume_grid import Volume, VolumeGrid, VolumeReadError
 from iltm_anomaly.data.volumes import load_volumes
-from iltm_anomaly.evaluation.detect import list_inputs
+from iltm_anomaly.evaluation.inputs import Input, list_inputs
 
 AFFINE = np.array(
     [[-2.0, 0, 0, 30], [0, 0, 3.0, -40], [0, -4.0, 0, 50], [0, 0, 0, 1]]
@@ -307,7 +307,7 @@ def test_folders_that_are_not_meant_get_an_error_that_helps(tmp_path, caplog):
     with pytest.raises(VolumeReadError, match="of a DICOM series give the folder"):
         read_volume(dicom)
     (tmp_path / "dicom" / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
-    assert list_inputs([tmp_path / "dicom"], volumes=True) == [(dicom.parent, None)]
+    assert list_inputs([tmp_path / "dicom"], volumes=True) == [Input(dicom.parent)]
     save(tmp_path / "train" / "good" / "no_lesion.nii.gz")
     save(tmp_path / "train" / "good" / "b.nii.gz")
     assert load_volumes(tmp_path)["train"].num_rows == 1

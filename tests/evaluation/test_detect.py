@@ -12,7 +12,9 @@ from tiny_models import tiny_pipeline
 
 from iltm_anomaly.cli import main
 from iltm_anomaly.evaluation import detect as module
+from iltm_anomaly.evaluation import inputs
 from iltm_anomaly.evaluation.detect import detect
+from iltm_anomaly.evaluation.rows import JOURNAL
 from iltm_anomaly.locks import InUseError, locked
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline, NonFiniteScoreError
 
@@ -99,17 +101,17 @@ def test_a_full_disk_is_named_with_its_file(pipeline, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "save", full)
-    with pytest.raises(OSError, match=r"cannot write .*maps.00000_a\.npy: No space left on device"):
+    with pytest.raises(OSError, match=r"cannot write .*maps.a_\w{10}\.npy: No space left on device"):
         detect(pipeline, [save(tmp_path / "a.png")], tmp_path / "out", show_progress=False)
 
 
-def test_a_table_that_is_removed_meanwhile_is_missed(pipeline, tmp_path, monkeypatch):
+def test_rows_that_are_removed_meanwhile_are_missed(pipeline, tmp_path, monkeypatch):
     def read(path):
-        (tmp_path / "out" / "results.csv").unlink()
+        (tmp_path / "out" / JOURNAL.format(0)).unlink()
         return Image.open(path)
 
-    monkeypatch.setattr(module, "read_image", read)
-    with pytest.raises(OSError, match=r"cannot write .*results\.csv: No such file"):
+    monkeypatch.setattr(inputs, "read_image", read)
+    with pytest.raises(OSError, match=r"cannot write .*rows\.0\.jsonl: No such file"):
         detect(pipeline, [save(tmp_path / "a.png")], tmp_path / "out", save_maps=False, show_progress=False)
 
 
@@ -131,12 +133,13 @@ def test_a_batch_of_large_images_is_smaller(pipeline, tmp_path, monkeypatch):
 
 def test_the_exit_code_tells_whether_all_could_be_read(pipeline, tmp_path, capsys):
     pipeline.save_pretrained(tmp_path / "model")
-    good, bad = save(tmp_path / "good.png"), tmp_path / "bad.png"
+    good, bad, worse = save(tmp_path / "good.png"), tmp_path / "bad.png", tmp_path / "worse.png"
     bad.touch()
-    for inputs, code in (([good], 0), ([good, bad], 1), ([bad, bad], 2)):
-        arguments = ["detect", str(tmp_path / "model"), *map(str, inputs), "--output", str(tmp_path / f"out{code}")]
+    for paths, code in (([good], 0), ([good, bad], 1), ([bad, worse], 2)):
+        arguments = ["detect", str(tmp_path / "model"), *map(str, paths), "--output", str(tmp_path / f"out{code}")]
         assert main([*arguments, "--no-maps"]) == code
-        assert f"{inputs.count(bad)} failed" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert f"{code} failed" in said and said.count("failed: cannot read image") == code
 
 
 @pytest.fixture
@@ -162,7 +165,9 @@ def test_a_score_that_is_not_finite_is_an_error_of_its_file_alone(images, tmp_pa
     monkeypatch.setattr(pipeline.image_processor, "restore_map", broken)
     detect(pipeline, [images], tmp_path / "out")
     first, second, third = csv.DictReader((tmp_path / "out" / "results.csv").read_text().splitlines())
-    assert [first["score"], third["score"]] == [expected[0], expected[2]] and not first["error"] + third["error"]
+    assert [float(first["score"]), float(third["score"])] == [expected[0], expected[2]] and not first["error"] + third[
+        "error"
+    ]
     assert "b.png: the score of image 1 is nan" in second["error"]
     assert not second["score"] and not second["abnormal"] and not second["map"]
     with pytest.raises(NonFiniteScoreError, match=r"b\.png"):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iltm_anomaly.evaluation.gallery import MOST_DRAWN, draw_projections, grey, overlay, project, volume_row
+from iltm_anomaly.drawing import MOST_DRAWN, draw_projections, grey, overlay, project
+from iltm_anomaly.evaluation.gallery import volume_row
 
 SIDES = (20, 12, 30)  # right, front, head
 

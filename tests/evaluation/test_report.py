@@ -18,10 +18,11 @@ from PIL import Image
 from tiny_models import part_tree, tiny_pipeline
 
 from iltm_anomaly.cli import main
-from iltm_anomaly.evaluation.detect import COLUMNS, detect
+from iltm_anomaly.evaluation.detect import detect
 from iltm_anomaly.evaluation.report import FOLDER, write_report
 from iltm_anomaly.evaluation.report.content import BYTES, picture
 from iltm_anomaly.evaluation.report.detected import read_detected
+from iltm_anomaly.evaluation.rows import COLUMNS
 from iltm_anomaly.training.suspects import LIST
 from iltm_anomaly.training.train import TrainArguments, train
 
@@ -186,6 +187,10 @@ def test_what_detect_writes(tmp_path, save_maps):
     expected = {row["path"]: row["abnormal"] == 1 for row in rows if not row["error"]}
     assert {row["path"]: row["abnormal"] for row in page.data["rows"]} == expected
     assert "cut.png" in page.all("section", id="unreadable")[0]["text"]
+    shown = next(row for row in rows if row["abnormal"])
+    left, top, right, bottom = shown["boxes"][0]
+    where = f"of {shown['areas'][0]} pixels, x {left} to {right}, y {top} to {bottom}"
+    assert any(where in card["text"] and shown["path"] in card["text"] for card in page.cards())
 
 
 def test_a_model_without_threshold_starts_at_the_highest_score(tmp_path):

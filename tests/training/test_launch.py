@@ -65,7 +65,7 @@ def test_two_processes_of_torchrun_train_what_one_of_accelerate_does(folder, tmp
     assert "training on 2 processes (cpu, 1 threads each), float32" in two.stderr
     for once in ("left out: ", "round 1: masked", "training on"):
         assert two.stderr.count(once) == 1, two.stderr
-    assert two.stdout.count("pipeline saved") == 1
+    assert two.stdout.count("pipeline saved") == two.stdout.count("next: iltm-anomaly detect") == 1
     one = launch([*ONE, "2"], folder, tmp_path / "one")
     assert one.returncode == 0, one.stderr
     assert "training on 1 process (cpu" in one.stderr and "use torchrun --nproc_per_node" in one.stderr

@@ -69,6 +69,30 @@ def load_hub_dataset(name: str, category: str | None, require_masks: bool, **loa
     return DatasetDict(splits)
 
 
+def image_splits(name: str) -> dict[str, Dataset]:
+    """The images of a data set that `datasets` reads, by split: a column `image` of {"path", "bytes"} each, not decoded yet.
+
+    Args:
+        name: Hub id, or a local folder that `is_dataset_folder`.
+
+    Raises:
+        FileNotFoundError: neither a folder here nor a data set on the Hub (or the Hub cannot be reached).
+        ValueError: a split has no column `image`, and not one other column of images.
+    """
+    splits = {}
+    for split, rows in _load(name, None, {}).items():
+        images = [column for column, feature in rows.features.items() if isinstance(feature, Image)]
+        column = "image" if "image" in rows.column_names else images[0] if len(images) == 1 else None
+        if column is None:
+            raise ValueError(
+                f"split {split} of {name} has no column image, and {len(images) or 'no'} others of images; it has: "
+                f"{', '.join(rows.column_names)}. Rename the one with the images"
+            )
+        chosen = rows.select_columns([column]).rename_columns({column: "image"})
+        splits[str(split)] = chosen.cast_column("image", Image(decode=False))
+    return splits
+
+
 def _load(name: str, category: str | None, load_kwargs: dict[str, Any]) -> DatasetDict:
     """Every split as it is stored, or the rows of one category. Without a split train, the caller refuses it."""
     if is_saved(Path(name)):

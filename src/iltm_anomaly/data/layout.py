@@ -8,6 +8,9 @@ from pathlib import Path
 
 from iltm_anomaly.data import GOOD
 
+DETECTED = "results"
+"""Stem of the tables that `detect` writes, whose Parquet file makes no data set of its folder, or of the one above."""
+
 logger = logging.getLogger(__name__)
 
 Entry = tuple[Path, str | None, Path | None]
@@ -61,7 +64,8 @@ def is_dataset_folder(folder: Path) -> bool:
     """Whether a local folder is one that `datasets` reads: saved to disk, or with parquet or metadata files."""
     if is_saved(folder):
         return True
-    if any(path.suffix == ".parquet" for pattern in ("*", "*/*") for path in folder.glob(pattern)):
+    stored = (path for pattern in ("*.parquet", "*/*.parquet") for path in folder.glob(pattern))
+    if any(path.stem != DETECTED or not path.with_suffix(".csv").is_file() for path in stored):
         return True
     tables = (path for pattern in ("metadata.*", "*/metadata.*") for path in folder.glob(pattern))
     return any(path.suffix in (".csv", ".jsonl") and _names_files(path) for path in tables)

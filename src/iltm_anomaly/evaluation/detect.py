@@ -1,125 +1,182 @@
-"""`iltm-anomaly detect`: files in, scores and pictures out; a file that cannot be read or scored is reported and skipped."""
+"""`iltm-anomaly detect`: images in, scores and pictures out; what cannot be read or scored is reported and skipped.
 
-import csv
+Images are scored in blocks of consecutive ones, which are the same however often a run is interrupted and over however many
+processes it is shared out: so every row has the same bits.
+"""
+
+import hashlib
 import logging
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import cache
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
+from accelerate import PartialState
 from PIL import Image
 from tqdm.auto import tqdm
 
-from iltm_anomaly.data.dicom import find_dicom_folders
-from iltm_anomaly.data.images import MOST_PIXELS, ImageReadError, find_images, path_in_table, read_image
-from iltm_anomaly.data.volume_files import (
-    find_mask_beside,
-    find_volumes,
-    read_mask,
-    read_volume,
-    volume_stem,
-    write_volume,
-)
+from iltm_anomaly.data.images import MOST_PIXELS, ImageReadError
+from iltm_anomaly.data.volume_files import find_mask_beside, read_mask, volume_stem, write_volume
 from iltm_anomaly.data.volume_grid import Volume
-from iltm_anomaly.evaluation.gallery import draw_projections, overlay
+from iltm_anomaly.evaluation import rows as journal
+from iltm_anomaly.evaluation.inputs import Input, list_inputs
+from iltm_anomaly.evaluation.regions import regions_of
+from iltm_anomaly.evaluation.rows import Row, writing
 from iltm_anomaly.locks import LOCK_FILE, locked
+from iltm_anomaly.output import AnomalyResult
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
+from iltm_anomaly.processing.images import restore_map
 from iltm_anomaly.saved_pipeline import check_batch_size
-from iltm_anomaly.settings import InferenceSettings, lowest_value
+from iltm_anomaly.training.checkpoint import CheckpointError
+from iltm_anomaly.training.processes import on_main, own_accelerator
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ["path", "score", "threshold", "abnormal", "abnormal_pixels", "overlay", "map", "mask", "error"]
-OWN_FOLDERS = ("overlays", "maps", "masks")
-TABLE = "results.csv"
-LONGEST_STEM = 200  # bytes of the input's name in those of its files: most disks take 255, with number and suffix
+LONGEST_STEM = 200  # bytes of the input's name in those of its files: most disks take 255, with what follows it
+PATIENCE = timedelta(hours=6)  # of a process for the slowest of the others
+
+Read = tuple[Input, Image.Image | Volume | ImageReadError]
+Value = TypeVar("Value")
 
 
-def list_inputs(
-    inputs: list[str | Path], volumes: bool = False, output: Path | None = None
-) -> list[tuple[Path, ImageReadError | None]]:
-    """Paths of all images, or of all volumes, that `inputs` name: files, and folders with all that lies below them. In a folder
-    without NIfTI files every folder of DICOM files is a volume. What `detect` has written is left out, below `output` and in
-    folders of earlier calls.
+def detect(
+    pipeline: ILTMAnomalyPipeline,
+    inputs: Iterable[str | Path],
+    output: Path,
+    batch_size: int = 8,
+    save_maps: bool = True,
+    show_progress: bool = True,
+) -> list[Row]:
+    """Scores images and writes `results.csv` and `results.parquet`, one row an image (docs/detect.md tells the columns), and for
+    each image an overlay (PNG, reduced where the image is large), its map (.npy, float32, at most as large as the model's
+    images) and its mask (PNG). Of a volume: map and mask as NIfTI on the input's own grid, and its projections as overlay, with
+    the outline of the ground truth if that lies beside the file (`data.volume_files.find_mask_beside`).
+
+    A call that was interrupted, in whatever way, goes on when it is repeated: rows of the same model and settings are kept,
+    unless their image has changed. Processes that a launcher has started share the images out, and all get all rows.
+
+    Args:
+        pipeline: with the threshold that decides.
+        inputs: as of `evaluation.inputs.list_inputs`.
+        output: folder for everything; what an earlier call has drawn there for other images is removed.
+        batch_size: images that go through the models together.
+        save_maps: False writes the tables alone.
+        show_progress: a progress bar on stderr, where that is a terminal.
 
     Returns:
-        Each path, and why nothing below it can be found where it is a folder that cannot be looked into.
+        The rows, in the order of the inputs. An image that could not be read or scored has an error and no score, and so has a
+        folder that cannot be listed.
 
     Raises:
-        ValueError: if a folder holds no image.
+        ValueError: if there is no image, if the only one cannot be read or scored, or if `batch_size` is below 1.
+        OSError: if something cannot be written; the message names it.
+        CheckpointError: the same, of the tables and the journal.
+        InUseError: if another process writes to `output`.
+        MainProcessError: in the other processes, if the main one failed.
     """
-    files: list[tuple[Path, ImageReadError | None]] = []
-    for item in map(Path, inputs):
-        if not os.path.isdir(item):
-            files.append((item, None))
-            continue
-        refused: list[OSError] = []
-        found = (find_volumes if volumes else find_images)(item, recursive=True, refused=refused.append)
-        wrote = cache(_wrote)
-        found = [path for path in found if not any(wrote(folder, item, output) for folder in path.parents)]
-        if not found and volumes:
-            found = find_dicom_folders(item)
-        if not found and not refused:
-            raise ValueError(f"{item} holds no {'volume' if volumes else 'image'}")
-        files += [(path, None) for path in found]
-        for error in refused:
-            reason = f"cannot look into the folder {error.filename}: {error.strerror}"
-            files.append((Path(error.filename), ImageReadError(reason)))
-    return files
-
-
-def _wrote(folder: Path, root: Path, output: Path | None) -> bool:
-    """Whether `detect` made a folder: it is one of `OWN_FOLDERS` of `output`, or beside a table of scores below `root`."""
-    if folder.name not in OWN_FOLDERS:
-        return False
-    if output is not None and folder.parent.absolute() == output.absolute():
-        return True
-    table = folder.parent / TABLE
-    if root not in folder.parents or not os.path.isfile(table):
-        return False
-    with suppress(OSError), open(table, encoding="utf-8", errors="replace") as file:
-        return file.readline(100).startswith(",".join(COLUMNS[:3]))
-    return False
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """A file, what was read from it, and what the pipeline makes of it; `anomaly_map` and `mask` as in `ILTMAnomalyOutput`."""
-
-    path: Path
-    image: Image.Image | Volume
-    score: float
-    anomaly_map: np.ndarray
-    mask: np.ndarray
-
-
-def _read_batches(
-    files: list[tuple[Path, ImageReadError | None]], size: int, volumes: bool
-) -> Iterator[list[tuple[Path, Image.Image | Volume | ImageReadError]]]:
-    """Each file with what is read from it, or with the reason why it cannot be read, `size` at once; fewer where their pixels
-    add up to the largest image that is read."""
-    batch: list[tuple[Path, Image.Image | Volume | ImageReadError]] = []
-    pixels = 0
-    for path, problem in files:
+    check_batch_size(batch_size)
+    settings = _settings(pipeline, save_maps)
+    with own_accelerator(), ExitStack() as stack:
+        processes = PartialState(cpu=pipeline.device.type == "cpu", timeout=PATIENCE)
+        files, done = on_main(processes, lambda: _begin(pipeline, inputs, output, settings, stack))
+        if not processes.is_main_process:
+            journal.join_journal(output, processes.process_index, settings)
+        size = 1 if pipeline.image_processor.is_volumetric else batch_size
+        blocks = [files[start : start + size] for start in range(0, len(files), size)]
+        todo = [block for block in blocks if any(one.name not in done for one in block)]
+        own = todo[processes.process_index :: processes.num_processes]
+        left = sum(one.name not in done for block in own for one in block)
         try:
-            image = problem or (read_volume(path) if volumes else read_image(path))
-        except ImageReadError as error:
-            image = error
-        batch.append((path, image))
-        pixels += image.width * image.height if isinstance(image, Image.Image) else 0
-        if len(batch) >= size or pixels >= MOST_PIXELS:
+            with tqdm(total=left, desc="scoring", unit="image", disable=None if show_progress else True) as bar:
+                for row in _score_rows(pipeline, own, done, output, save_maps, only_one=len(files) == 1):
+                    journal.add_row(output, processes.process_index, row)
+                    bar.update()
+        except BaseException:
+            with suppress(CheckpointError):  # what has happened says more
+                if processes.is_main_process:
+                    _write_tables(output, files)
+            raise
+        processes.wait_for_everyone()
+        return on_main(processes, lambda: _write_tables(output, files))
+
+
+def _begin(
+    pipeline: ILTMAnomalyPipeline,
+    inputs: Iterable[str | Path],
+    output: Path,
+    settings: dict[str, Any],
+    stack: ExitStack,
+) -> tuple[list[Input], set[str]]:
+    """All images, and the names of those that have rows; `stack` keeps other runs out of `output`."""
+    files = list_inputs(inputs, pipeline.image_processor.is_volumetric, output)
+    stack.enter_context(locked(output / LOCK_FILE))
+    there = journal.begin_journal(output, settings, {one.name: one.stamp for one in files})
+    if there:
+        logger.info("%d of %d rows are there: going on with the others", len(there), len(files))
+    _write_tables(output, files)
+    return files, set(there)
+
+
+def _settings(pipeline: ILTMAnomalyPipeline, save_maps: bool) -> dict[str, Any]:
+    """All that rows depend on but the images. Whatever changes a row must be here."""
+    digest = hashlib.sha256()
+    for model in pipeline.models:
+        for name, tensor in model.state_dict().items():
+            digest.update(
+                name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            )
+    digest.update(b"" if pipeline.noise is None else pipeline.noise.cpu().numpy().tobytes())
+    digest.update(repr(sorted(pipeline.image_processor.to_dict().items())).encode())
+    return {"model": digest.hexdigest()[:12], **asdict(pipeline.settings), "maps": save_maps}
+
+
+def _write_tables(output: Path, files: list[Input]) -> list[Row]:
+    """Writes the tables of all rows that there are, and returns these."""
+    found = journal.read_rows(output)
+    rows = [found[one.name] for one in files if one.name in found]
+    journal.write_tables(output, rows)
+    return rows
+
+
+def _ahead(values: Iterable[Value]) -> Iterator[Value]:
+    """The values, each made by a thread of its own while the one before is in use."""
+    iterator = iter(values)
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, iterator, None)
+        while (value := coming.result()) is not None:
+            coming = thread.submit(next, iterator, None)
+            yield value
+
+
+def _read_batches(blocks: Iterable[list[Input]], volumes: bool) -> Iterator[list[Read]]:
+    """Each input with what is read from it, or with the reason why it cannot be read, a block at once; fewer where their pixels
+    add up to the largest image that is read."""
+    for block in blocks:
+        batch: list[Read] = []
+        pixels = 0
+        for one in block:
+            image: Image.Image | Volume | ImageReadError
+            try:
+                image = one.read(volumes)
+            except ImageReadError as error:
+                image = error
+            batch.append((one, image))
+            pixels += image.width * image.height if isinstance(image, Image.Image) else 0
+            if pixels >= MOST_PIXELS:
+                yield batch
+                batch, pixels = [], 0
+        if batch:
             yield batch
-            batch, pixels = [], 0
-    if batch:
-        yield batch
 
 
-def _score_images(pipeline: ILTMAnomalyPipeline, images: list[Any]) -> Iterator[tuple | ValueError]:
-    """Score, map and mask of each image, or the reason why it has none."""
+def _score_images(pipeline: ILTMAnomalyPipeline, images: list[Any]) -> Iterator[AnomalyResult | ValueError]:
+    """What is found in each image, or the reason why nothing is."""
     try:
         output = pipeline(images, batch_size=len(images))
     except ValueError as error:
@@ -129,122 +186,109 @@ def _score_images(pipeline: ILTMAnomalyPipeline, images: list[Any]) -> Iterator[
             for image in images:
                 yield from _score_images(pipeline, [image])
     else:
-        yield from zip(output.scores.tolist(), output.anomaly_maps, output.masks, strict=True)
+        yield from output
 
 
-def _score_files(
-    pipeline: ILTMAnomalyPipeline, files: list[tuple[Path, ImageReadError | None]], batch_size: int
-) -> Iterator[tuple[Path, _Scored | ValueError]]:
-    """Each file with its result, or with the reason why it cannot be read or scored. No more than a batch is held in memory."""
-    volumes = pipeline.image_processor.is_volumetric
-    for batch in _read_batches(files, 1 if volumes else batch_size, volumes):
+def score_blocks(
+    pipeline: ILTMAnomalyPipeline, blocks: Iterable[list[Input]]
+) -> Iterator[tuple[Input, AnomalyResult | ValueError, float]]:
+    """Each input with what is found in it, or why nothing is, and its share of the seconds that its batch took to score. No more
+    is held in memory than a batch that is scored and one that is read."""
+    for batch in _ahead(_read_batches(blocks, pipeline.image_processor.is_volumetric)):
         images = [image for _, image in batch if not isinstance(image, ImageReadError)]
-        results = _score_images(pipeline, images) if images else iter(())
-        for path, image in batch:
+        started = time.monotonic()
+        results = list(_score_images(pipeline, images)) if images else []
+        seconds = (time.monotonic() - started) / max(1, len(images))
+        for one, image in batch:
             if isinstance(image, ImageReadError):
-                yield path, image
-            elif isinstance(found := next(results), ValueError):
-                found.args = (f"{path}: {found}",)
-                yield path, found
-            else:
-                yield path, _Scored(path, image, *found)
+                yield one, image, 0.0
+                continue
+            found = results.pop(0)
+            if isinstance(found, ValueError):
+                found.args = (f"{one.path}: {found}",)
+            yield one, found, seconds
 
 
-def detect(
+def _score_rows(
     pipeline: ILTMAnomalyPipeline,
-    inputs: list[str | Path],
+    blocks: list[list[Input]],
+    done: set[str],
     output: Path,
-    batch_size: int = 8,
-    save_maps: bool = True,
-    show_progress: bool = True,
-) -> list[dict]:
-    """Scores files and writes `results.csv`, one row a file as soon as it is scored, and one overlay (PNG, reduced where the
-    image is large) and map (.npy, float32) per image. Of a volume: map and mask as NIfTI on the input's own grid, and its
-    projections as overlay, with the outline of the ground truth if that lies beside the file
-    (`data.volume_files.find_mask_beside`).
-
-    Paths are as of `data.images.path_in_table`.
-
-    Returns:
-        The rows. A file that could not be read or scored has an error and no score, and so has a folder that cannot be listed.
-
-    Raises:
-        ValueError: if a folder holds no image, if the only file given cannot be read or scored, or if `batch_size` is below 1.
-        OSError: if something cannot be written; the message names it.
-        InUseError: if another process writes to `output`.
-    """
-    check_batch_size(batch_size)
-    files = list_inputs(inputs, pipeline.image_processor.is_volumetric, output)
-    table = output / TABLE
-    rows: list[dict] = []
-    with locked(output / LOCK_FILE), tqdm(total=len(files), disable=not show_progress) as bar:
-        _write_row(table, dict(zip(COLUMNS, COLUMNS, strict=True)), "w")
-        for path, found in _score_files(pipeline, files, batch_size):
-            row: dict = dict.fromkeys(COLUMNS, "") | {"path": path_in_table(path)}
-            if isinstance(found, _Scored):
-                row |= _verdict(found, pipeline.settings.score_threshold)
-                row |= _write_maps(output, len(rows), found, pipeline.settings) if save_maps else {}
-            elif len(files) == 1:
+    save_maps: bool,
+    only_one: bool,
+) -> Iterator[Row]:
+    """Rows of the blocks but for those that are done, which are scored again for the sake of their block; `only_one` raises what
+    is wrong with an image."""
+    for one, found, seconds in score_blocks(pipeline, blocks):
+        if one.name in done:
+            continue
+        if isinstance(found, ValueError):
+            if only_one:
                 raise found
-            else:
-                row["error"] = str(found)
-                logger.warning("skipped: %s", found)
-            _write_row(table, row)
-            rows.append(row)
-            bar.update()
-    return rows
+            logger.warning("skipped: %s", found)
+        yield _row(pipeline, output, one, found, seconds, save_maps)
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[Path]:
-    """Names the file in an error of the disk, which says no more than that no space is left."""
-    try:
-        yield path
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+def _row(
+    pipeline: ILTMAnomalyPipeline,
+    output: Path,
+    one: Input,
+    found: AnomalyResult | ValueError,
+    seconds: float,
+    save_maps: bool,
+) -> Row:
+    """The row of an image, once its files are written."""
+    row: Row = dict.fromkeys(journal.COLUMNS) | {"path": one.name, journal.STAMP: one.stamp}
+    if isinstance(found, ValueError):
+        return row | {"error": str(found)}
+    row |= {
+        "score": _rounded(found.score),
+        "unlikely_share": _rounded(found.unlikely_share),
+        "seconds": round(seconds, 4),
+    }
+    if found.threshold is not None:
+        row |= {"threshold": _rounded(found.threshold), "abnormal": int(found.mask.any())}
+        row["abnormal_pixels"] = int(found.mask.sum())
+        row["boxes"], row["areas"] = regions_of(found.mask) if row["abnormal"] else ([], [])
+    return row | (_write_maps(output, one, found, pipeline.image_processor.spatial_size) if save_maps else {})
 
 
-def _write_row(table: Path, row: dict, mode: str = "r+") -> None:
-    """Adds a row to the end of a table. It is opened each time, so that a table that was removed meanwhile is missed."""
-    with _writing(table), open(table, mode, newline="", encoding="utf-8", errors="backslashreplace") as file:
-        file.seek(0, os.SEEK_END)
-        csv.DictWriter(file, COLUMNS).writerow(row)
+def _rounded(value: float) -> float:
+    """Six digits, which are the same in all tables."""
+    return float(f"{value:.6g}")
 
 
-def _verdict(found: _Scored, threshold: float | None) -> dict[str, Any]:
-    score = {"score": f"{found.score:.6g}"}
-    if threshold is None:
-        return score
-    abnormal = {"abnormal": int(found.mask.any()), "abnormal_pixels": int(found.mask.sum())}
-    return score | {"threshold": f"{threshold:.6g}"} | abnormal
+def _file_name(one: Input, is_volume: bool) -> str:
+    """What the files of an input are called but for the suffix, the same in every run. Inputs of different folders may share a
+    name, so a part of a checksum of the path is put behind it; a name that would become too long for a disk is cut."""
+    stem = "_".join(one.path.parts[-2:]) if one.row else volume_stem(one.path) if is_volume else one.path.stem
+    checksum = hashlib.sha256(one.name.encode()).hexdigest()[:10]
+    return f"{stem.encode()[:LONGEST_STEM].decode(errors='ignore')}_{checksum}"
 
 
-def _write_maps(output: Path, number: int, found: _Scored, settings: InferenceSettings) -> dict[str, str]:
-    """Writes map, overlay and, of a volume, mask; returns their paths below `output`. Files of different folders may share a
-    name, so a number is put before it; a name that would become too long for a disk is cut."""
-    image, values, lowest = found.image, found.anomaly_map, lowest_value(settings)
-    threshold = float(values.max()) if settings.score_threshold is None else settings.score_threshold
-    stem = volume_stem(found.path) if isinstance(image, Volume) else found.path.stem
-    name = f"{number:05d}_{stem.encode()[:LONGEST_STEM].decode(errors='ignore')}"
-    row = {"overlay": f"overlays/{name}.png"}
-    if isinstance(image, Volume):
-        row |= {"map": f"maps/{name}.nii.gz", "mask": f"masks/{name}.nii.gz"}
-        for key, array in (("map", values), ("mask", found.mask)):
-            with _writing(output / row[key]) as path:
-                write_volume(array, path, image)
-        grid, truth = image.grid, _truth_beside(found.path, image)
-        truth_in_ras = None if truth is None else grid.to_ras(truth)
-        plain, coloured = grid.to_ras(image.values), grid.to_ras(values)
-        picture = draw_projections(plain, coloured, threshold, grid.ras_spacing, truth_in_ras, lowest)
-    else:
-        row["map"] = f"maps/{name}.npy"
-        with _writing(output / row["map"]) as path:
-            path.parent.mkdir(exist_ok=True)
-            np.save(path, values)
-        picture = overlay(image, values, threshold, lowest=lowest)
-    with _writing(output / row["overlay"]) as path:
+def _write_maps(output: Path, one: Input, found: AnomalyResult, size: tuple[int, ...]) -> dict[str, str]:
+    """Writes overlay, map and mask of an image; returns their paths below `output`. A map is stored at most as large as the
+    images of the model (height, width) `size`: beyond, it is interpolated anyway."""
+    image, name = found.image, _file_name(one, isinstance(found.image, Volume))
+    suffixes = (".nii.gz", ".nii.gz") if isinstance(image, Volume) else (".npy", ".png")
+    row = {"overlay": f"overlays/{name}.png", "map": f"maps/{name}{suffixes[0]}", "mask": f"masks/{name}{suffixes[1]}"}
+    paths = {key: output / path for key, path in row.items()}
+    for path in paths.values():
         path.parent.mkdir(exist_ok=True)
-        picture.save(path)
+    if isinstance(image, Volume):
+        for key, array in (("map", found.anomaly_map), ("mask", found.mask)):
+            with writing(paths[key]):
+                write_volume(array, paths[key], image)
+        picture = found.overlay(_truth_beside(one.path, image))
+    else:
+        stored = tuple(map(min, found.anomaly_map.shape, size))
+        with writing(paths["map"]):
+            np.save(paths["map"], restore_map(torch.from_numpy(found.anomaly_map), stored))
+        with writing(paths["mask"]):
+            Image.fromarray(found.mask).save(paths["mask"])
+        picture = found.overlay()
+    with writing(paths["overlay"]):
+        picture.save(paths["overlay"])
     return row
 
 

@@ -18,6 +18,7 @@ from iltm_anomaly.prior import PositionPriorConfig, PositionPriorModel, block_me
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.seeds import sample_seed
 from iltm_anomaly.settings import FeatureSettings
+from iltm_anomaly.thresholds import TrainingScores
 from iltm_anomaly.tokenizers.features import FeatureTokenizerModel
 from iltm_anomaly.tokenizers.features.fitting import (
     FITTED_TOKENS,
@@ -117,7 +118,7 @@ def _fit_rounds(
         pipeline, scores = fit_round(tokenizer, tokens, weights, processor)
         seconds += time.monotonic() - started
         reports.append({"round": number, **verdict, "seconds": round(seconds, 1)})
-        pipeline.training_report = {"rounds": list(reports), "seed": run.seed}
+        pipeline.training_report |= {"rounds": list(reports), "seed": run.seed}
         _save_round(run, number, pipeline, weights)
         run.log.write(step=number, **reports[-1])
         logger.info("round %d: %.2f %% of tokens rejected", number, 100 * verdict["masked_fraction"])
@@ -160,8 +161,8 @@ def fit_round(
     codebook, patches = _codes_with_patches(tokenizer, tokens, weights, metric)
     tokenizer.set_codes(metric, codebook, detail, patches)
     prior = _fit_prior(tokens.features, weights, metric)
-    settings, usual, scores = calibrate(tokenizer, tokens, weights)
-    return ILTMAnomalyPipeline(tokenizer, prior, processor, settings, noise=usual), scores
+    settings, usual, scores, kept = calibrate(tokenizer, tokens, weights)
+    return ILTMAnomalyPipeline(tokenizer, prior, processor, settings, kept.to_report(), usual), scores
 
 
 def _fit_prior(features: Tensor, weights: Tensor, metric: Tensor) -> PositionPriorModel:
@@ -202,9 +203,9 @@ def _codes_with_patches(
 
 def calibrate(
     tokenizer: FeatureTokenizerModel, tokens: TrainingTokens, weights: Tensor
-) -> tuple[FeatureSettings, Tensor, Tensor]:
+) -> tuple[FeatureSettings, Tensor, Tensor, TrainingScores]:
     """The settings of a round's pipeline and what looks are divided by (3, h, w), from training images alone, and the scores (N,)
-    of these."""
+    of these, and these as the pipeline keeps them."""
     distances = _distances_of_halves(tokenizer, tokens, weights)
     keep, settings = weights > 0.5, FeatureSettings()
     settings.code_scale = feature_map.distance_scale(distances.code[keep])
@@ -215,8 +216,10 @@ def calibrate(
     settings.token_limit = feature_map.token_limit(feature_map.surprise_of(looks, settings), keep)
     side, spatial = tokenizer.pixels_per_token, tuple(tokens.pixels.shape[2:])
     highest = [feature_map.map_of(looks[:, number], settings, spatial, side)[1] for number in range(len(weights))]
-    scores = feature_map.calibrate_scores(torch.stack(highest), keep.flatten(1).all(1), settings)
-    return settings, usual, scores
+    clean = keep.flatten(1).all(1)
+    scores = feature_map.calibrate_scores(torch.stack(highest), clean, settings)
+    good = feature_map.looks_good(clean)
+    return settings, usual, scores, TrainingScores(scores[good].numpy(), None, scores[~good].numpy())
 
 
 def _distances_of_halves(

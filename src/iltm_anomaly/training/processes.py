@@ -29,7 +29,7 @@ class MainProcessError(RuntimeError):
     """The main process failed, so the others end too."""
 
 
-def on_main(accelerator: Accelerator, function: Callable[[], Value]) -> Value:
+def on_main(accelerator: Accelerator | PartialState, function: Callable[[], Value]) -> Value:
     """What `function` returns in the main process, in all of them; returns everywhere once it is done.
 
     Raises:

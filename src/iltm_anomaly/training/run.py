@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from torch import Tensor
 
-from iltm_anomaly.calibration import calibration_images
+from iltm_anomaly.calibration import calibration_images, explained_share
 from iltm_anomaly.data.cache import PixelCache
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.provenance import provenance
@@ -26,6 +27,8 @@ from iltm_anomaly.training.run_folder import flat
 from iltm_anomaly.training.tracking import RunLog
 
 logger = logging.getLogger(__name__)
+
+LEAST_EXPLAINED = 0.1  # share of what training images differ by, below which a tokenizer is junk
 
 
 class TrainingRun(RunContext):
@@ -100,7 +103,7 @@ class TrainingRun(RunContext):
             about["stage1"], seconds = stage1, [stage1, *rounds]
         # of all stages, over all sittings of a resumed run
         total = round(sum(entry["seconds"] for entry in seconds), 1)
-        pipeline.training_report = about | {"rounds": rounds, "training_seconds": total}
+        pipeline.training_report |= about | {"rounds": rounds, "training_seconds": total}
         on_main(self.accelerator, lambda: self._finish(pipeline, pixels, model_folder))
         return model_folder
 
@@ -108,8 +111,9 @@ class TrainingRun(RunContext):
         """Calibrates the pipeline on the training images and saves it."""
         if not pipeline.has_features:  # those are calibrated in every round
             pipeline.to(self.device)
-            codes = pipeline.encode(pixels)
-            pipeline.calibrate(calibration_images(pixels, self.seed), codes, show_progress=self.show_progress)
+            codes, chosen = pipeline.encode(pixels), calibration_images(pixels, self.seed)
+            pipeline.calibrate(chosen, codes, show_progress=self.show_progress)
+            warn_of_junk(pipeline, chosen)
         pipeline.training_report |= provenance(self.device)
         fill_folder(folder, pipeline.save_pretrained)
         remove_checkpoint(self.output / "checkpoint.bin")
@@ -131,6 +135,17 @@ class TrainingRun(RunContext):
         simple = {key: value for key, value in values.items() if isinstance(value, bool | int | float | str)}
         self.accelerator.init_trackers("trackers", config=simple)
         self.log = RunLog(self.output, self.accelerator.is_main_process, self.accelerator)
+
+
+def warn_of_junk(pipeline: ILTMAnomalyPipeline, images: Tensor) -> None:
+    """Says so if the tokenizer does not draw its own training images (N, C, *spatial) in [0, 1]."""
+    share = explained_share(pipeline.tokenizer, images, pipeline.encode(images))
+    if len(images) > 1 and share < LEAST_EXPLAINED:
+        logger.warning(
+            "the tokenizer draws its own training images hardly better than their mean does (it explains %.0f %% of what they "
+            "differ by): the model is of no use. Train it longer (--set stage1.epochs=...), or take --preset features",
+            100 * share,
+        )
 
 
 def _check_images(number: int, accelerator: Accelerator) -> None:

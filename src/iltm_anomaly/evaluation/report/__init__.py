@@ -7,10 +7,10 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from iltm_anomaly.evaluation.detect import TABLE
 from iltm_anomaly.evaluation.report.content import SIDE, Report
 from iltm_anomaly.evaluation.report.detected import read_detected
 from iltm_anomaly.evaluation.report.trained import read_run
+from iltm_anomaly.evaluation.rows import TABLE
 from iltm_anomaly.training.checkpoint import write_atomically
 
 FOLDER = Path(__file__).parent  # of page.html, page.css and page.js

@@ -1,14 +1,16 @@
 """What a report of a folder that `iltm-anomaly detect` has written tells."""
 
 import csv
+import json
 import math
 from pathlib import Path
 
 from iltm_anomaly.data.images import ImageReadError, read_image
-from iltm_anomaly.evaluation.detect import TABLE
 from iltm_anomaly.evaluation.report.content import SIDE, Picture, Report, ReportRow, picture
+from iltm_anomaly.evaluation.rows import TABLE
 
 NEEDED = {"path", "score", "threshold", "abnormal", "overlay", "mask", "error"}  # columns
+REGIONS = {"boxes", "areas"}  # columns that earlier versions have not written
 
 Row = dict[str, str]
 
@@ -32,7 +34,8 @@ def read_detected(folder: Path, most_pictures: int) -> Report:
         about.append(f"Only the first {most_pictures} images have pictures here.")
     rows = []
     for number, row in enumerate(scored):
-        pictures, detail = _pictures(folder, row) if number < most_pictures else ([], "")
+        pictures, problem = _pictures(folder, row) if number < most_pictures else ([], "")
+        detail = "; ".join(filter(None, (_regions(row), problem)))
         score = float(row["score"])
         abnormal = row["abnormal"] == "1" if row["abnormal"] else score >= threshold
         rows.append(ReportRow(row["path"], score, abnormal, pictures, detail))
@@ -51,7 +54,7 @@ def _read_table(path: Path) -> list[Row]:
         with open(path, newline="", encoding="utf-8", errors="replace") as file:
             reader = csv.DictReader(file)
             columns = set(reader.fieldnames or ())
-            rows = [{name: row.get(name) or "" for name in NEEDED} for row in reader]
+            rows = [{name: row.get(name) or "" for name in NEEDED | REGIONS} for row in reader]
     except csv.Error as error:
         raise ValueError(f"{path} is no table of comma-separated values: {error}") from error
     missing = sorted(NEEDED - columns)
@@ -68,6 +71,19 @@ def _read_table(path: Path) -> list[Row]:
     return rows
 
 
+def _regions(row: Row) -> str:
+    """How many regions an image has that are abnormal, and where the largest is, in words."""
+    try:
+        boxes, areas = json.loads(row["boxes"] or "[]"), json.loads(row["areas"] or "[]")
+        if not boxes or len(boxes[0]) != 4:  # of volumes projections show it
+            return ""
+        left, top, right, bottom = map(int, boxes[0])
+        what = "one region" if len(boxes) == 1 else f"{len(boxes)} regions, the largest"
+        return f"{what} of {int(areas[0])} pixels, x {left} to {right}, y {top} to {bottom}"
+    except (ValueError, TypeError, IndexError):
+        return ""  # cut off
+
+
 def _is_finite(text: str) -> bool:
     try:
         return math.isfinite(float(text))
@@ -78,7 +94,7 @@ def _is_finite(text: str) -> bool:
 def _pictures(folder: Path, row: Row) -> tuple[list[Picture], str]:
     """Input and overlay, those that can be read, and what is to be said of one that cannot. Of a volume the overlay alone, which
     shows the volume too."""
-    found, detail, is_volume = [], "", bool(row["mask"])
+    found, detail, is_volume = [], "", row["mask"].endswith(".nii.gz")
     if not is_volume:
         try:
             found.append(picture(read_image(_input(folder, row["path"])), "input"))

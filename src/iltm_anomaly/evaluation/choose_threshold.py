@@ -1,0 +1,86 @@
+"""The threshold of `detect`: given, by a share of false alarms, or by a folder of images whose state is known."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from iltm_anomaly.data.hub import GOOD_NAMES
+from iltm_anomaly.evaluation.detect import score_blocks
+from iltm_anomaly.evaluation.inputs import Input, list_inputs
+from iltm_anomaly.pipeline import ILTMAnomalyPipeline
+from iltm_anomaly.thresholds import LabelledThreshold, TrainingScores, labelled_threshold
+
+
+def choose_threshold(
+    pipeline: ILTMAnomalyPipeline,
+    threshold: float | None = None,
+    false_alarms: float | None = None,
+    labelled: Path | None = None,
+) -> str:
+    """Sets a pipeline's threshold by the one argument that is given, if any, and says what is to be expected of it.
+
+    Args:
+        threshold: a score.
+        false_alarms: share of good images that may reach it.
+        labelled: folder as of `threshold_of_folder`.
+
+    Raises:
+        ValueError: if the argument cannot be used, or the model keeps no training scores where they are needed.
+    """
+    known = TrainingScores.of_report(pipeline.training_report)
+    told = ""
+    if false_alarms is not None:
+        if known is None:
+            raise ValueError(
+                "this model keeps no scores of its training images, or too few, to tell false alarms by: give --threshold or "
+                "--labelled, or train it again with this version"
+            )
+        threshold = known.threshold(false_alarms)
+    elif labelled is not None:
+        found = threshold_of_folder(pipeline, labelled)
+        threshold = found.threshold
+        told = (
+            f"; by {found.good} good and {found.defective} defective images, expected precision {found.precision:.0%} and recall "
+            f"{found.recall:.0%} on images like these"
+        )
+    if threshold is not None:
+        pipeline.settings = replace(pipeline.settings, score_threshold=threshold)
+    elif pipeline.settings.score_threshold is None:
+        return "the model has no threshold, so nothing is called abnormal, and colours are scaled by each map's own maximum"
+    used = pipeline.settings.score_threshold
+    said = f"threshold {used:.4g}{' of the model' if threshold is None else ''}"
+    if known is not None:
+        expected, reached = 100 * known.false_alarms(used), 100 * known.reached(used)
+        said += f": {expected:.2g} % of good images are expected to reach it, as false alarms; of the training images "
+        said += f"{reached:.2g} % do, defective ones among them"
+    return said + told
+
+
+def threshold_of_folder(pipeline: ILTMAnomalyPipeline, folder: Path, batch_size: int = 8) -> LabelledThreshold:
+    """Scores the images below a folder, and takes the threshold that tells them apart best.
+
+    Args:
+        folder: with a subfolder `good` (or `normal`, `ok`); the images of all others are defective, as in `test` of MVTec AD.
+
+    Raises:
+        ValueError: if there is no such subfolder, too few images, or one that cannot be read or scored.
+    """
+    subfolders = sorted(path for path in folder.glob("*") if path.is_dir() and not path.name.startswith("."))
+    good = [path for path in subfolders if path.name.lower() in GOOD_NAMES]
+    if not good or len(good) == len(subfolders):
+        names = ", ".join(path.name for path in subfolders) or "none"
+        raise ValueError(
+            f"{folder} must hold a subfolder good and one or more of defective images; its subfolders: {names}"
+        )
+    files: list[Input] = []
+    defective: list[bool] = []
+    for path in subfolders:
+        below = list_inputs([path], pipeline.image_processor.is_volumetric)
+        files += below
+        defective += [path not in good] * len(below)
+    scores = []
+    blocks = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
+    for _, result, _ in score_blocks(pipeline, blocks):
+        if isinstance(result, ValueError):
+            raise result
+        scores.append(result.score)
+    return labelled_threshold(scores, defective)

@@ -1,0 +1,143 @@
+"""Thresholds of the score: from the share of false alarms that is wanted, or from a few images whose state is known.
+
+The scores of good training images tell how many false alarms a threshold is to be expected to give. Their logarithms are taken
+for normally distributed, by their median and upper quartile, which a few defective images left among them hardly move.
+"""
+
+import math
+from dataclasses import dataclass, field
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+KEY = "training_scores"  # in a training report
+FEWEST_SCORES = 8
+UPPER_QUARTILE = NormalDist().inv_cdf(0.75)
+LEAST_SPREAD = 1e-3  # scores that are all alike still have an order
+
+
+@dataclass(frozen=True)
+class TrainingScores:
+    """
+    Args:
+        good: (N,) scores of training images that look good, each judged as a new image would be.
+        zero: what is added before logarithms are taken, so that no score is below 0; None of scores that are themselves taken
+            for normally distributed.
+        others: (M,) of the other training images, of which some or all are defective.
+    """
+
+    good: np.ndarray
+    zero: float | None
+    others: np.ndarray = field(default_factory=lambda: np.empty(0))
+
+    @classmethod
+    def of_report(cls, report: dict[str, Any]) -> "TrainingScores | None":
+        """Those that a training report keeps; None of an earlier version's, or of so few that they tell nothing.
+
+        Raises:
+            ValueError: if they are no finite numbers.
+        """
+        found = report.get(KEY)
+        if found is None:
+            return None
+        try:
+            good, others = (np.array([float(score) for score in found[name]]) for name in ("good", "others"))
+            kept = cls(good, None if found["zero"] is None else float(found["zero"]), others)
+        except (TypeError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"training_report.json: {KEY} must hold good, others and zero, as numbers: {error}"
+            ) from error
+        if not np.isfinite([*good, *others, kept.zero or 0.0]).all():
+            raise ValueError(f"training_report.json: {KEY} holds NaN or infinity")
+        return kept if len(good) >= FEWEST_SCORES else None
+
+    def to_report(self) -> dict[str, Any]:
+        """What a training report keeps: plain values, with six digits."""
+        lists = {"good": self.good, "others": self.others}
+        values = {name: sorted(float(f"{score:.6g}") for score in scores) for name, scores in lists.items()}
+        return {KEY: values | {"zero": self.zero}}
+
+    def threshold(self, false_alarms: float) -> float:
+        """The score that a share of good images, from above 0 to below 0.5, is to be expected to reach.
+
+        Raises:
+            ValueError: for another share.
+        """
+        if not 0 < false_alarms < 0.5:
+            raise ValueError(f"the share of false alarms is above 0 and below 0.5, such as 0.01; got {false_alarms:g}")
+        value = self._normal().inv_cdf(1 - false_alarms)
+        return value if self.zero is None else math.exp(value) - self.zero
+
+    def false_alarms(self, threshold: float) -> float:
+        """The share of good images that is to be expected to reach a threshold."""
+        normal = self._normal()
+        if self.zero is not None:
+            if threshold + self.zero <= 0:
+                return 1.0
+            threshold = math.log(threshold + self.zero)
+        return normal.cdf(2 * normal.mean - threshold)  # of the other side, for its digits
+
+    def reached(self, threshold: float) -> float:
+        """The share of all training images that reach a threshold, defective ones among them."""
+        return float((np.concatenate([self.good, self.others]) >= threshold).mean())
+
+    def _normal(self) -> NormalDist:
+        """The distribution of scores, or of their logarithms."""
+        values = self.good if self.zero is None else np.log(np.maximum(self.good + self.zero, 1e-6))
+        median, upper = np.quantile(values, [0.5, 0.75])
+        return NormalDist(float(median), max(float(upper - median) / UPPER_QUARTILE, LEAST_SPREAD))
+
+
+@dataclass(frozen=True)
+class LabelledThreshold:
+    """
+    Args:
+        threshold: a score.
+        precision: share of defective ones among the images that such thresholds call abnormal; 0 if they call none so.
+        recall: share of the defective images that they call abnormal.
+        good, defective: numbers of images that it rests on.
+    """
+
+    threshold: float
+    precision: float
+    recall: float
+    good: int
+    defective: int
+
+
+def labelled_threshold(scores: Any, defective: Any) -> LabelledThreshold:
+    """The threshold with the best F1 on images whose state is known. What is to be expected of it on others is measured by
+    leaving each image out in turn, and judging it by the threshold of the others.
+
+    Args:
+        scores: (N,) of the images.
+        defective: (N,) bool.
+
+    Raises:
+        ValueError: if fewer than two are good, or fewer than two defective.
+    """
+    values, is_defective = np.asarray(scores, dtype=np.float64), np.asarray(defective, dtype=bool)
+    count = int(is_defective.sum())
+    if min(count, len(values) - count) < 2:
+        raise ValueError(
+            f"a threshold needs two good and two defective images at least, and many more to be any good; these are "
+            f"{len(values) - count} good and {count} defective"
+        )
+    called = np.zeros(len(values), dtype=bool)
+    for index in range(len(values)):
+        others = np.arange(len(values)) != index
+        called[index] = values[index] >= _best_f1(values[others], is_defective[others])
+    hits = int((called & is_defective).sum())
+    best = _best_f1(values, is_defective)
+    return LabelledThreshold(best, hits / max(1, int(called.sum())), hits / count, len(values) - count, count)
+
+
+def _best_f1(scores: np.ndarray, defective: np.ndarray) -> float:
+    """The threshold with the best F1, in the middle between two scores; of several as good, the highest."""
+    order = np.argsort(-scores, kind="stable")
+    ranked, hits = scores[order], np.cumsum(defective[order])
+    f1 = 2 * hits / (np.arange(1, len(order) + 1) + defective.sum())
+    ends = np.append(ranked[1:] < ranked[:-1], True)  # between equal scores there is no threshold
+    best = int(np.argmax(np.where(ends, f1, -1)))
+    return float(ranked[best] + ranked[best + 1]) / 2 if best + 1 < len(ranked) else float(ranked[best])
