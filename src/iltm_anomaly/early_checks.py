@@ -37,8 +37,8 @@ def check(words: Namespace) -> None:
         check_repo_id(words.push_to_hub)
     if command in ("train", "evaluate"):
         _check_data(words.data, words.category, getattr(words, "volumes", False), command == "evaluate")
-    if command == "detect" and len(words.inputs) == 1 and not os.path.exists(words.inputs[0]):
-        raise ValueError(f"cannot read {words.inputs[0]}: {find_problem(Path(words.inputs[0]))}")
+    if command == "detect" and len(words.inputs) == 1:
+        _check_input(words.inputs[0])
     if getattr(words, "preset", None) is not None:
         read_preset(words.preset)
 
@@ -53,3 +53,11 @@ def _check_data(data: str, category: str | None, volumes: bool, needs_category: 
         return
     if category is not None or needs_category or list_categories(folder):
         find_category(folder, category)
+
+
+def _check_input(name: str) -> None:
+    """Whether the only input can be there. Patterns, the standard input and an id of the Hub are looked for later."""
+    if name == "-" or glob.has_magic(name) or os.path.exists(name):
+        return
+    if not (HUB_ID.fullmatch(name) and not os.path.lexists(Path(name).parent)):
+        raise ValueError(f"cannot read {name}: {find_problem(Path(name))}")
