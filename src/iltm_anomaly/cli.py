@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -149,7 +150,7 @@ def usable_device(name: str | None) -> str:
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name, dtype=torch.float64)  # healing draws with these; Metal has none
+        torch.zeros(1, device=name, dtype=torch.float64).item()  # healing draws with these; Metal has none
     except (RuntimeError, AssertionError, TypeError) as error:  # a build without CUDA asserts
         raise ValueError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
     return name
@@ -340,8 +341,12 @@ def quiet_libraries() -> None:
 
     transformers_logging.disable_progress_bar()
     disable_datasets_bars()
-    for name in ("httpx", "httpx2", "datasets", "accelerate", "matplotlib", "PIL"):
+    for name in ("httpx", "httpx2", "datasets", "accelerate", "matplotlib"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # What these say of damaged files names no file; what matters of it we say ourselves.
+    for name in ("PIL", "nibabel.global"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module="PIL")
 
 
 if __name__ == "__main__":

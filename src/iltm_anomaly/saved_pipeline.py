@@ -158,7 +158,10 @@ class SavedPipeline:
         settings = cls.read_settings(folder / "calibration.json")
         report = read_json(folder / "training_report.json")
         parts = {cls.older_names.get(name, name): _load_part(folder / name, c) for name, c in classes.items()}
-        pipeline = cls(**parts, settings=settings, training_report=report)  # type: ignore[call-arg]
+        try:
+            pipeline = cls(**parts, settings=settings, training_report=report)  # type: ignore[call-arg]
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from None
         pipeline.load_extra_files(folder)
         return pipeline.to(device, dtype)
 

@@ -91,9 +91,11 @@ def plan_upload(
         ValueError: if the folder is neither or is not complete, the name is no repository's, a file is a link, or one holds a
             secret.
     """
-    validate_repo_id(repo_id)
-    if "/" not in repo_id:
-        raise ValueError(f"{repo_id!r} is no name of a repository: give owner/name")
+    try:
+        validate_repo_id(repo_id)
+        _, _ = repo_id.split("/")
+    except ValueError:
+        raise ValueError(f"{repo_id!r} is no name of a repository: give owner/name") from None
     folder, sdk = Path(folder), space_sdk(Path(folder))
     if (folder / "model_index.json").is_file():
         check_folder(folder, expected_classes(folder))

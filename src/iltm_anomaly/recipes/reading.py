@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -23,8 +24,18 @@ def read_yaml(text: str, where: str) -> Any:
     """What YAML text holds; ValueError names `where` it comes from if it is none."""
     try:
         return yaml.load(text, Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where} is no valid YAML: {error}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date may have a 13th month
+        mark = getattr(error, "problem_mark", None)
+        place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise ValueError(f"{where} is no valid YAML{place}: {getattr(error, 'problem', None) or error}") from error
+
+
+def read_file(path: Path) -> Any:
+    """What a YAML file holds; ValueError names it if it is none, or is not in UTF-8."""
+    try:
+        return read_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not in UTF-8, from byte {error.start} on: save it so") from None
 
 
 def assign(values: Any, assignments: Sequence[str]) -> Any:

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, field, fields
 from importlib import resources
 from pathlib import Path
@@ -31,7 +32,7 @@ from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.recipes.feature_recipe import FeatureRecipe
 from iltm_anomaly.recipes.kinds import CONFIG, Count, NotNegative, Share
 from iltm_anomaly.recipes.mistakes import explain
-from iltm_anomaly.recipes.reading import assign, read_yaml
+from iltm_anomaly.recipes.reading import assign, read_file
 from iltm_anomaly.recipes.retired import REFUSED, without_retired
 from iltm_anomaly.recipes.tables import TableOf
 from iltm_anomaly.settings import RANGES, InferenceSettings
@@ -316,16 +317,22 @@ def load_recipe(preset: "str | Path | Recipe | FeatureRecipe", overrides: Sequen
         ValueError: if there is no such recipe, or a field is unknown or wrong; it is named.
     """
     if isinstance(preset, Recipe | FeatureRecipe):
-        values = preset.to_dict()
+        values, where = preset.to_dict(), ""
     elif str(preset) in preset_names():
-        values = read_yaml((PRESETS / f"{preset}.yaml").read_text(encoding="utf-8"), str(preset))
-    elif Path(preset).is_file():
-        values = read_yaml(Path(preset).read_text(encoding="utf-8"), str(preset))
+        values, where = read_file(PRESETS / f"{preset}.yaml"), ""
+    elif os.path.isfile(preset):
+        values, where = read_file(Path(preset)), f"{preset}: "
     else:
         raise ValueError(f"no preset and no file {str(preset)!r}; presets are {preset_names()}")
-    if not overrides:
-        return recipe_from_dict(values)
+    if overrides:
+        where += f"--set {' '.join(overrides)}: "
+        values = _named(where, lambda: assign(values, overrides))
+    return _named(where, lambda: recipe_from_dict(values))
+
+
+def _named(where: str, read: Callable[[], Any]) -> Any:
+    """What `read` returns; its ValueError with the place that the values are from."""
     try:
-        return recipe_from_dict(assign(values, overrides))
+        return read()
     except ValueError as error:
-        raise ValueError(f"--set {' '.join(overrides)}: {error}") from None
+        raise ValueError(f"{where}{error}") from None
