@@ -60,7 +60,7 @@ def test_a_recipe_is_named_with_its_mistake(tmp_path):
 def test_a_value_that_no_memory_holds_written_out_is_shortened(tmp_path):
     levels = ["&a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]"]
     levels += [f"&a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 6)]  # twice as many would be 10^12 numbers
-    (tmp_path / "mine.yaml").write_text(f"image_size: [{', '.join(levels)}]")
+    (tmp_path / "mine.yaml").write_text(f"stage1: [{', '.join(levels)}]")
     with pytest.raises(ValueError) as caught:
         load_recipe(tmp_path / "mine.yaml")
     assert len(str(caught.value)) < 2000

@@ -5,7 +5,6 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, field, fields
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,7 +37,7 @@ from iltm_anomaly.recipes.tables import TableOf
 from iltm_anomaly.settings import RANGES, InferenceSettings
 from iltm_anomaly.tokenizers.vqvae import VQVAEConfig
 
-PRESETS = resources.files(f"{__package__}.presets")
+PRESETS = Path(__file__).parent / "presets"
 RULE = ("token_threshold", "neighbourhood", "outlier_scale")  # what rounds and inference both have
 
 
