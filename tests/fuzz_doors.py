@@ -58,8 +58,9 @@ def answers(*names: str) -> Iterator[None]:
         whole = " ".join([str(error), *getattr(error, "__notes__", [])])
         if names and not any(name in whole for name in names):
             raise Complaint(f"names no file: {said}") from error
+        # what a library says is ours where we add a note, or where it is what the system says of a file
         own = Path(trace[-1].filename).is_relative_to(SOURCE)
-        if not own and not (isinstance(error, OSError) and error.filename):
+        if not own and whole == str(error) and not (isinstance(error, OSError) and error.filename):
             raise Complaint(f"of a library: {said}") from error
         if len(str(error).splitlines()) > 2 or len(str(error)) > 20_000:  # what is wrong, and perhaps what to do
             raise Complaint(f"no line: {said}") from error

@@ -18,6 +18,7 @@ from tiny_models import tiny_feature_pipeline, tiny_pipeline
 
 from iltm_anomaly import ILTMAnomalyPipeline
 from iltm_anomaly.cli import main
+from iltm_anomaly.comparison.benchmark.cells import CellDamagedError, load_cell
 from iltm_anomaly.data.folder import load_images
 from iltm_anomaly.data.images import ImageReadError, read_image
 from iltm_anomaly.data.volume_files import read_volume
@@ -99,8 +100,8 @@ def test_parts_that_do_not_fit_are_named_with_their_folder(tmp_path):
 def test_a_damaged_document_is_named(tmp_path, content):
     path = tmp_path / "results.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    for read in (load_json, lambda path: load_results([path])):
-        with pytest.raises(ValueError, match=r"results\.json is (damaged|not valid JSON)"):
+    for read in (load_json, lambda path: load_results([path]), load_cell):
+        with pytest.raises((ValueError, CellDamagedError), match=r"results\.json is (damaged|not valid JSON)"):
             read(path)
 
 

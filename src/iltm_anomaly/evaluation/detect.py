@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate.utils.memory import should_reduce_batch_size
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -122,12 +123,16 @@ def _score_images(pipeline: ILTMAnomalyPipeline, images: list[Any]) -> Iterator[
     """Score, map and mask of each image, or the reason why it has none."""
     try:
         output = pipeline(images, batch_size=len(images))
-    except ValueError as error:
+    except (ValueError, MemoryError, RuntimeError) as error:
+        is_memory = isinstance(error, MemoryError) or should_reduce_batch_size(error)
+        if not is_memory and not isinstance(error, ValueError):
+            raise
         if len(images) == 1:
-            yield error
-        else:  # one after the other, to find which it is
-            for image in images:
-                yield from _score_images(pipeline, [image])
+            yield ValueError("the memory is too small for it: give a smaller image") if is_memory else error
+        else:  # with half as much memory, or to find which it is
+            half = len(images) // 2
+            yield from _score_images(pipeline, images[:half])
+            yield from _score_images(pipeline, images[half:])
     else:
         yield from zip(output.scores.tolist(), output.anomaly_maps, output.masks, strict=True)
 

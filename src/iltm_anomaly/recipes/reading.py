@@ -23,7 +23,7 @@ Loader.add_implicit_resolver(
 def read_yaml(text: str, where: str) -> Any:
     """What YAML text holds; ValueError names `where` it comes from if it is none."""
     try:
-        return yaml.load(text, Loader)
+        return yaml.load(text, Loader)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date may have a 13th month
         mark = getattr(error, "problem_mark", None)
         place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
