@@ -31,7 +31,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from hub_server import start_hub
 
-HUB, _ = start_hub()
+HUB, SERVER = start_hub()
+SERVER.handle_error = lambda request, address: None  # type: ignore[method-assign] # clients that are killed hang up
 # before the first import of huggingface_hub, which reads them once
 os.environ |= {"HF_ENDPOINT": HUB.url, "HF_TOKEN": "hf_owner", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
 os.environ |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
