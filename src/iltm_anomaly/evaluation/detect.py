@@ -123,18 +123,21 @@ def _score_images(pipeline: ILTMAnomalyPipeline, images: list[Any]) -> Iterator[
     """Score, map and mask of each image, or the reason why it has none."""
     try:
         output = pipeline(images, batch_size=len(images))
-    except (ValueError, MemoryError, RuntimeError) as error:
-        is_memory = isinstance(error, MemoryError) or should_reduce_batch_size(error)
-        if not is_memory and not isinstance(error, ValueError):
+    except ValueError as error:
+        problem = error
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
             raise
-        if len(images) == 1:
-            yield ValueError("the memory is too small for it: give a smaller image") if is_memory else error
-        else:  # with half as much memory, or to find which it is
-            half = len(images) // 2
-            yield from _score_images(pipeline, images[:half])
-            yield from _score_images(pipeline, images[half:])
+        problem = ValueError("the memory is too small for it: give a smaller image")
     else:
         yield from zip(output.scores.tolist(), output.anomaly_maps, output.masks, strict=True)
+        return
+    if len(images) == 1:
+        yield problem
+    else:  # with half as much memory, or to find which it is
+        half = len(images) // 2
+        yield from _score_images(pipeline, images[:half])
+        yield from _score_images(pipeline, images[half:])
 
 
 def _score_files(
