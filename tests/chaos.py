@@ -37,6 +37,7 @@ SERVER.handle_error = lambda request, address: None  # type: ignore[method-assig
 os.environ |= {"HF_ENDPOINT": HUB.url, "HF_TOKEN": "hf_owner", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
 os.environ |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
+import numpy as np
 import test_survival
 from PIL import Image
 from tiny_models import part_tree, tiny_pipeline
@@ -131,8 +132,12 @@ class Benchmarking:
             json.loads(path.read_text())
 
     def made(self, folder: Path) -> Any:
-        cells = {path.name: json.loads(path.read_text()) for path in sorted(folder.glob("cells/*.json"))}
-        return {name: (cell["results"], cell["statistics_sha256"]) for name, cell in cells.items()}
+        made: dict[str, Any] = {}
+        for path in sorted(folder.glob("cells/*.json")):
+            made[path.name] = json.loads(path.read_text())["results"]
+            with np.load(path.with_suffix(".npz")) as arrays:  # the file itself holds the time
+                made[path.stem] = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in arrays.items()}
+        return made
 
 
 class Pushing:
