@@ -187,7 +187,10 @@ class SavedPipeline:
                 known = ", ".join(f"{key} ({part_class.__name__})" for key, (_, part_class) in named.items())
                 raise ValueError(f"{name}={type(part).__name__} is no part of {folder}; its parts are {known}")
         parts = {name: ready[name] if name in ready else _load_part(*which) for name, which in named.items()}
-        pipeline = cls(**parts, settings=settings, training_report=report)  # type: ignore[call-arg]
+        try:
+            pipeline = cls(**parts, settings=settings, training_report=report)  # type: ignore[call-arg]
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from None
         pipeline.load_extra_files(folder)
         return pipeline.to(device, dtype)
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -95,22 +96,19 @@ def image_splits(name: str) -> dict[str, Dataset]:
 
 def _load(name: str, category: str | None, load_kwargs: dict[str, Any]) -> DatasetDict:
     """Every split as it is stored, or the rows of one category. Without a split train, the caller refuses it."""
-    if is_saved(Path(name)):
-        configs, loaded = [], datasets.load_from_disk(name)
-        if isinstance(loaded, Dataset):
-            loaded = DatasetDict({"train": loaded})
-    else:
-        try:
-            access = {key: load_kwargs[key] for key in ("revision", "token") if key in load_kwargs}
-            configs = datasets.get_dataset_config_names(name, **access)
-            loaded = datasets.load_dataset(name, category if category in configs else None, **load_kwargs)
-        except (FileNotFoundError, ConnectionError, HfHubHTTPError) as error:
+    try:
+        configs, loaded = _read(name, category, load_kwargs)
+    except Exception as error:  # damaged files make `datasets` raise nearly anything
+        if isinstance(error, (FileNotFoundError, ConnectionError, HfHubHTTPError)) and not os.path.isdir(name):
             raise FileNotFoundError(
                 f"{name} is neither a folder here (looked in {Path.cwd()}) nor a data set that could be loaded "
                 f"from the Hub: {type(error).__name__}: {error}"
             ) from error
-        except (datasets.exceptions.DatasetsError, ValueError) as error:  # errors of pyarrow are ValueErrors
-            raise ValueError(f"`datasets` cannot read {name}: {error.__cause__ or error}") from error
+        said = " ".join(str(error.__cause__ or error).split())[:500]
+        raise ValueError(
+            f"`datasets` cannot read {name}: {said or type(error).__name__}. Mend or replace the file it speaks of, or, if that "
+            "is a table beside images, take it away"
+        ) from error
     if category is None or category in configs or "train" not in loaded:
         return loaded
     if "category" not in loaded["train"].column_names:
@@ -121,6 +119,16 @@ def _load(name: str, category: str | None, load_kwargs: dict[str, Any]) -> Datas
         raise ValueError(unknown_category(category, known, name))
     rows = {key: [row for row, value in enumerate(v) if value == category] for key, v in categories.items()}
     return DatasetDict({key: split.select(rows[key]) for key, split in loaded.items()})
+
+
+def _read(name: str, category: str | None, load_kwargs: dict[str, Any]) -> tuple[list[str], DatasetDict]:
+    """Configurations of a data set, and its splits, as `datasets` gives them."""
+    if is_saved(Path(name)):
+        loaded = datasets.load_from_disk(name)
+        return [], DatasetDict({"train": loaded}) if isinstance(loaded, Dataset) else loaded
+    access = {key: load_kwargs[key] for key in ("revision", "token") if key in load_kwargs}
+    configs = datasets.get_dataset_config_names(name, **access)
+    return configs, datasets.load_dataset(name, category if category in configs else None, **load_kwargs)
 
 
 def _names(split: Dataset, column: str) -> list[Any]:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils.memory import should_reduce_batch_size
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -180,13 +181,20 @@ def _score_images(pipeline: ILTMAnomalyPipeline, images: list[Any]) -> Iterator[
     try:
         output = pipeline(images, batch_size=len(images))
     except ValueError as error:
-        if len(images) == 1:
-            yield error
-        else:  # one after the other, to find which it is
-            for image in images:
-                yield from _score_images(pipeline, [image])
+        problem = error
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+            raise
+        problem = ValueError("the memory is too small for it: give a smaller image")
     else:
         yield from output
+        return
+    if len(images) == 1:
+        yield problem
+    else:  # with half as much memory, or to find which it is
+        half = len(images) // 2
+        yield from _score_images(pipeline, images[:half])
+        yield from _score_images(pipeline, images[half:])
 
 
 def score_blocks(

@@ -48,7 +48,10 @@ def read_documents(paths: list[Path]) -> dict[str, Any]:
     """Documents by where they stand: each file is one, or, if its name ends in .jsonl, has one a line."""
     found = {}
     for path in paths:
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not valid JSON: {error}") from None
         for number, part in enumerate(text.splitlines() if path.suffix == ".jsonl" else [text], 1):
             found[f"{path}, line {number}" if path.suffix == ".jsonl" else str(path)] = _parsed(part, path)
     return found

@@ -79,9 +79,11 @@ def local_model(name_or_path: str | Path) -> Path | None:
 
 def check_repo_id(repo_id: str) -> None:
     """Raises ValueError unless it can be the name of a repository of somebody."""
-    validate_repo_id(repo_id)
-    if "/" not in repo_id:
-        raise ValueError(f"{repo_id!r} is no name of a repository: give owner/name")
+    try:
+        validate_repo_id(repo_id)
+        _, _ = repo_id.split("/")
+    except ValueError:
+        raise ValueError(f"{repo_id!r} is no name of a repository: give owner/name") from None
 
 
 def model_folder(path: str | Path) -> Path:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,7 +30,7 @@ from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.recipes.feature_recipe import FeatureRecipe
 from iltm_anomaly.recipes.kinds import CONFIG, Count, NotNegative, Share
 from iltm_anomaly.recipes.mistakes import explain
-from iltm_anomaly.recipes.reading import assign, read_preset
+from iltm_anomaly.recipes.reading import assign, preset_names, read_preset
 from iltm_anomaly.recipes.retired import REFUSED, without_retired
 from iltm_anomaly.recipes.tables import TableOf
 from iltm_anomaly.settings import RANGES, InferenceSettings
@@ -308,10 +308,21 @@ def load_recipe(preset: "str | Path | Recipe | FeatureRecipe", overrides: Sequen
     Raises:
         ValueError: if there is no such recipe, or a field is unknown or wrong; it is named.
     """
-    values = preset.to_dict() if isinstance(preset, Recipe | FeatureRecipe) else read_preset(preset)
-    if not overrides:
-        return recipe_from_dict(values)
+    where = ""
+    if isinstance(preset, Recipe | FeatureRecipe):
+        values = preset.to_dict()
+    else:
+        values = read_preset(preset)
+        where = "" if str(preset) in preset_names() else f"{preset}: "
+    if overrides:
+        where += f"--set {' '.join(overrides)}: "
+        values = _named(where, lambda: assign(values, overrides))
+    return _named(where, lambda: recipe_from_dict(values))
+
+
+def _named(where: str, read: Callable[[], Any]) -> Any:
+    """What `read` returns; its ValueError with the place that the values are from."""
     try:
-        return recipe_from_dict(assign(values, overrides))
+        return read()
     except ValueError as error:
-        raise ValueError(f"--set {' '.join(overrides)}: {error}") from None
+        raise ValueError(f"{where}{error}") from None
