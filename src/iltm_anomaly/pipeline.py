@@ -12,25 +12,29 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from iltm_anomaly import feature_map, hub, masking
+from iltm_anomaly import feature_map, hub, masking, pixel_map
 from iltm_anomaly.calibration import surprise_limit, usual_error
 from iltm_anomaly.data.cache import PixelCache
-from iltm_anomaly.healing import heal_grids
-from iltm_anomaly.hub.checks import NOISE_FILE, Stored, check_finite, stored_tensors
-from iltm_anomaly.hub.parts import FORMER_TOKENIZER, expected_classes, needs_noise, read_calibration
+from iltm_anomaly.hub.checks import NOISE_FILE
+from iltm_anomaly.hub.parts import (
+    FORMER_TOKENIZER,
+    check_fit,
+    expected_classes,
+    needs_noise,
+    read_calibration,
+    read_noise,
+)
 from iltm_anomaly.modeling import share_tensors
 from iltm_anomaly.prior import PerformerPriorModel, PositionPriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.saved_pipeline import SavedPipeline
-from iltm_anomaly.scoring import anomaly_map
 from iltm_anomaly.seeds import check_seed
 from iltm_anomaly.settings import FeatureSettings, InferenceSettings, lowest_value
 from iltm_anomaly.tokenizers.base import TokenizerModel, images_at_once
-from iltm_anomaly.tokenizers.features import FeatureTokenizerModel
 from iltm_anomaly.tokenizers.vqvae import VQVAEModel
 
 logger = logging.getLogger(__name__)
@@ -97,7 +101,7 @@ class ILTMAnomalyPipeline(SavedPipeline):
         training_report: dict[str, Any] | None = None,
         noise: Tensor | None = None,
     ):
-        _check_fit(tokenizer, prior, image_processor)
+        check_fit(tokenizer, prior, image_processor)
         self.tokenizer: Any = tokenizer.eval()
         self.prior: Any = prior.eval()
         self.image_processor = image_processor
@@ -197,42 +201,14 @@ class ILTMAnomalyPipeline(SavedPipeline):
         pixel_values = pixel_values.to(self.device)
         if isinstance(settings, FeatureSettings):
             return feature_map.score_images(self.tokenizer, self.prior, pixel_values, settings, self.noise)
-        spatial = tuple(pixel_values.shape[2:])
-        # 1. images become codes, and what is observed of them
-        codes, observed = self.tokenizer.tokenize(pixel_values)
-        # 2. the prior tells how likely each code is, given those before it
-        log_likelihood = self.prior.log_likelihood(codes.flatten(1)).unflatten(1, codes.shape[1:])
-        # 3. unlikely codes are drawn again
-        keep = self._keep_mask(log_likelihood, settings)
-        generators = [torch.Generator().manual_seed(seed) for _ in codes]
-        healed = heal_grids(
-            self.prior, codes, log_likelihood, keep, settings.num_samples, generators, settings.accept_likelier
-        )
-        # 4. what is observed is compared with what the healed codes lead one to expect
         noise = self.noise if settings.reconstruction_noise else None
-        scored = [
-            anomaly_map(self.tokenizer, self.prior, own, drawn, seen, spatial, settings, noise, generator)
-            for own, drawn, seen, generator in zip(codes, healed, observed, generators, strict=True)
-        ]
-        maps, healed_images = ([values.cpu() for values in column] for column in zip(*scored, strict=True))
-        resampled = torch.stack([one.resampled for one in healed])
-        return maps, healed_images, log_likelihood.cpu(), resampled.cpu()
+        return pixel_map.score_images(self.tokenizer, self.prior, pixel_values, settings, noise, seed)
 
     def _score(self, values: np.ndarray | Tensor) -> float:
         """Score of an image by its map."""
         if self.has_features:
             return feature_map.image_score(values, self.settings.score_share)
         return float(values.max())
-
-    def _keep_mask(self, log_likelihood: Tensor, settings: InferenceSettings) -> Tensor:
-        """(B, *grid) -> bool, False where a token is to be healed."""
-        rule, limit = settings.rule, settings.surprise_limit
-        if rule.token_threshold is None and limit is None:  # not calibrated yet
-            rule = masking.RejectionRule(masking.default_token_threshold(self.tokenizer.vocab_size))
-        surprise = rule.surprise(log_likelihood)
-        if rule.token_threshold is not None or limit is None:
-            limit = rule.limit(surprise)
-        return masking.keep_mask(surprise, limit)
 
     def calibrate(self, pixel_values: Tensor, codes: Tensor | None = None, show_progress: bool = False) -> float:
         """Sets `surprise_limit`, `noise` if it is used, and `score_threshold` (`masking.score_threshold`) from training images
@@ -318,7 +294,7 @@ class ILTMAnomalyPipeline(SavedPipeline):
             share_tensors(folder)
 
     def load_extra_files(self, folder: Path) -> None:
-        self.noise = _read_noise(folder / NOISE_FILE, self._noise_shape)
+        self.noise = read_noise(folder / NOISE_FILE, self._noise_shape)
 
     def push_to_hub(
         self,
@@ -352,41 +328,3 @@ def _check_score(score: float, number: int) -> None:
             f"the score of image {number} is {score}: its values are too large to compute with, or weights or image processor of "
             "the pipeline are damaged. If other images fail too, get the folder of the pipeline again"
         )
-
-
-def _check_fit(tokenizer: Any, prior: PerformerPriorModel | PositionPriorModel, processor: ILTMImageProcessor) -> None:
-    """Raises ValueError if the parts do not fit each other."""
-    has_features = isinstance(prior, PositionPriorModel)
-    if has_features != isinstance(tokenizer, FeatureTokenizerModel):
-        raise ValueError(f"a {type(tokenizer).__name__} and a {type(prior).__name__} do not belong together")
-    if has_features and len(tokenizer.metric) != prior.config.hidden_size:
-        raise ValueError(f"the tokenizer has {len(tokenizer.metric)} features, the prior {prior.config.hidden_size}")
-    if not has_features and tokenizer.vocab_size != prior.config.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {tokenizer.vocab_size} codes, the prior {prior.config.vocab_size}: "
-            "they were not trained together"
-        )
-    if (tokenizer.config.spatial_dims == 3) != processor.is_volumetric:
-        raise ValueError(
-            f"the tokenizer has spatial_dims {tokenizer.config.spatial_dims}, but the image processor makes "
-            f"{'volumes' if processor.is_volumetric else 'images'}: give its size a depth for volumes"
-        )
-    grid = tokenizer.grid_shape(processor.padded_size)
-    if grid != tuple(prior.config.grid_shape) or processor.num_channels != tokenizer.config.in_channels:
-        raise ValueError(
-            f"the image processor makes {processor.num_channels} x {processor.padded_size} pixels and a grid of {grid} codes, "
-            f"the models take {tokenizer.config.in_channels} channels and a grid of {prior.config.grid_shape}"
-        )
-
-
-def _read_noise(path: Path, size: tuple[int, ...]) -> Tensor | None:
-    if not path.is_file():
-        return None
-    stored = stored_tensors(path)
-    if stored != {"noise": Stored(size, "F32")}:
-        raise ValueError(f"{path} must hold one tensor named noise, of shape {size} and type F32; it holds {stored}")
-    noise = load_file(path)["noise"]
-    check_finite({"noise": noise}, path)
-    if bool((noise < 0).any()):
-        raise ValueError(f"{path}: noise, a reconstruction error, is negative")
-    return noise

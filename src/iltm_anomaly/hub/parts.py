@@ -1,9 +1,12 @@
-"""What a pipeline folder consists of, and which of our classes each part is."""
+"""What a pipeline folder consists of, which of our classes each part is, and whether the parts fit each other."""
 
 from pathlib import Path
 from typing import Any
 
-from iltm_anomaly.hub.checks import NOISE_FILE, read_json
+from safetensors.torch import load_file
+from torch import Tensor
+
+from iltm_anomaly.hub.checks import NOISE_FILE, Stored, check_finite, read_json, stored_tensors
 from iltm_anomaly.prior import PerformerPriorModel, PositionPriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.settings import FeatureSettings, InferenceSettings, read_settings
@@ -53,3 +56,46 @@ def read_calibration(path: Path) -> InferenceSettings | FeatureSettings:
             "`iltm-anomaly train ... --resume`, which makes it anew"
         )
     return settings
+
+
+def check_fit(tokenizer: Any, prior: PerformerPriorModel | PositionPriorModel, processor: ILTMImageProcessor) -> None:
+    """Raises ValueError if the parts do not fit each other."""
+    has_features = isinstance(prior, PositionPriorModel)
+    if has_features != isinstance(tokenizer, FeatureTokenizerModel):
+        raise ValueError(f"a {type(tokenizer).__name__} and a {type(prior).__name__} do not belong together")
+    if has_features and len(tokenizer.metric) != prior.config.hidden_size:
+        raise ValueError(f"the tokenizer has {len(tokenizer.metric)} features, the prior {prior.config.hidden_size}")
+    if not has_features and tokenizer.vocab_size != prior.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} codes, the prior {prior.config.vocab_size}: "
+            "they were not trained together"
+        )
+    if (tokenizer.config.spatial_dims == 3) != processor.is_volumetric:
+        raise ValueError(
+            f"the tokenizer has spatial_dims {tokenizer.config.spatial_dims}, but the image processor makes "
+            f"{'volumes' if processor.is_volumetric else 'images'}: give its size a depth for volumes"
+        )
+    grid = tokenizer.grid_shape(processor.padded_size)
+    if grid != tuple(prior.config.grid_shape) or processor.num_channels != tokenizer.config.in_channels:
+        raise ValueError(
+            f"the image processor makes {processor.num_channels} x {processor.padded_size} pixels and a grid of {grid} codes, "
+            f"the models take {tokenizer.config.in_channels} channels and a grid of {prior.config.grid_shape}"
+        )
+
+
+def read_noise(path: Path, size: tuple[int, ...]) -> Tensor | None:
+    """The usual error of training images (*size) in a file of a pipeline folder, None if there is no such file.
+
+    Raises:
+        ValueError: if it holds anything else.
+    """
+    if not path.is_file():
+        return None
+    stored = stored_tensors(path)
+    if stored != {"noise": Stored(size, "F32")}:
+        raise ValueError(f"{path} must hold one tensor named noise, of shape {size} and type F32; it holds {stored}")
+    noise = load_file(path)["noise"]
+    check_finite({"noise": noise}, path)
+    if bool((noise < 0).any()):
+        raise ValueError(f"{path}: noise, a reconstruction error, is negative")
+    return noise
