@@ -102,9 +102,10 @@ def score_images(
     # 2. in place of surprising tokens stand the normal patches that are most like them
     healed = surprise > (math.inf if settings.token_limit is None else settings.token_limit)
     pictures = []
-    for own, where, pixels in zip(codes, healed, pixel_values, strict=True):
-        pasted = tokenizer.show_codes(own)
-        pictures.append(pasted.where(to_pixels(where, spatial, "nearest") > 0, pixels.float()).cpu())
+    for own, where, pixels in zip(codes, healed, pixel_values.float(), strict=True):
+        if bool(where.any()):
+            pixels = tokenizer.show_codes(own).where(to_pixels(where, spatial, "nearest") > 0, pixels)
+        pictures.append(pixels.cpu())
     # 3. surprise becomes a map
     maps = [to_map(one, spatial, settings, tokenizer.pixels_per_token) for one in surprise]
     likelihood = -(distances.code.square() + distances.position.square()) / 2

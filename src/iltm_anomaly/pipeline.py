@@ -5,7 +5,7 @@ import logging
 import math
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,7 +33,8 @@ from iltm_anomaly.prior import PerformerPriorModel, PositionPriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.saved_pipeline import SavedPipeline
 from iltm_anomaly.seeds import check_seed
-from iltm_anomaly.settings import FeatureSettings, InferenceSettings, lowest_value
+from iltm_anomaly.settings import EFFORTS, FeatureSettings, InferenceSettings, lowest_value
+from iltm_anomaly.tiles import ScoredImage, check_tile, decoded_images, list_of_batches, put_together
 from iltm_anomaly.tokenizers.base import TokenizerModel, images_at_once
 from iltm_anomaly.tokenizers.vqvae import VQVAEModel
 
@@ -52,21 +53,23 @@ class NonFiniteScoreError(ValueError):
 class ILTMAnomalyOutput:
     """
     Args:
-        scores: (B,) float32, higher is more anomalous: the highest value of each map, of features the mean of its highest ones.
+        scores: (B,) float32, higher is more anomalous: the highest value of each map, of features the mean of its highest ones;
+            of an image in tiles the highest score that the map has within a tile.
         anomaly_maps: (H, W) or (D, H, W) float32 per image, at the image's own size; higher is more anomalous.
         masks: bool maps of the same sizes, True where the map reaches the calibrated threshold, in images whose score does.
         healed_images: the image as the model expected it: a PIL image each, an array for volumes. Of features: the image with
             patches of training images in place of the tokens that were healed.
-        token_log_likelihoods: (B, *grid) float32, natural log, always finite; of features up to a constant.
-        resampled_tokens: (B, *grid) bool, tokens that were healed.
+        token_log_likelihoods: (B, *grid) float32, natural log, always finite; of features up to a constant. Of images in tiles a
+            list of (tiles, *grid), row by row.
+        resampled_tokens: (B, *grid) bool, tokens that were healed; of images in tiles a list as well.
     """
 
     scores: Tensor
     anomaly_maps: list[np.ndarray]
     masks: list[np.ndarray]
     healed_images: list[Any]
-    token_log_likelihoods: Tensor
-    resampled_tokens: Tensor
+    token_log_likelihoods: Tensor | list[Tensor]
+    resampled_tokens: Tensor | list[Tensor]
 
 
 class ILTMAnomalyPipeline(SavedPipeline):
@@ -142,6 +145,8 @@ class ILTMAnomalyPipeline(SavedPipeline):
         generator: int | torch.Generator | None = None,
         batch_size: int = 8,
         show_progress: bool = False,
+        tile: int | None = None,
+        effort: str = "full",
     ) -> ILTMAnomalyOutput:
         """Scores one image or many.
 
@@ -150,47 +155,70 @@ class ILTMAnomalyPipeline(SavedPipeline):
             num_samples, num_dropout_passes, token_threshold: in place of the pipeline's settings.
             generator: a seed, or a generator to draw one from. By default every image is healed with seed 0, so that
                 its result is always the same, alone or among others.
-            batch_size: images that go through the models together.
+            batch_size: images, or tiles of one, that go through the models together.
             show_progress: a progress bar over images.
+            tile: side in pixels of overlapping tiles that each image is cut into, every one of which becomes an image of the
+                model's size. None takes that of the training, 0 the image as a whole. See `docs/efforts.md`.
+            effort: "full", "fast" or "score", see `settings.EFFORTS`; the two lower ones take a fraction of the time of a
+                pipeline on pixels.
 
         Raises:
             ImageReadError: if an image cannot be read.
             NonFiniteScoreError: if the score of an image is NaN or infinite.
-            ValueError: if `images` is empty, values or a shape are none of an image, or `generator` or `batch_size` is none.
+            ValueError: if `images` is empty, values or a shape are none of an image, or `generator`, `batch_size`,
+                `tile` or `effort` is none, or the pipeline has no threshold for that effort.
             TypeError: if something is no image.
         """
         if isinstance(generator, torch.Generator):
             generator = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
         seed = check_seed(0 if generator is None else generator)
-        overrides = {
-            "num_samples": num_samples,
-            "num_dropout_passes": num_dropout_passes,
-            "token_threshold": token_threshold,
-        }
-        given = {name: value for name, value in overrides.items() if value is not None}
+        settings = self._chosen(
+            effort, num_samples=num_samples, num_dropout_passes=num_dropout_passes, token_threshold=token_threshold
+        )
+        tile = settings.tile if tile is None else tile
+        if tile:
+            found = self._in_tiles(images, tile, settings, seed, batch_size, show_progress)
+        else:
+            found = self._whole(self.batches(images, batch_size, show_progress), settings, seed)
+        return _collected(found, settings.score_threshold, bool(tile))
+
+    def _chosen(self, effort: str, **values: Any) -> InferenceSettings | FeatureSettings:
+        """The settings at an effort, with the values that are not None in place of theirs."""
+        given = {name: value for name, value in values.items() if value is not None}
         if given and self.has_features:
             raise ValueError(f"{', '.join(given)}: nothing is drawn in a pipeline on features, leave it out")
-        settings = replace(self.settings, **given)
+        return replace(self.settings.at(effort), **given)
 
-        maps, scores, healed_images, log_likelihoods, resampled = [], [], [], [], []
-        for batch in self.batches(images, batch_size, show_progress):
-            scored = self.score_batch(batch["pixel_values"], settings, seed)
-            for values, healed, size in zip(scored[0], scored[1], batch["original_sizes"], strict=True):
-                maps.append(self.image_processor.restore_map(values, size, lowest_value(settings)))
-                scores.append(self._score(maps[-1]))
-                _check_score(scores[-1], len(scores))
-                healed_images.append(self.image_processor.restore_image(healed, size))
-            log_likelihoods.append(scored[2])
-            resampled.append(scored[3])
-        threshold = math.inf if settings.score_threshold is None else settings.score_threshold
-        return ILTMAnomalyOutput(
-            scores=torch.tensor(scores),
-            anomaly_maps=maps,
-            masks=[(m >= threshold) & (score >= threshold) for m, score in zip(maps, scores, strict=True)],
-            healed_images=healed_images,
-            token_log_likelihoods=torch.cat(log_likelihoods),
-            resampled_tokens=torch.cat(resampled),
-        )
+    def _whole(
+        self, batches: Iterable[Any], settings: InferenceSettings | FeatureSettings, seed: int
+    ) -> Iterator[ScoredImage]:
+        """Each image of the batches, as large as it is."""
+        lowest, processor = lowest_value(settings), self.image_processor
+        for batch in batches:
+            scored = zip(*self.score_batch(batch["pixel_values"], settings, seed), strict=True)
+            for (values, healed, likelihood, resampled), size in zip(scored, batch["original_sizes"], strict=True):
+                restored = processor.restore_map(values, size, lowest)
+                picture = processor.restore_image(healed, size)
+                yield ScoredImage(restored, self._score(restored), picture, likelihood, resampled)
+
+    def _in_tiles(
+        self,
+        images: Any,
+        tile: int,
+        settings: InferenceSettings | FeatureSettings,
+        seed: int,
+        batch_size: int,
+        show_progress: bool,
+    ) -> Iterator[ScoredImage]:
+        """Each image, put together of its tiles."""
+        if self.image_processor.is_volumetric:
+            raise ValueError("volumes are not cut into tiles: leave out tile")
+        check_tile(tile)
+        for image, tiling in decoded_images(self.image_processor.as_list(images), tile):
+            parts = list_of_batches(tiling.cut(image), batch_size)
+            shown = tqdm(parts, desc="scoring tiles", unit="batch", disable=not show_progress)
+            batches = (self.image_processor.preprocess(batch) for batch in shown)
+            yield put_together(tiling, self._whole(batches, settings, seed), self._score)
 
     @torch.no_grad()
     def score_batch(
@@ -211,8 +239,8 @@ class ILTMAnomalyPipeline(SavedPipeline):
         return float(values.max())
 
     def calibrate(self, pixel_values: Tensor, codes: Tensor | None = None, show_progress: bool = False) -> float:
-        """Sets `surprise_limit`, `noise` if it is used, and `score_threshold` (`masking.score_threshold`) from training images
-        alone; no label is read.
+        """Sets `surprise_limit`, `noise` if it is used, and the threshold of each effort (`masking.score_threshold`) from
+        training images alone; no label is read.
 
         Args:
             pixel_values: (N, C, *spatial) in [0, 1]; scoring them takes most of the time.
@@ -220,7 +248,7 @@ class ILTMAnomalyPipeline(SavedPipeline):
             show_progress: a progress bar.
 
         Returns:
-            The score threshold.
+            The score threshold of full effort.
 
         Raises:
             ValueError: of a pipeline on features, whose images must be judged by models that have not seen them: see
@@ -237,11 +265,14 @@ class ILTMAnomalyPipeline(SavedPipeline):
                 "the threshold comes from %d image(s) alone: choose your own by what you see", len(pixel_values)
             )
         settings, batches = self.settings, pixel_values.split(images_at_once(pixel_values))
-        scores = []
-        for batch in tqdm(batches, desc="calibrating", unit="batch", disable=not show_progress):
-            scores += [float(values.max()) for values in self.score_batch(batch, settings, 0)[0]]
-        settings.score_threshold = masking.score_threshold(torch.tensor(scores), lowest_value(settings))
-        return settings.score_threshold
+        settings.score_threshold, thresholds = None, {}  # without one, lower efforts need none
+        for effort in EFFORTS:  # maps differ in scale
+            chosen, scores = settings.at(effort), []
+            for batch in tqdm(batches, desc=f"calibrating {effort}", unit="batch", disable=not show_progress):
+                scores += [float(values.max()) for values in self.score_batch(batch, chosen, 0)[0]]
+            thresholds[effort] = masking.score_threshold(torch.tensor(scores), lowest_value(settings))
+        settings.set_thresholds(thresholds)
+        return thresholds["full"]
 
     def calibrate_surprise_limit(self, codes: Tensor) -> None:
         """Sets which tokens count as outliers from the codes of training images (N, *grid); a fixed `token_threshold` needs
@@ -319,6 +350,23 @@ class ILTMAnomalyPipeline(SavedPipeline):
             return hub.upload.upload(
                 plan, private=private, token=token, revision=revision, commit_message=commit_message
             )
+
+
+def _collected(found: Iterable[ScoredImage], threshold: float | None, in_tiles: bool) -> ILTMAnomalyOutput:
+    """What was found in images, one after the other, as one output; nothing is abnormal without a threshold."""
+    scored, limit = [], math.inf if threshold is None else threshold
+    for number, one in enumerate(found, 1):
+        _check_score(one.score, number)
+        scored.append(one)
+    likelihoods, resampled = [one.log_likelihood for one in scored], [one.resampled for one in scored]
+    return ILTMAnomalyOutput(
+        scores=torch.tensor([one.score for one in scored]),
+        anomaly_maps=[one.anomaly_map for one in scored],
+        masks=[(one.anomaly_map >= limit) & (one.score >= limit) for one in scored],
+        healed_images=[one.healed for one in scored],
+        token_log_likelihoods=likelihoods if in_tiles else torch.stack(likelihoods),
+        resampled_tokens=resampled if in_tiles else torch.stack(resampled),
+    )
 
 
 def _check_score(score: float, number: int) -> None:
