@@ -95,9 +95,7 @@ def score_images(
     (B, *grid), all on the CPU; likelihoods up to a constant."""
     spatial = tuple(pixel_values.shape[2:])
     # 1. images become tokens, which are compared with the codes and with what their positions usually hold, alone and together
-    codes, observed = tokenizer.tokenize(pixel_values)
-    to_code = (observed - tokenizer.expect(codes)).square().sum(1).sqrt()
-    distances = Distances(to_code, *prior(observed))
+    codes, distances = distances_of(tokenizer, prior, pixel_values)
     surprise = combined(two_looks(distances, settings), settings, usual)
     # 2. in place of surprising tokens stand the normal patches that are most like them
     healed = surprise > (math.inf if settings.token_limit is None else settings.token_limit)
@@ -110,6 +108,15 @@ def score_images(
     maps = [to_map(one, spatial, settings, tokenizer.pixels_per_token) for one in surprise]
     likelihood = -(distances.code.square() + distances.position.square()) / 2
     return maps, pictures, likelihood.cpu(), healed.cpu()
+
+
+def distances_of(
+    tokenizer: FeatureTokenizerModel, prior: PositionPriorModel, pixel_values: Tensor
+) -> tuple[Tensor, Distances]:
+    """Codes (B, *grid) of images (B, C, *spatial) in [0, 1], and the distances of their tokens."""
+    codes, observed = tokenizer.tokenize(pixel_values)
+    to_code = (observed - tokenizer.expect(codes)).square().sum(1).sqrt()
+    return codes, Distances(to_code, *prior(observed))
 
 
 def to_map(surprise: Tensor, spatial: tuple[int, ...], settings: FeatureSettings, pixels_per_token: int) -> Tensor:

@@ -1,0 +1,103 @@
+"""The score path of a pipeline on features, from pixels to its map, as one ONNX graph."""
+
+import json
+import logging
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from iltm_anomaly import __version__
+from iltm_anomaly.export.scorer import FORMAT, METADATA
+from iltm_anomaly.feature_map import combined, distances_of, two_looks
+from iltm_anomaly.pipeline import ILTMAnomalyPipeline
+
+NEEDED = ("onnx", "onnxscript")
+REACH = 4.0  # of a Gaussian filter, in standard deviations: scipy's
+
+
+class ScoreGraph(nn.Module):
+    """A pipeline on features from one image (1, C, H, W) in [0, 1] to its map (H, W), of the size of the model."""
+
+    def __init__(self, pipeline: ILTMAnomalyPipeline):
+        super().__init__()
+        self.tokenizer, self.prior, self.settings = pipeline.tokenizer, pipeline.prior, pipeline.settings
+        self.register_buffer("usual", None if pipeline.noise is None else pipeline.noise.clone())
+        sigma = self.settings.smoothing * self.tokenizer.pixels_per_token
+        radius = int(REACH * sigma + 0.5)
+        window = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / max(sigma, 1e-12)) ** 2)
+        self.register_buffer("window", window / window.sum())
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        _, distances = distances_of(self.tokenizer, self.prior, pixel_values)
+        surprise = combined(two_looks(distances, self.settings), self.settings, self.usual)[:, None]
+        values = F.interpolate(surprise, size=pixel_values.shape[2:], mode="bilinear", align_corners=False)
+        radius = len(self.window) // 2
+        for shape, padding in (((1, 1, -1, 1), (0, 0, radius, radius)), ((1, 1, 1, -1), (radius, radius, 0, 0))):
+            values = F.conv2d(F.pad(values, padding, mode="replicate"), self.window.view(shape))
+        return values[0, 0]
+
+
+def export_onnx(pipeline: ILTMAnomalyPipeline, output: Path) -> Path:
+    """Writes one file with the weights, and in its metadata what `export.scorer.OnnxScorer` needs beside them: how images are
+    prepared, the rule of the score and the threshold.
+
+    Raises:
+        ImportError: if onnx or onnxscript is not installed.
+        ValueError: if the pipeline is not on features, or was trained on tiles.
+        OSError: if the file cannot be written.
+    """
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise ImportError(f"exporting to ONNX needs {' and '.join(missing)}: pip install -c constraints.txt '.[onnx]'")
+    if not pipeline.has_features:
+        raise ValueError(
+            "only models on features can be exported: ONNX takes no causal prior, as models on pixels have"
+        )
+    if pipeline.settings.tile is not None:
+        raise ValueError(
+            f"the model was trained on tiles of {pipeline.settings.tile} pixels, and an exported one takes images whole: score "
+            "large images with the pipeline itself"
+        )
+    import onnx  # of an extra
+
+    pipeline.to("cpu", torch.float32)
+    shape = (1, pipeline.image_processor.num_channels, *pipeline.image_processor.padded_size)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with torch.no_grad():
+        program = torch.onnx.export(
+            ScoreGraph(pipeline).eval(),
+            (torch.zeros(shape),),
+            input_names=["pixel_values"],
+            output_names=["anomaly_map"],
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    del model.metadata_props[:]
+    model.metadata_props.append(onnx.StringStringEntryProto(key=METADATA, value=json.dumps(about(pipeline))))
+    partial = output.with_name(output.name + ".partial")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, partial)
+    os.replace(partial, output)
+    return output
+
+
+def about(pipeline: ILTMAnomalyPipeline) -> dict[str, Any]:
+    """What a scorer must know beside the graph, as plain values."""
+    processor, settings = pipeline.image_processor, pipeline.settings
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "size": processor.spatial_size,
+        "padded_size": processor.padded_size,
+        "num_channels": processor.num_channels,
+        "resample": processor.resample,
+        "rescale_factor": processor.rescale_factor,
+        "score_share": settings.score_share,
+        "score_threshold": settings.score_threshold,
+    }
