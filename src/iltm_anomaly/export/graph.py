@@ -66,7 +66,8 @@ def export_onnx(pipeline: ILTMAnomalyPipeline, output: Path) -> Path:
 
     pipeline.to("cpu", torch.float32)
     shape = (1, pipeline.image_processor.num_channels, *pipeline.image_processor.padded_size)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for name in ("torch.onnx", "onnx_ir", "onnxscript"):  # they tell of every step
+        logging.getLogger(name).setLevel(logging.ERROR)
     with torch.no_grad():
         program = torch.onnx.export(
             ScoreGraph(pipeline).eval(),
