@@ -26,6 +26,8 @@ class ScoreGraph(nn.Module):
     def __init__(self, pipeline: ILTMAnomalyPipeline):
         super().__init__()
         self.tokenizer, self.prior, self.settings = pipeline.tokenizer, pipeline.prior, pipeline.settings
+        self.usual: Tensor | None
+        self.window: Tensor
         self.register_buffer("usual", None if pipeline.noise is None else pipeline.noise.clone())
         sigma = self.settings.smoothing * self.tokenizer.pixels_per_token
         radius = int(REACH * sigma + 0.5)
