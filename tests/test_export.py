@@ -10,7 +10,7 @@ from tiny_models import part_tree, tiny_pipeline
 
 from iltm_anomaly import ILTMAnomalyPipeline
 from iltm_anomaly.export.graph import export_onnx
-from iltm_anomaly.export.scorer import OnnxScorer, highest_mean
+from iltm_anomaly.export.scorer import OnnxScorer
 from iltm_anomaly.training.train import TrainArguments, train
 
 # Largest difference of a map from the direct one, in shares of the threshold; docs/efforts.md has the same table.
@@ -100,13 +100,6 @@ def test_the_scorer_needs_neither_torch_nor_transformers(exported, images, pipel
 
 def test_the_threshold_travels_with_the_file(exported, pipelines):
     assert OnnxScorer(exported).threshold == pytest.approx(pipelines["features"].settings.score_threshold)
-
-
-def test_the_score_is_the_mean_of_the_highest_values():
-    assert highest_mean(np.arange(200, dtype=np.float32).reshape(10, 20), 0.02) == pytest.approx(
-        (199 + 198 + 197 + 196) / 4
-    )
-    assert highest_mean(np.float32([[1, 5]]), 1e-6) == 5
 
 
 def test_what_is_no_exported_file_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""Distances on one scale, two looks as one, how much they usually vary at a place, and the threshold of images."""
+"""Distances on one scale, three looks as one, how much they usually vary at a place, and scores and threshold of images."""
 
 import numpy as np
 import pytest
@@ -8,39 +8,82 @@ from iltm_anomaly import feature_map
 from iltm_anomaly.settings import FeatureSettings, InferenceSettings, read_settings
 
 
-def looks_of(fine, coarse):
-    return torch.stack([torch.as_tensor(fine), torch.as_tensor(coarse)])
+def looks_of(*looks):
+    return torch.stack([torch.as_tensor(look) for look in looks])
 
 
 def test_distances_are_weighted_on_their_scales():
     settings = FeatureSettings(code_share=0.25, code_scale=2.0, position_scale=4.0)
-    distances = feature_map.Distances(*torch.tensor([[[8.0]], [[16.0]], [[5.0]]]))
-    fine, coarse = feature_map.two_looks(distances, settings)
-    assert fine.item() == pytest.approx(0.25 * 8 / 2 + 0.75 * 16 / 4) and coarse.item() == 5.0
-
-
-def test_the_larger_look_counts_the_coarse_one_by_its_weight():
-    settings = FeatureSettings(coarse_weight=0.5, usual_fine=1.0, usual_coarse=2.0)
-    usual = torch.tensor([[2.0], [4.0]])
-    assert feature_map.combined(looks_of([[8.0]], [[12.0]]), settings, usual).item() == (8 - 1) / 2
-    assert feature_map.combined(looks_of([[8.0]], [[48.0]]), settings, usual).item() == 0.5 * (48 - 2) / 4
+    distances = feature_map.Distances(*torch.tensor([[[8.0]], [[3.0]], [[16.0]], [[5.0]]]))
+    fine, coarse, detail = feature_map.looks_of(distances, settings)
+    assert fine.item() == pytest.approx(0.25 * 8 / 2 + 0.75 * 16 / 4) and (coarse.item(), detail.item()) == (5.0, 3.0)
 
 
 def test_calibrated_looks_are_0_where_usual_and_1_where_one_in_a_hundred_is():
     generator = torch.Generator().manual_seed(0)
-    looks = looks_of(
-        3 + torch.rand(4000, 2, 2, generator=generator), 50 + 9 * torch.rand(4000, 2, 2, generator=generator)
-    )
-    settings = FeatureSettings()
+    values = torch.rand(3, 4000, 2, 2, generator=generator)
+    looks = looks_of(3 + values[0], 50 + 9 * values[1], 7 + 0.5 * values[2])
+    settings = FeatureSettings(coarse_weight=0.5)
     usual = feature_map.calibrate_looks(looks, torch.ones(4000, 2, 2, dtype=torch.bool), settings)
-    for look, scale, zero in zip(looks, usual, (settings.usual_fine, settings.usual_coarse), strict=True):
-        assert np.quantile((look - zero) / scale, [0.5, 0.99]) == pytest.approx([0, 1], abs=1e-4)
+    for look, one in zip(feature_map.calibrated(looks, settings, usual), (1, 0.5, 1), strict=True):
+        assert np.quantile(look, [0.5, 0.99]) == pytest.approx([0, one], abs=1e-4)
 
 
-def test_the_score_is_the_mean_of_the_highest_share():
-    values = torch.arange(100.0).view(10, 10)
-    assert feature_map.image_score(values, 0.03) == 98.0
-    assert feature_map.image_score(values.numpy(), 0.0001) == 99.0  # one pixel at least
+@pytest.mark.parametrize(
+    ("looks", "surprise"),
+    [
+        ((0.5, -1.0, 9.0), 0.5),  # what is usual does not become abnormal by its detail
+        ((0.5, 3.0, 0.0), 3.0),  # the larger look, which detail does not confirm
+        ((3.0, 0.5, 1.0), 3.0 + 10 * 1.0),  # confirmed in part
+        ((3.0, 0.5, 9.0), 3.0 + 10 * 2.0),  # and at most as far as it is abnormal
+    ],
+)
+def test_detail_adds_to_what_is_abnormal_as_far_as_it_confirms_it(looks, surprise):
+    found = feature_map.surprise_of(torch.tensor(looks).view(3, 1, 1), FeatureSettings(detail_weight=10.0))
+    assert found.item() == pytest.approx(surprise)
+
+
+def test_a_map_has_its_scale_and_its_highest_values_are_averaged():
+    looks = torch.zeros(3, 4, 4)
+    looks[0, 0, 0], looks[1, 3, 3] = 0.8, 0.4
+    settings = FeatureSettings(smoothing=0.0, score_share=0.1, map_scale=0.5)
+    values, highest = feature_map.map_of(looks, settings, (4, 4), 1)
+    assert values[0, 0] == pytest.approx(1.6) and values[3, 3] == pytest.approx(0.8)
+    assert highest.tolist() == pytest.approx([1.2, 0.6])  # two pixels of 16; the sum of both looks has no scale here
+
+
+def test_either_way_an_image_is_scored_in_the_spread_of_training_images():
+    clean = torch.ones(2000, dtype=torch.bool)
+    highest = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([2.0, 0.1])
+    highest += torch.tensor([10.0, 1.0])
+    settings = FeatureSettings()
+    scores = feature_map.calibrate_scores(highest, clean, settings)
+    assert (settings.map_scale, settings.sum_scale) == pytest.approx((2 * 0.6745, 0.1 * 0.6745), rel=0.1)
+    zero = 10 / settings.map_scale
+    assert settings.score_threshold == pytest.approx(zero + feature_map.LIMIT, abs=0.2)
+    for values in ((10 + 2 * 6.745, 1.0), (10.0, 1 + 0.1 * 6.745)):  # ten spreads in one way, none in the other
+        scaled = torch.tensor(values) / torch.tensor([settings.map_scale, 1.0])
+        assert feature_map.image_score(scaled, settings) - zero == pytest.approx(10, rel=0.1)
+    assert settings.false_alarm_share == (scores >= settings.score_threshold).float().mean() < 0.01
+
+
+def test_a_few_defects_hardly_move_the_threshold_and_rejected_images_do_not_at_all():
+    highest = 1 + 0.1 * torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
+    clean = torch.ones(1000, dtype=torch.bool)
+    before, after, without = FeatureSettings(), FeatureSettings(), FeatureSettings()
+    feature_map.calibrate_scores(highest, clean, before)
+    highest[:50] *= 10
+    feature_map.calibrate_scores(highest, clean, after)
+    assert before.map_scale < after.map_scale < 1.2 * before.map_scale
+    clean[:50] = False
+    feature_map.calibrate_scores(highest, clean, without)
+    assert without.map_scale == pytest.approx(before.map_scale, rel=0.03) and without.false_alarm_share >= 0.05
+
+
+def test_images_that_are_all_alike_have_a_finite_score():
+    settings = FeatureSettings()
+    scores = feature_map.calibrate_scores(torch.ones(10, 2), torch.ones(10, dtype=torch.bool), settings)
+    assert bool(scores.isfinite().all()) and settings.false_alarm_share == 0
 
 
 def test_usual_variation_is_that_of_each_place_evened_out():
@@ -66,31 +109,6 @@ def test_a_place_without_any_kept_token_has_the_typical_variation():
     keep[:, 0, 0] = False
     surprise = torch.randn(50, 2, 2, generator=torch.Generator().manual_seed(0))
     assert feature_map.usual_variation(surprise, keep)[0, 0] == pytest.approx(1.0)
-
-
-def test_the_threshold_of_good_images_lets_nearly_all_of_them_pass():
-    scores = torch.exp(0.1 * torch.randn(2000, generator=torch.Generator().manual_seed(0)))
-    threshold, share = feature_map.threshold_of(scores, torch.ones(2000, dtype=torch.bool))
-    assert threshold == pytest.approx(np.exp(0.1 * 2.698), rel=0.03)  # 0.6745 x 4 standard deviations
-    assert share == pytest.approx(0.0035, abs=0.003)
-
-
-def test_defects_that_no_token_was_rejected_for_move_the_threshold_little():
-    scores = torch.exp(0.1 * torch.randn(1000, generator=torch.Generator().manual_seed(0)))
-    clean = torch.ones(1000, dtype=torch.bool)
-    before, _ = feature_map.threshold_of(scores, clean)
-    scores[:50] *= 10
-    after, _ = feature_map.threshold_of(scores, clean)
-    assert after < 1.05 * before
-
-
-def test_images_with_rejected_tokens_do_not_count_unless_they_are_most():
-    scores, clean = torch.ones(10), torch.ones(10, dtype=torch.bool)
-    scores[:4], clean[:4] = 100.0, False
-    threshold, share = feature_map.threshold_of(scores, clean)
-    assert threshold == 1.0 and share == 1.0
-    clean[:6] = False
-    assert feature_map.threshold_of(scores, clean)[0] > 1.0
 
 
 def test_settings_of_both_kinds_are_told_apart():

@@ -1,8 +1,9 @@
-"""The map of a pipeline on features, from two looks at each token, fine and coarse.
+"""The map of a pipeline on features, from three looks at each token: fine, coarse, and at detail.
 
 The fine look is how far a token is from the codes and from what its position usually holds; the coarse one how far the mean of
-the tokens around it is from what is usual there. All are put on one scale by the training images alone, and divided by how much
-they usually vary at a position. Training images are judged by models that were fitted to the other half of them.
+the tokens around it is from what is usual there; and the third how far its shallow levels alone are from its code. All are put on
+one scale by the training images alone, and divided by how much they usually vary at a position. Training images are judged by
+models that were fitted to the other half of them.
 """
 
 import math
@@ -17,13 +18,15 @@ from iltm_anomaly.prior import PositionPriorModel
 from iltm_anomaly.scoring import smooth, to_pixels
 from iltm_anomaly.settings import FeatureSettings
 from iltm_anomaly.tokenizers.features import FeatureTokenizerModel
+from iltm_anomaly.tokenizers.features.fitting import residual_lengths
 
-LOOKS = 2
+LOOKS = 3
 EVENNESS = 3.0  # usual variation added to each position's own, so that still positions are not blown up
-QUARTILES = 4.0  # from the median to the threshold, in distances to the upper quartile: 3 in 1000 of normally distributed scores
+LIMIT = 5.0  # of the score of an image, in distances of the upper quartile of training images from their median
 LEAST_SCALE = 0.1  # of distances in a metric in which tokens usually vary by 1: images that are all alike do by less
+LEAST_SPREAD = 0.02  # of scores, where 1 is the surprise of one training token in a hundred
 HIGH = 0.9  # quantile of distances that sets their scale
-RARE = 0.99  # quantile of a look that one training token in a hundred exceeds, and both looks are weighed at
+RARE = 0.99  # quantile of a look that one training token in a hundred exceeds, and all looks are weighed at
 
 
 class Distances(NamedTuple):
@@ -31,41 +34,55 @@ class Distances(NamedTuple):
 
     Args:
         code: to the nearest code.
+        detail: the same in the levels of the backbone that see least beyond the token.
         position: to what the position usually holds.
         surroundings: of the mean of the tokens around, to what that usually is.
     """
 
     code: Tensor
+    detail: Tensor
     position: Tensor
     surroundings: Tensor
 
 
-def two_looks(distances: Distances, settings: FeatureSettings) -> Tensor:
-    """The fine and the coarse look (2, B, *grid), before calibration."""
+def looks_of(distances: Distances, settings: FeatureSettings) -> Tensor:
+    """The fine look, the coarse one and that at detail, (3, B, *grid), before calibration."""
     fine = settings.code_share * distances.code / (settings.code_scale or 1.0)
     fine = fine + (1 - settings.code_share) * distances.position / (settings.position_scale or 1.0)
-    return torch.stack([fine, distances.surroundings])
+    return torch.stack([fine, distances.surroundings, distances.detail])
 
 
-def combined(looks: Tensor, settings: FeatureSettings, usual: Tensor | None) -> Tensor:
-    """Two looks (2, B, *grid) as one surprise (B, *grid): the larger of both, the coarse one times its weight. It is 0 where all
-    is usual, and 1 where one training token in a hundred is.
+def calibrated(looks: Tensor, settings: FeatureSettings, usual: Tensor | None) -> Tensor:
+    """Looks (3, B, *grid) on one scale: 0 is usual, and 1 what one training token in a hundred reaches; the coarse one times its
+    weight.
 
     Args:
         settings: calibrated or not; without calibration looks have the scale that they have.
-        usual: (2, *grid), of `calibrate_looks`, or None.
+        usual: (3, *grid), of `calibrate_looks`, or None.
     """
-    fine, coarse = looks[0] - (settings.usual_fine or 0.0), looks[1] - (settings.usual_coarse or 0.0)
+    medians = [settings.usual_fine or 0.0, settings.usual_coarse or 0.0, settings.usual_detail or 0.0]
+    looks = looks - looks.new_tensor(medians).view(-1, *[1] * (looks.ndim - 1))
     if usual is not None:
-        fine, coarse = fine / usual[0].to(fine.device), coarse / usual[1].to(fine.device)
-    return torch.maximum(fine, settings.coarse_weight * coarse)
+        looks = looks / usual.to(looks.device)[:, None]
+    return looks * looks.new_tensor([1, settings.coarse_weight, 1]).view(-1, *[1] * (looks.ndim - 1))
+
+
+def surprise_of(looks: Tensor, settings: FeatureSettings) -> Tensor:
+    """Calibrated looks (3, B, *grid) as one surprise (B, *grid), 0 where all is usual.
+
+    It is the larger of the fine and the coarse look. Both look beyond a token, over the edge of a defect, and many normal tokens
+    surprise a little. So what is beyond 1 counts more as far as detail confirms it: maps follow the edges of defects, and
+    smoothing does not drown a small defect in what surrounds it.
+    """
+    larger = torch.maximum(looks[0], looks[1])
+    return larger + settings.detail_weight * torch.minimum(larger - 1, looks[2]).clamp(min=0)
 
 
 def calibrate_looks(looks: Tensor, keep: Tensor, settings: FeatureSettings) -> Tensor:
-    """Sets what both looks usually are, and returns what the difference from it is divided by, (2, *grid).
+    """Sets what the looks usually are, and returns what the difference from it is divided by, (3, *grid).
 
     Args:
-        looks: (2, N, *grid) of training images, each judged by a model that has not seen it.
+        looks: (3, N, *grid) of training images, each judged by a model that has not seen it.
         keep: (N, *grid) bool, tokens that were not rejected.
     """
     usual, medians = [], []
@@ -74,7 +91,7 @@ def calibrate_looks(looks: Tensor, keep: Tensor, settings: FeatureSettings) -> T
         rare = float(np.quantile(((look - median) / variation)[keep].numpy(), RARE))
         usual.append(variation * max(rare, LEAST_SCALE))
         medians.append(median)
-    settings.usual_fine, settings.usual_coarse = medians
+    settings.usual_fine, settings.usual_coarse, settings.usual_detail = medians
     return torch.stack(usual)
 
 
@@ -90,13 +107,14 @@ def score_images(
     pixel_values: Tensor,
     settings: FeatureSettings,
     usual: Tensor | None,
-) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor, list[float]]:
     """Images (B, C, *spatial) in [0, 1] -> maps (*spatial), healed images (C, *spatial), log-likelihoods and healed tokens
-    (B, *grid), all on the CPU; likelihoods up to a constant."""
+    (B, *grid), all on the CPU, and scores of images; likelihoods up to a constant."""
     spatial = tuple(pixel_values.shape[2:])
     # 1. images become tokens, which are compared with the codes and with what their positions usually hold, alone and together
     codes, distances = distances_of(tokenizer, prior, pixel_values)
-    surprise = combined(two_looks(distances, settings), settings, usual)
+    looks = calibrated(looks_of(distances, settings), settings, usual)
+    surprise = surprise_of(looks, settings)
     # 2. in place of surprising tokens stand the normal patches that are most like them
     healed = surprise > (math.inf if settings.token_limit is None else settings.token_limit)
     pictures = []
@@ -104,10 +122,11 @@ def score_images(
         if bool(where.any()):
             pixels = tokenizer.show_codes(own).where(to_pixels(where, spatial, "nearest") > 0, pixels)
         pictures.append(pixels.cpu())
-    # 3. surprise becomes a map
-    maps = [to_map(one, spatial, settings, tokenizer.pixels_per_token) for one in surprise]
+    # 3. surprise becomes a map, and that and the looks a score
+    made = [map_of(looks[:, number], settings, spatial, tokenizer.pixels_per_token) for number in range(len(codes))]
     likelihood = -(distances.code.square() + distances.position.square()) / 2
-    return maps, pictures, likelihood.cpu(), healed.cpu()
+    scores = [image_score(highest, settings) for _, highest in made]
+    return [values for values, _ in made], pictures, likelihood.cpu(), healed.cpu(), scores
 
 
 def distances_of(
@@ -115,19 +134,53 @@ def distances_of(
 ) -> tuple[Tensor, Distances]:
     """Codes (B, *grid) of images (B, C, *spatial) in [0, 1], and the distances of their tokens."""
     codes, observed = tokenizer.tokenize(pixel_values)
-    to_code = (observed - tokenizer.expect(codes)).square().sum(1).sqrt()
-    return codes, Distances(to_code, *prior(observed))
+    residuals = (observed - tokenizer.expect(codes)).movedim(1, -1)
+    code, detail = residual_lengths(residuals, tokenizer.get_buffer("detail"))
+    return codes, Distances(code, detail, *prior(observed))
 
 
-def to_map(surprise: Tensor, spatial: tuple[int, ...], settings: FeatureSettings, pixels_per_token: int) -> Tensor:
-    """Surprise of the tokens of one image (*grid) -> map (*spatial) on the CPU."""
-    return smooth(to_pixels(surprise.cpu(), spatial), settings.smoothing * pixels_per_token)
+def scored_surprises(looks: Tensor, settings: FeatureSettings) -> Tensor:
+    """What a score rests on, (2, *grid) of calibrated looks (3, *grid) at one image: the surprise that becomes its map, and the
+    sum of the fine and the coarse look."""
+    return torch.stack([surprise_of(looks, settings) / (settings.map_scale or 1.0), looks[0] + looks[1]])
 
 
-def image_score(values: Tensor | np.ndarray, share: float) -> float:
-    """Mean of the highest values of a map, a `share` of it."""
-    flat = torch.as_tensor(values).flatten()
-    return float(flat.topk(max(1, round(share * len(flat)))).values.mean())
+def map_of(
+    looks: Tensor, settings: FeatureSettings, spatial: tuple[int, ...], pixels_per_token: int
+) -> tuple[Tensor, Tensor]:
+    """Calibrated looks (3, *grid) at one image -> its map (*spatial), and the means of the highest values (2,) of the map and of
+    the sum of the fine and the coarse look; on the CPU."""
+    surprises = scored_surprises(looks, settings).cpu()
+    smoothing = settings.smoothing * pixels_per_token
+    maps = torch.stack([smooth(to_pixels(one, spatial), smoothing) for one in surprises]).flatten(1)
+    count = max(1, round(settings.score_share * maps.shape[1]))
+    return maps[0].view(spatial), maps.topk(count).values.mean(1)
+
+
+def image_score(highest: Tensor, settings: FeatureSettings) -> float:
+    """The score of an image from its highest values (2,), of `map_of`: the larger of both, each in distances of the upper
+    quartile of training images from their median. What surprises in a small place raises the first, and what surprises both
+    looks a little the second."""
+    return float(max(highest[0], highest[1] / (settings.sum_scale or 1.0) + (settings.sum_offset or 0.0)))
+
+
+def calibrate_scores(highest: Tensor, clean: Tensor, settings: FeatureSettings) -> Tensor:
+    """Sets the scales of map and score, threshold and share of false alarms, and returns the scores (N,) of training images.
+
+    Args:
+        highest: (N, 2), of `map_of`, without `map_scale`, of training images, each judged by models that have not seen it.
+        clean: (N,) bool, images that no token was rejected in; defects may be left in some of them.
+    """
+    own = (highest[clean] if int(clean.sum()) >= len(highest) / 2 else highest).numpy()
+    # a few defects move neither median nor upper quartile
+    medians, quartiles = np.quantile(own, [0.5, 0.75], axis=0)
+    settings.map_scale, settings.sum_scale = np.maximum(quartiles - medians, LEAST_SPREAD).tolist()
+    settings.sum_offset = float(medians[0] / settings.map_scale - medians[1] / settings.sum_scale)
+    scaled = highest / torch.tensor([settings.map_scale, 1.0])
+    scores = torch.tensor([image_score(one, settings) for one in scaled])
+    settings.score_threshold = float(medians[0] / settings.map_scale) + LIMIT
+    settings.false_alarm_share = float((scores >= settings.score_threshold).float().mean())
+    return scores
 
 
 def distance_scale(distances: Tensor) -> float:
@@ -150,17 +203,3 @@ def usual_variation(surprise: Tensor, keep: Tensor) -> Tensor:
     deviation = NORMAL_MAD * (values - values.nanmedian(0).values).abs().nanmedian(0).values
     typical = deviation.nanmedian().clamp(min=0.01)
     return (deviation.nan_to_num(nan=float(typical)) + EVENNESS * typical) / ((1 + EVENNESS) * typical)
-
-
-def threshold_of(scores: Tensor, clean: Tensor) -> tuple[float, float]:
-    """From which score on an image is called abnormal, and which share of all training images reaches it.
-
-    Args:
-        scores: (N,) of training images, each judged by models that have not seen it.
-        clean: (N,) bool, images that no token was rejected in; defects may be left in some of them.
-    """
-    own = (scores[clean] if int(clean.sum()) >= len(scores) / 2 else scores).numpy()
-    # The tail of the logarithms, drawn out from the median and the upper quartile: a few defects in it move neither.
-    median, upper = np.quantile(np.log(np.maximum(own, 1e-6)), [0.5, 0.75])
-    threshold = float(np.exp(median + (upper - median) * QUARTILES))
-    return threshold, float((scores >= threshold).float().mean())

@@ -196,10 +196,13 @@ class ILTMAnomalyPipeline(SavedPipeline):
         lowest, processor = lowest_value(settings), self.image_processor
         for batch in batches:
             scored = zip(*self.score_batch(batch["pixel_values"], settings, seed), strict=True)
-            for (values, healed, likelihood, resampled), size in zip(scored, batch["original_sizes"], strict=True):
+            for (values, healed, likelihood, resampled, score), size in zip(
+                scored, batch["original_sizes"], strict=True
+            ):
                 restored = processor.restore_map(values, size, lowest)
                 picture = processor.restore_image(healed, size)
-                yield ScoredImage(restored, self._score(restored), picture, likelihood, resampled)
+                score = float(restored.max()) if score is None else score
+                yield ScoredImage(restored, score, picture, likelihood, resampled)
 
     def _in_tiles(
         self,
@@ -218,25 +221,19 @@ class ILTMAnomalyPipeline(SavedPipeline):
             parts = list_of_batches(tiling.cut(image), batch_size)
             shown = tqdm(parts, desc="scoring tiles", unit="batch", disable=not show_progress)
             batches = (self.image_processor.preprocess(batch) for batch in shown)
-            yield put_together(tiling, self._whole(batches, settings, seed), self._score)
+            yield put_together(tiling, self._whole(batches, settings, seed))
 
     @torch.no_grad()
     def score_batch(
         self, pixel_values: Tensor, settings: InferenceSettings | FeatureSettings, seed: int
-    ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+    ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor, list[float] | list[None]]:
         """Images (B, C, *spatial) in [0, 1] -> maps (*spatial), healed images (C, *spatial), log-likelihoods and resampled tokens
-        (B, *grid), all on the CPU."""
+        (B, *grid), all on the CPU, and scores of the images; None where the score is the largest value of the map."""
         pixel_values = pixel_values.to(self.device)
         if isinstance(settings, FeatureSettings):
             return feature_map.score_images(self.tokenizer, self.prior, pixel_values, settings, self.noise)
         noise = self.noise if settings.reconstruction_noise else None
         return pixel_map.score_images(self.tokenizer, self.prior, pixel_values, settings, noise, seed)
-
-    def _score(self, values: np.ndarray | Tensor) -> float:
-        """Score of an image by its map."""
-        if self.has_features:
-            return feature_map.image_score(values, self.settings.score_share)
-        return float(values.max())
 
     def calibrate(self, pixel_values: Tensor, codes: Tensor | None = None, show_progress: bool = False) -> float:
         """Sets `surprise_limit`, `noise` if it is used, and the threshold of each effort (`masking.score_threshold`) from
@@ -362,11 +359,19 @@ def _collected(found: Iterable[ScoredImage], threshold: float | None, in_tiles: 
     return ILTMAnomalyOutput(
         scores=torch.tensor([one.score for one in scored]),
         anomaly_maps=[one.anomaly_map for one in scored],
-        masks=[(one.anomaly_map >= limit) & (one.score >= limit) for one in scored],
+        masks=[_mask(one.anomaly_map, one.score, limit) for one in scored],
         healed_images=[one.healed for one in scored],
         token_log_likelihoods=likelihoods if in_tiles else torch.stack(likelihoods),
         resampled_tokens=resampled if in_tiles else torch.stack(resampled),
     )
+
+
+def _mask(values: np.ndarray, score: float, threshold: float) -> np.ndarray:
+    """Which pixels of a map are abnormal: none of a normal image; of an abnormal one those beyond the threshold, or if there are
+    none (its score may be higher than its map) the highest hundredth."""
+    if score < threshold:
+        return np.zeros(values.shape, dtype=bool)
+    return values >= (threshold if values.max() >= threshold else np.quantile(values, 0.99))
 
 
 def _check_score(score: float, number: int) -> None:

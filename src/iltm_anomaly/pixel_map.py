@@ -19,9 +19,10 @@ def score_images(
     settings: InferenceSettings,
     noise: Tensor | None,
     seed: int,
-) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor, list[None]]:
     """Images (B, C, *spatial) in [0, 1] -> maps (*spatial), healed images (C, *spatial), log-likelihoods and resampled tokens
-    (B, *grid), all on the CPU. Every image is healed with random numbers of the same `seed`; `noise` as of `anomaly_map`."""
+    (B, *grid), all on the CPU, and no scores: those are the largest values of maps. Every image is healed with random numbers of
+    the same `seed`; `noise` as of `anomaly_map`."""
     spatial = tuple(pixel_values.shape[2:])
     # 1. images become codes, and what is observed of them
     codes, observed = tokenizer.tokenize(pixel_values)
@@ -38,7 +39,7 @@ def score_images(
     ]
     maps, healed_images = ([values.cpu() for values in column] for column in zip(*scored, strict=True))
     resampled = torch.stack([one.resampled for one in healed])
-    return maps, healed_images, log_likelihood.cpu(), resampled.cpu()
+    return maps, healed_images, log_likelihood.cpu(), resampled.cpu(), [None] * len(maps)
 
 
 def keep_mask(log_likelihood: Tensor, settings: InferenceSettings, vocab_size: int) -> Tensor:

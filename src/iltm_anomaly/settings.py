@@ -29,6 +29,11 @@ RANGES: dict[str, tuple[float, float]] = {
     "coarse_weight": (0, 1e3),
     "usual_fine": (0, 1e12),
     "usual_coarse": (0, 1e12),
+    "detail_weight": (0, 1e3),
+    "usual_detail": (0, 1e12),
+    "map_scale": (1e-12, 1e12),
+    "sum_scale": (1e-12, 1e12),
+    "sum_offset": (-1e12, 1e12),
     "token_limit": (0, 1e12),
     "false_alarm_share": (0, 1),
     "threshold_at_fast": (-1e30, 1e30),
@@ -167,18 +172,21 @@ class InferenceSettings:
 
 @dataclass
 class FeatureSettings:
-    """How the map of a pipeline on features is made (`feature_map`); calibration sets the last seven.
+    """How the map of a pipeline on features is made (`feature_map`); calibration sets the last eleven.
 
     Args:
         code_share: weight of a token's distance to the nearest code, from 0 to 1; its distance to what its position usually holds
             has the rest.
         coarse_weight: weight of the coarse look: of how unusual the tokens around are together.
+        detail_weight: how much more what is abnormal counts where detail confirms it.
         smoothing: standard deviation, in tokens, of the Gaussian filter over the map.
-        score_share: the score of an image is the mean of this share of its map, its highest values.
+        score_share: the score of an image rests on the mean of this share of its map, its highest values.
         code_scale, position_scale: what a distance of either kind is divided by, so that both are on one scale.
-        usual_fine, usual_coarse: medians of the two looks at normal tokens, which count as 0.
+        usual_fine, usual_coarse, usual_detail: medians of the looks at normal tokens, which count as 0.
+        map_scale: what a map is divided by, so that its highest values are on the scale of scores.
+        sum_scale, sum_offset: by which the sum of the fine and the coarse look is brought to that scale.
         token_limit: surprise from which on a token is healed.
-        score_threshold: score from which on an image is called abnormal; None before calibration.
+        score_threshold: score from which on an image is called abnormal, and a pixel of its map; None before calibration.
         false_alarm_share: share of training images that reach the threshold, defective ones among them: about the most that false
             alarms are to be expected to be.
         tile: as of `InferenceSettings`.
@@ -189,12 +197,17 @@ class FeatureSettings:
 
     code_share: float = 0.35
     coarse_weight: float = 0.6
+    detail_weight: float = 10.0
     smoothing: float = 0.6
     score_share: float = 0.01
     code_scale: float | None = None
     position_scale: float | None = None
     usual_fine: float | None = None
     usual_coarse: float | None = None
+    usual_detail: float | None = None
+    map_scale: float | None = None
+    sum_scale: float | None = None
+    sum_offset: float | None = None
     token_limit: float | None = None
     score_threshold: float | None = None
     false_alarm_share: float | None = None

@@ -1,7 +1,7 @@
 """Large images in overlapping tiles, and their maps put together again without a seam."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
@@ -136,25 +136,25 @@ def decoded_images(images: list[Any], tile: int) -> Iterator[tuple[Image.Image |
         yield decoded, tiling_of(decoded, tile)
 
 
-def put_together(tiling: Tiling, tiles: Iterable[ScoredImage], score: Callable[[np.ndarray], float]) -> ScoredImage:
+def put_together(tiling: Tiling, tiles: Iterable[ScoredImage]) -> ScoredImage:
     """An image from its scored tiles, none of which is kept.
 
-    Its score is the highest that a window of the size and at the place of a tile has in the map of the whole, by the rule of
-    `score`: thresholds are of images of that size, and an area that grows with the image would thin a defect out.
+    Its score is the highest of a tile: thresholds are of images of that size, and an area that grows with the image would thin a
+    defect out.
     """
     values = np.zeros((tiling.height, tiling.width), np.float32)
     picture: np.ndarray | None = None
-    likelihoods, resampled = [], []
+    likelihoods, resampled, highest = [], [], -np.inf
     for number, one in enumerate(tiles):
         tiling.add(values, number, one.anomaly_map)
         healed = np.asarray(one.healed)
         if picture is None:
             picture = np.zeros((tiling.height, tiling.width, *healed.shape[2:]), np.uint8)
         tiling.add(picture, number, healed)
+        highest = max(highest, one.score)
         likelihoods.append(one.log_likelihood)
         resampled.append(one.resampled)
     assert picture is not None  # every image has a tile
-    highest = max(score(values[window]) for window in tiling.windows())
     return ScoredImage(values, highest, Image.fromarray(picture), torch.stack(likelihoods), torch.stack(resampled))
 
 

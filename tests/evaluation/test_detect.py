@@ -153,8 +153,13 @@ def images(tmp_path):
 def test_a_score_that_is_not_finite_is_an_error_of_its_file_alone(images, tmp_path, monkeypatch):
     pipeline = tiny_pipeline(score_threshold=1e-6)
     expected = [row["score"] for row in detect(pipeline, [images], tmp_path / "sound")]
-    score = ILTMAnomalyPipeline._score
-    monkeypatch.setattr(pipeline, "_score", lambda v: math.nan if v.shape == (16, 16) else score(pipeline, v))
+    restore = pipeline.image_processor.restore_map
+
+    def broken(values, size, lowest):
+        restored = restore(values, size, lowest)
+        return restored * math.nan if restored.shape == (16, 16) else restored
+
+    monkeypatch.setattr(pipeline.image_processor, "restore_map", broken)
     detect(pipeline, [images], tmp_path / "out")
     first, second, third = csv.DictReader((tmp_path / "out" / "results.csv").read_text().splitlines())
     assert [first["score"], third["score"]] == [expected[0], expected[2]] and not first["error"] + third["error"]

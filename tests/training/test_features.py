@@ -66,7 +66,7 @@ def test_the_report_tells_what_was_done(run, pipeline):
 def test_settings_are_calibrated(pipeline):
     found = vars(pipeline.settings)
     assert all(value is not None for name, value in found.items() if name != "tile"), found
-    assert found["score_threshold"] > 0 and pipeline.noise.shape == (2, 16, 16)
+    assert found["score_threshold"] > 0 and pipeline.noise.shape == (3, 16, 16)
 
 
 def test_output_has_the_size_of_the_input(pipeline, images):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from iltm_anomaly import __version__
 from iltm_anomaly.export.scorer import FORMAT, METADATA
-from iltm_anomaly.feature_map import combined, distances_of, two_looks
+from iltm_anomaly.feature_map import calibrated, distances_of, looks_of, scored_surprises
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 
 NEEDED = ("onnx", "onnxscript")
@@ -21,7 +21,7 @@ REACH = 4.0  # of a Gaussian filter, in standard deviations: scipy's
 
 
 class ScoreGraph(nn.Module):
-    """A pipeline on features from one image (1, C, H, W) in [0, 1] to its map (H, W), of the size of the model."""
+    """A pipeline on features from one image (1, C, H, W) in [0, 1] to its map (H, W), of the size of the model, and its score."""
 
     def __init__(self, pipeline: ILTMAnomalyPipeline):
         super().__init__()
@@ -34,19 +34,24 @@ class ScoreGraph(nn.Module):
         window = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / max(sigma, 1e-12)) ** 2)
         self.register_buffer("window", window / window.sum())
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        settings, spatial = self.settings, pixel_values.shape[2:]
         _, distances = distances_of(self.tokenizer, self.prior, pixel_values)
-        surprise = combined(two_looks(distances, self.settings), self.settings, self.usual)[:, None]
-        values = F.interpolate(surprise, size=pixel_values.shape[2:], mode="bilinear", align_corners=False)
+        looks = calibrated(looks_of(distances, settings), settings, self.usual)
+        maps = scored_surprises(looks[:, 0], settings)[:, None]
+        maps = F.interpolate(maps, size=spatial, mode="bilinear", align_corners=False)
         radius = len(self.window) // 2
         for shape, padding in (((1, 1, -1, 1), (0, 0, radius, radius)), ((1, 1, 1, -1), (radius, radius, 0, 0))):
-            values = F.conv2d(F.pad(values, padding, mode="replicate"), self.window.view(shape))
-        return values[0, 0]
+            maps = F.conv2d(F.pad(maps, padding, mode="replicate"), self.window.view(shape))
+        count = max(1, round(settings.score_share * spatial.numel()))
+        highest = maps.flatten(1).topk(count).values.mean(1)
+        summed = highest[1] / (settings.sum_scale or 1.0) + (settings.sum_offset or 0.0)
+        return maps[0, 0], torch.maximum(highest[0], summed)
 
 
 def export_onnx(pipeline: ILTMAnomalyPipeline, output: Path) -> Path:
     """Writes one file with the weights, and in its metadata what `export.scorer.OnnxScorer` needs beside them: how images are
-    prepared, the rule of the score and the threshold.
+    prepared, and the threshold.
 
     Raises:
         ImportError: if onnx or onnxscript is not installed.
@@ -75,7 +80,7 @@ def export_onnx(pipeline: ILTMAnomalyPipeline, output: Path) -> Path:
             ScoreGraph(pipeline).eval(),
             (torch.zeros(shape),),
             input_names=["pixel_values"],
-            output_names=["anomaly_map"],
+            output_names=["anomaly_map", "score"],
             dynamo=True,
             verbose=False,
         )
@@ -101,6 +106,5 @@ def about(pipeline: ILTMAnomalyPipeline) -> dict[str, Any]:
         "num_channels": processor.num_channels,
         "resample": processor.resample,
         "rescale_factor": processor.rescale_factor,
-        "score_share": settings.score_share,
         "score_threshold": settings.score_threshold,
     }

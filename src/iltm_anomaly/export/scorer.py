@@ -20,7 +20,8 @@ class OnnxScore(NamedTuple):
     Args:
         score: higher is more anomalous.
         anomaly_map: (H, W) float32 of the image's own size.
-        mask: (H, W) bool, True where the map reaches the threshold, in an image whose score does.
+        mask: (H, W) bool, True where the map reaches the threshold, in an image whose score does; where none of its pixels does,
+            the highest hundredth.
     """
 
     score: float
@@ -65,7 +66,7 @@ class OnnxScorer:
                 raise ValueError(f"format {about['format']}, this version reads {FORMAT}")
             self.size, self.padded_size = tuple(about["size"]), tuple(about["padded_size"])
             self.num_channels, self.resample = int(about["num_channels"]), int(about["resample"])
-            self.rescale_factor, self.score_share = float(about["rescale_factor"]), float(about["score_share"])
+            self.rescale_factor = float(about["rescale_factor"])
             self.threshold = np.inf if about["score_threshold"] is None else float(about["score_threshold"])
         except Exception as error:  # onnxruntime has classes of its own
             raise ValueError(f"{path} is no file of `iltm-anomaly export`, or of another version: {error}") from error
@@ -82,14 +83,20 @@ class OnnxScorer:
         else:
             picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
             picture = to_rgb(ImageOps.exif_transpose(picture))
-        (values,) = self.session.run(None, {self.session.get_inputs()[0].name: self.prepare(picture)})
+        values, found = self.session.run(None, {self.session.get_inputs()[0].name: self.prepare(picture)})
         values = np.ascontiguousarray(values[: self.size[0], : self.size[1]])
         if picture.size != values.shape[::-1]:
             values = np.asarray(Image.fromarray(values).resize(picture.size, Image.Resampling.BILINEAR))
-        score = highest_mean(values, self.score_share)
+        score = float(found)
         if not np.isfinite(score):
             raise ValueError(f"the score is {score}: the file is damaged, export the model again")
-        return OnnxScore(score, values, (values >= self.threshold) & (score >= self.threshold))
+        return OnnxScore(score, values, self.mask(score, values))
+
+    def mask(self, score: float, values: np.ndarray) -> np.ndarray:
+        """Which pixels of a map are abnormal, as of the pipeline."""
+        if score < self.threshold:
+            return np.zeros(values.shape, dtype=bool)
+        return values >= (self.threshold if values.max() >= self.threshold else np.quantile(values, 0.99))
 
     def prepare(self, picture: Image.Image) -> np.ndarray:
         """A picture in mode "RGB" -> what the model takes, (1, C, H, W) float32 in [0, 1]."""
@@ -102,10 +109,3 @@ class OnnxScorer:
         padding = [(0, padded - side) for padded, side in zip(self.padded_size, (height, width), strict=True)]
         values = np.pad(values, [*padding, (0, 0)], mode="edge")
         return np.ascontiguousarray(values.transpose(2, 0, 1)[None])
-
-
-def highest_mean(values: np.ndarray, share: float) -> float:
-    """Mean of the highest values of a map, a `share` of it, one at least."""
-    flat = values.ravel()
-    count = max(1, round(share * len(flat)))
-    return float(np.partition(flat, len(flat) - count)[len(flat) - count :].mean())

@@ -19,7 +19,14 @@ from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.seeds import sample_seed
 from iltm_anomaly.settings import FeatureSettings
 from iltm_anomaly.tokenizers.features import FeatureTokenizerModel
-from iltm_anomaly.tokenizers.features.fitting import FITTED_TOKENS, fit_codebook, fit_metric, nearest
+from iltm_anomaly.tokenizers.features.fitting import (
+    FITTED_TOKENS,
+    fit_codebook,
+    fit_detail,
+    fit_metric,
+    nearest,
+    residual_lengths,
+)
 from iltm_anomaly.training.checkpoint import fill_folder, remove_checkpoint
 from iltm_anomaly.training.context import RunContext
 from iltm_anomaly.training.processes import on_main, over_processes
@@ -150,9 +157,11 @@ def fit_round(
     """Metric, codebook and prior of the weighted tokens (N, h, w), calibrated: each half of the images is judged by what was
     fitted to the other half. Their scores (N,) come along."""
     metric = fit_metric(tokens.features, weights)
-    tokenizer.set_codes(metric, *_codes_with_patches(tokenizer, tokens, weights, metric))
+    detail = fit_detail(tokens.features, weights, metric, tokenizer.get_buffer("detail").shape[1])
+    codebook, patches = _codes_with_patches(tokenizer, tokens, weights, metric)
+    tokenizer.set_codes(metric, codebook, detail, patches)
     prior = _fit_prior(tokens.features, weights, metric)
-    settings, usual, scores = calibrate(tokenizer, tokens, weights, metric)
+    settings, usual, scores = calibrate(tokenizer, tokens, weights)
     return ILTMAnomalyPipeline(tokenizer, prior, processor, settings, noise=usual), scores
 
 
@@ -193,46 +202,41 @@ def _codes_with_patches(
 
 
 def calibrate(
-    tokenizer: FeatureTokenizerModel, tokens: TrainingTokens, weights: Tensor, metric: Tensor
+    tokenizer: FeatureTokenizerModel, tokens: TrainingTokens, weights: Tensor
 ) -> tuple[FeatureSettings, Tensor, Tensor]:
-    """The settings of a round's pipeline and what both looks are divided by (2, h, w), from training images alone, and the scores
-    (N,) of these."""
-    distances = _distances_of_halves(tokens, weights, metric, tokenizer.vocab_size)
+    """The settings of a round's pipeline and what looks are divided by (3, h, w), from training images alone, and the scores (N,)
+    of these."""
+    distances = _distances_of_halves(tokenizer, tokens, weights)
     keep, settings = weights > 0.5, FeatureSettings()
     settings.code_scale = feature_map.distance_scale(distances.code[keep])
     settings.position_scale = feature_map.distance_scale(distances.position[keep])
-    looks = feature_map.two_looks(distances, settings)
+    looks = feature_map.looks_of(distances, settings)
     usual = feature_map.calibrate_looks(looks, keep, settings)
-    surprise = feature_map.combined(looks, settings, usual)
-    settings.token_limit = feature_map.token_limit(surprise, keep)
+    looks = feature_map.calibrated(looks, settings, usual)
+    settings.token_limit = feature_map.token_limit(feature_map.surprise_of(looks, settings), keep)
     side, spatial = tokenizer.pixels_per_token, tuple(tokens.pixels.shape[2:])
-    scores = torch.tensor(
-        [
-            feature_map.image_score(feature_map.to_map(one, spatial, settings, side), settings.score_share)
-            for one in surprise
-        ]
-    )
-    clean, zero = keep.flatten(1).all(1), float((settings.usual_fine or 0.0) / usual[0].mean())
-    # the threshold rests on logarithms, of scores counted from where nothing surprises at all
-    threshold, settings.false_alarm_share = feature_map.threshold_of(scores + zero, clean)
-    settings.score_threshold = threshold - zero
+    highest = [feature_map.map_of(looks[:, number], settings, spatial, side)[1] for number in range(len(weights))]
+    scores = feature_map.calibrate_scores(torch.stack(highest), keep.flatten(1).all(1), settings)
     return settings, usual, scores
 
 
-def _distances_of_halves(tokens: TrainingTokens, weights: Tensor, metric: Tensor, codes: int) -> feature_map.Distances:
-    """Distances (N, h, w) of all training tokens, by what was fitted to the other half of the images."""
-    count = len(weights)
+def _distances_of_halves(
+    tokenizer: FeatureTokenizerModel, tokens: TrainingTokens, weights: Tensor
+) -> feature_map.Distances:
+    """Distances (N, h, w) of all training tokens, by what was fitted to the other half of the images, in the tokenizer's
+    metrics."""
+    count, metric, detail = len(weights), tokenizer.get_buffer("metric"), tokenizer.get_buffer("detail")
     generator = torch.Generator().manual_seed(sample_seed(tokens.seed, STREAM_HALVES))
     half = torch.randperm(count, generator=generator).argsort() % 2
-    found = feature_map.Distances(*torch.empty(3, *weights.shape))
+    found = feature_map.Distances(*torch.empty(4, *weights.shape))
     for side in (0, 1):
         theirs = half != side
-        codebook = _fit_codes(tokens.features[theirs], weights[theirs], metric, codes, tokens.seed)
+        codebook = _fit_codes(tokens.features[theirs], weights[theirs], metric, tokenizer.vocab_size, tokens.seed)
         prior = _fit_prior(tokens.features[theirs], weights[theirs], metric)
         for image in (half == side).nonzero().flatten().tolist():
             observed = tokens.features[image].float() @ metric
-            own = observed.flatten(0, 1)
-            found.code[image] = (own - codebook[nearest(own, codebook)]).norm(dim=1).view(observed.shape[:2])
+            codewords = codebook[nearest(observed.flatten(0, 1), codebook)].view(observed.shape)
+            found.code[image], found.detail[image] = residual_lengths(observed - codewords, detail)
             position, surroundings = prior(observed.permute(2, 0, 1)[None])
             found.position[image], found.surroundings[image] = position[0], surroundings[0]
     return found

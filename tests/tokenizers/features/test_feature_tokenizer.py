@@ -7,7 +7,7 @@ from transformers import AutoModel, ConvNextBackbone, ConvNextConfig, Dinov2Back
 
 from iltm_anomaly import FeatureTokenizerConfig, FeatureTokenizerModel
 from iltm_anomaly.hub.checks import check_model
-from iltm_anomaly.tokenizers.features.fitting import fit_codebook, fit_metric, nearest
+from iltm_anomaly.tokenizers.features.fitting import fit_codebook, fit_detail, fit_metric, nearest, residual_lengths
 
 IMAGES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
@@ -19,7 +19,7 @@ def tokenizer() -> FeatureTokenizerModel:
     size = features.shape[1]
     codebook = fit_codebook(features, 8, torch.Generator().manual_seed(0))
     patches = torch.arange(8).view(8, 1, 1, 1).expand(8, 3, 8, 8).to(torch.uint8) * 30
-    model.set_codes(torch.eye(size), codebook, patches)
+    model.set_codes(torch.eye(size), codebook, model.get_buffer("detail"), patches)
     return model
 
 
@@ -137,6 +137,15 @@ def test_in_the_metric_variation_about_a_place_is_the_same_in_all_directions():
     metric = fit_metric(features, torch.ones(400, 3, 4))
     offsets = ((features - features.mean(0)) @ metric).flatten(0, 2)
     assert torch.allclose(offsets.T @ offsets / len(offsets), torch.eye(6), atol=0.3)
+
+
+def test_detail_of_a_residual_is_that_of_the_first_features_in_their_own_metric():
+    features, weights = torch.randn(50, 2, 2, 5, generator=torch.Generator().manual_seed(0)), torch.ones(50, 2, 2)
+    metric = fit_metric(features, weights)
+    detail = fit_detail(features, weights, metric, 3)
+    whole, own = residual_lengths((features[0] - features[1]) @ metric, detail)
+    alone = (features[0] - features[1])[..., :3] @ fit_metric(features[..., :3], weights)
+    assert torch.allclose(own, alone.norm(dim=-1), rtol=1e-4) and bool((whole > own).all())
 
 
 def test_tokens_without_weight_count_nowhere():

@@ -57,3 +57,15 @@ def fit_codebook(tokens: Tensor, count: int, generator: torch.Generator) -> Tens
         codebook = sums / used.clamp(min=1)[:, None]
         codebook[empty] = tokens[torch.randint(len(tokens), (int(empty.sum()),), generator=generator)]
     return codebook
+
+
+def fit_detail(features: Tensor, weights: Tensor, metric: Tensor, size: int) -> Tensor:
+    """The matrix (D, size) that takes what is observed, features (N, h, w, D) times `metric` (D, D), to the first `size` of the
+    features in a metric of their own."""
+    own = fit_metric(features[..., :size], weights)
+    return torch.linalg.solve(metric, torch.cat([own, own.new_zeros(len(metric) - size, size)]))
+
+
+def residual_lengths(residuals: Tensor, detail: Tensor) -> tuple[Tensor, Tensor]:
+    """Lengths (...) of what tokens differ from their codewords by, (..., D), and of their `detail` (D, size) alone."""
+    return residuals.norm(dim=-1), (residuals @ detail.float()).norm(dim=-1)

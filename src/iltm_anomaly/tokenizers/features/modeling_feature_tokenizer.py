@@ -21,6 +21,8 @@ class FeatureTokenizerModel(TokenizerModel):
     Attributes:
         metric: (D, D) float32.
         codebook: (K, D) float32.
+        detail: (D, E) float32, by which what is observed becomes the features of all levels but the deepest, which sees furthest
+            beyond a token, in a metric of their own.
         patches: (K, C, p, p) uint8, the patch of a training image that shows each code, p pixels a side.
     """
 
@@ -32,6 +34,7 @@ class FeatureTokenizerModel(TokenizerModel):
         size, side = sum(self.backbone.channels), config.pixels_per_token
         self.register_buffer("metric", torch.eye(size))
         self.register_buffer("codebook", torch.zeros(config.vocab_size, size))
+        self.register_buffer("detail", torch.eye(size)[:, : sum(self.backbone.channels[:-1]) or size])
         self.register_buffer("patches", torch.zeros(config.vocab_size, config.in_channels, side, side).byte())
         self.post_init()
         self.eval()
@@ -56,9 +59,10 @@ class FeatureTokenizerModel(TokenizerModel):
         """Stays as it is: batch normalisation keeps the statistics of the backbone's own training."""
         return super().train(False)
 
-    def set_codes(self, metric: Tensor, codebook: Tensor, patches: Tensor) -> None:
+    def set_codes(self, metric: Tensor, codebook: Tensor, detail: Tensor, patches: Tensor) -> None:
         """Takes what was fitted to training tokens; shapes as in the class."""
-        for name, value in (("metric", metric), ("codebook", codebook), ("patches", patches)):
+        values = {"metric": metric, "codebook": codebook, "detail": detail, "patches": patches}
+        for name, value in values.items():
             self.get_buffer(name).copy_(value)
 
     def features(self, pixel_values: Tensor) -> Tensor:
