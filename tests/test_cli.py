@@ -291,6 +291,21 @@ def test_the_user_may_set_the_threshold(run, data, tmp_path, capsys):
     assert "score_threshold" in capsys.readouterr().err
 
 
+def test_detect_takes_the_threshold_of_its_effort_and_tiles(run, data, tmp_path):
+    path = sorted((data / "part" / "test" / "good").iterdir())[0]
+    stored = json.loads((run / "model" / "calibration.json").read_text())
+
+    def detected(*options: str) -> dict:
+        output = tmp_path / "".join(options)
+        assert main(["detect", str(run), str(path), "--output", str(output), "--no-maps", *options]) == 0
+        return next(csv.DictReader((output / "results.csv").read_text().splitlines()))
+
+    rows = [detected(*options) for options in ([], ["--effort=fast"], ["--effort=score"], ["--tile=40"])]
+    names = ["score_threshold", "threshold_at_fast", "threshold_at_score", "score_threshold"]
+    assert [float(row["threshold"]) for row in rows] == pytest.approx([stored[name] for name in names], rel=1e-5)
+    assert len({row["score"] for row in rows}) == 4
+
+
 def test_detect_fails_on_a_single_bad_file(run, tmp_path, capsys):
     (tmp_path / "empty.png").touch()
     assert main(["detect", str(run), str(tmp_path / "empty.png"), "--output", str(tmp_path / "out")]) == 2
@@ -299,7 +314,11 @@ def test_detect_fails_on_a_single_bad_file(run, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("option", "complaint"),
-    [("--batch-size=-1", "batch_size must be at least 1"), ("--device=abacus", "--device abacus cannot be used")],
+    [
+        ("--batch-size=-1", "batch_size must be at least 1"),
+        ("--device=abacus", "--device abacus cannot be used"),
+        ("--tile=3", "tile must be a whole number of pixels, 8 at least, got 3"),
+    ],
 )
 def test_impossible_options_of_detect_are_named(run, data, tmp_path, capsys, option, complaint):
     assert main(["detect", str(run), str(data / "part" / "test"), "--output", str(tmp_path / "out"), option]) == 2

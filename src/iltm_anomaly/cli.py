@@ -1,4 +1,4 @@
-"""Command line: `iltm-anomaly demo | train | evaluate | detect | report | benchmark | push`. Heavy imports wait for theirs."""
+"""Command line: `iltm-anomaly demo | train | evaluate | detect | export | report | benchmark | push`. Heavy imports wait."""
 
 import argparse
 import logging
@@ -8,6 +8,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from iltm_anomaly import __version__
@@ -31,6 +32,8 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         "tiny-features; or a YAML file (default: features; phantom with --volumes)"
     )
     add("--preset", metavar="NAME_OR_FILE", help=presets)
+    tile = "side in pixels of tiles that images are cut into, here and in detect, for large images with small defects"
+    add("--tile", type=int, metavar="SIZE", help=tile)
     values = "values in place of the recipe's, such as image_size=384 rounds.abnormal_share=0.4"
     add("--set", dest="overrides", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help=values)
     add("--rounds", type=int, metavar="N", help="masked rounds, in place of the recipe's")
@@ -120,6 +123,12 @@ def add_detect_arguments(parser: argparse.ArgumentParser) -> None:
         "set it by a few images whose state is known: a folder with good/ and other subfolders of defective ones"
     )
     limit("--labelled", type=Path, metavar="FOLDER", help=labelled)
+    effort = (
+        "full: all samples; fast: a few; score: none, nothing is healed (default: full); of features all find the same"
+    )
+    add("--effort", choices=("full", "fast", "score"), default="full", help=effort)
+    tile = "side in pixels of overlapping tiles that images are cut into (default: as in training; 0: none)"
+    add("--tile", type=int, metavar="SIZE", help=tile)
     add("--batch-size", type=int, default=8, metavar="N", help="images at once (default: 8)")
     add("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
 
@@ -131,10 +140,15 @@ def run_detect(arguments: argparse.Namespace) -> int:
     from iltm_anomaly.evaluation.detect import detect
     from iltm_anomaly.hub.folders import resolve_model_folder
     from iltm_anomaly.pipeline import ILTMAnomalyPipeline
+    from iltm_anomaly.tiles import check_tile
 
     folder, _ = resolve_model_folder(arguments.model)
     pipeline = ILTMAnomalyPipeline.from_pretrained(folder, device=usable_device(arguments.device))
-    said = choose_threshold(pipeline, arguments.threshold, arguments.false_alarms, arguments.labelled)
+    if arguments.tile is not None:
+        check_tile(arguments.tile or None)
+        pipeline.settings = replace(pipeline.settings, tile=arguments.tile or None)
+    limits = (arguments.threshold, arguments.false_alarms, arguments.labelled)
+    said = choose_threshold(pipeline, *limits, effort=arguments.effort)
     if IS_MAIN_PROCESS:
         print(said)
     chosen = {"save_maps": not arguments.no_maps, "show_progress": arguments.show_progress}
@@ -151,6 +165,25 @@ def run_detect(arguments: argparse.Namespace) -> int:
         table = arguments.output / "results.csv"
         print(f"{len(rows) - len(failed)} scored, {abnormal} abnormal, {len(failed)} failed: {table} (and .parquet)")
     return 0 if not failed else 2 if len(failed) == len(rows) else 1
+
+
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="pipeline folder, run folder or Hub id of a model on features")
+    add("--format", choices=("onnx",), default="onnx", help="of the file (default: onnx)")
+    add("--output", required=True, type=Path, metavar="FILE.onnx", help="the file; one that is there is replaced")
+
+
+def run_export(arguments: argparse.Namespace) -> None:
+    from iltm_anomaly.export.graph import export_onnx
+    from iltm_anomaly.hub.folders import resolve_model_folder
+    from iltm_anomaly.pipeline import ILTMAnomalyPipeline
+
+    folder, _ = resolve_model_folder(arguments.model)
+    path = export_onnx(ILTMAnomalyPipeline.from_pretrained(folder), arguments.output)
+    print(
+        f"written: {path} ({path.stat().st_size / 2**20:.1f} MB); iltm_anomaly.export.scorer.OnnxScorer scores with it"
+    )
 
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
@@ -234,6 +267,11 @@ COMMANDS: dict[str, Command] = {
         run_evaluate,
     ),
     "detect": ("score images and draw where they are wrong", add_detect_arguments, run_detect),
+    "export": (
+        "write a model on features as an ONNX file that scores without torch",
+        add_export_arguments,
+        run_export,
+    ),
     "report": ("show what detect or train has found as one page", add_report_arguments, run_report),
     "benchmark": (
         "measure every method of the paper's table on the same contaminated images",

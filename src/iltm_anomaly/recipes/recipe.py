@@ -28,7 +28,7 @@ from iltm_anomaly.prior import PerformerPriorConfig
 from iltm_anomaly.prior.configuration_performer_prior import MASKING_MODES
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.recipes.feature_recipe import FeatureRecipe
-from iltm_anomaly.recipes.kinds import CONFIG, Count, NotNegative, Share
+from iltm_anomaly.recipes.kinds import CONFIG, LEAST_TILE, Count, NotNegative, Share
 from iltm_anomaly.recipes.mistakes import explain
 from iltm_anomaly.recipes.reading import assign, preset_names, read_preset
 from iltm_anomaly.recipes.retired import REFUSED, without_retired
@@ -182,6 +182,9 @@ class Recipe:
     """How the prior is optimised, in every round."""
     image_size: StrictInt | None = None
     """Pixels along each side, for images: a multiple of the downsampling, 2 for each of `vqvae.channels`."""
+    tile: Annotated[StrictInt, Field(ge=LEAST_TILE)] | None = None
+    """Pixels along each side of the tiles that images are cut into, in training and afterwards, where defects are small in them;
+    null takes images whole."""
     volume: Annotated[dict[str, Any], TABLES["volume"]] | None = None
     """How volumes become grids, in place of `image_size`. What is left out follows from the training volumes; `{}` leaves out
     all."""
@@ -219,6 +222,8 @@ class Recipe:
         if (dims == 3) != self.is_volumetric:
             needed = "spatial_dims: 3" if self.is_volumetric else "volume: {}"
             raise ValueError(f"recipe.vqvae has spatial_dims {dims}: a recipe for volumes needs {needed} too")
+        if self.is_volumetric and self.tile is not None:
+            raise ValueError("recipe.tile is for images: volumes are not cut into tiles, leave it out")
         if self.is_volumetric and self.num_channels != 1:
             raise ValueError(f"recipe.num_channels must be 1 for volumes, got {self.num_channels}")
         vqvae = _made("vqvae", VQVAEConfig, in_channels=self.num_channels, **self.vqvae)

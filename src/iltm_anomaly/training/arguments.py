@@ -20,6 +20,7 @@ class TrainArguments:
         train_size: number of training images drawn; None takes all good ones.
         preset: name of a shipped recipe, a YAML file, or a recipe itself; None takes "features", or "phantom" for volumes.
         volumes: the data are volumes (NIfTI); the preset must be one for volumes.
+        tile: side in pixels of the tiles that images are cut into, in place of the preset's.
         overrides: values in place of the preset's, such as "rounds.rounds=1".
         rounds: masked rounds in place of the recipe's.
         seed: of everything random, the contamination split included.
@@ -40,6 +41,7 @@ class TrainArguments:
     train_size: int | None = None
     preset: str | Recipe | FeatureRecipe | None = None
     volumes: bool = False
+    tile: int | None = None
     overrides: list[str] = field(default_factory=list)
     rounds: int | None = None
     seed: int = 0

@@ -30,7 +30,8 @@ def train(arguments: TrainArguments) -> Path:
     """
     preset = arguments.preset or ("phantom" if arguments.volumes else "features")
     rounds = [] if arguments.rounds is None else [f"rounds.rounds={arguments.rounds}"]
-    recipe = load_recipe(preset, [*arguments.overrides, *rounds])
+    tile = [] if arguments.tile is None else [f"tile={arguments.tile}"]
+    recipe = load_recipe(preset, [*arguments.overrides, *rounds, *tile])
     check_sizes(recipe)
     if recipe.is_volumetric != arguments.volumes:
         kind, remedy = ("volumes", "pass --volumes") if recipe.is_volumetric else ("images", "leave out --volumes")
