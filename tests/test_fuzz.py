@@ -134,9 +134,8 @@ def test_numbers_at_the_end_of_their_range_are_drawn_and_refused_in_silence(tmp_
 
 def test_a_device_without_numbers_is_refused(tmp_path, capsys):
     tiny_pipeline().save_pretrained(tmp_path / "model")
-    assert (
-        main(["detect", str(tmp_path / "model"), "a.png", "--output", str(tmp_path / "out"), "--device", "meta"]) == 2
-    )
+    words = ["detect", str(tmp_path / "model"), str(tmp_path), "--output", str(tmp_path / "out"), "--device", "meta"]
+    assert main(words) == 2
     assert "--device meta cannot be used" in capsys.readouterr().err
 
 

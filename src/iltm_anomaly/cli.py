@@ -68,7 +68,8 @@ def run_train(arguments: argparse.Namespace) -> None:
     folder = train(TrainArguments(**values))
     if IS_MAIN_PROCESS:
         print(f"pipeline saved in {folder}")
-        print(f"next: iltm-anomaly detect {shlex.quote(str(arguments.output))} NEW_IMAGES --output found")
+        if arguments.show_progress:
+            print(f"next: iltm-anomaly detect {shlex.quote(str(arguments.output))} NEW_IMAGES --output found")
         if arguments.push_to_hub is not None:
             from iltm_anomaly.hub.upload import plan_upload, upload
 
@@ -149,7 +150,7 @@ def run_detect(arguments: argparse.Namespace) -> int:
         pipeline.settings = replace(pipeline.settings, tile=arguments.tile or None)
     limits = (arguments.threshold, arguments.false_alarms, arguments.labelled)
     said = choose_threshold(pipeline, *limits, effort=arguments.effort)
-    if IS_MAIN_PROCESS:
+    if IS_MAIN_PROCESS and arguments.show_progress:
         print(said)
     chosen = {"save_maps": not arguments.no_maps, "show_progress": arguments.show_progress}
     rows = detect(pipeline, arguments.inputs, arguments.output, arguments.batch_size, **chosen)

@@ -67,7 +67,7 @@ def test_unknown_category_names_those_that_exist(category):
 def test_folder_without_layout(tmp_path):
     save_image(tmp_path / "a.png")
     assert not is_category(tmp_path)
-    with pytest.raises(ValueError, match=r"not in the layout of MVTec AD.*load_folder"):
+    with pytest.raises(ValueError, match=r"not in the layout of MVTec AD.*can only be trained on"):
         load_mvtec(tmp_path)
 
 

@@ -197,7 +197,10 @@ def test_a_batch_that_the_memory_cannot_hold_is_halved(pipeline, tmp_path, monke
         return call(self, images, batch_size=batch_size)
 
     monkeypatch.setattr(type(pipeline), "__call__", small)
-    assert detect(pipeline, [tmp_path / "in"], tmp_path / "out", show_progress=False) == whole
+    for row, expected in zip(
+        detect(pipeline, [tmp_path / "in"], tmp_path / "out", show_progress=False), whole, strict=True
+    ):
+        assert row | {"seconds": 0} == expected | {"seconds": 0}
     assert sizes == [5, 2, 3, 1, 2]
 
 

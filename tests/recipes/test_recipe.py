@@ -369,7 +369,7 @@ def test_missing_field_is_named(tmp_path):
 
 
 def test_unknown_name_lists_the_presets():
-    with pytest.raises(ValueError, match=r"no preset and no file 'huge'.*'paper'"):
+    with pytest.raises(ValueError, match=r"no preset and no file 'huge'.*, paper,"):
         load_recipe("huge")
 
 
