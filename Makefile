@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test test-slow test-space lint style bench cards schema docs
+.PHONY: help demo test test-slow test-lowest test-space fuzz chaos lint style bench cards schema docs
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,17 @@ test: $(READY)  ## the tests, under 12 minutes on 2 cores
 test-slow: $(READY)  ## all tests, long ones too
 	$(BIN)/python -m pytest
 
+# What rests on other packages most: loading, saving, transformers' pipeline, data sets and streams, training.
+LOWEST := .venv-lowest
+$(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable . 'pytest>=8'
+	touch $@
+
+test-lowest: $(LOWEST)/.ready  ## a part of the tests with the oldest packages that are allowed
+	$(LOWEST)/bin/python -m pytest tests/test_pipeline.py tests/hub/test_task.py tests/data/test_hub.py \
+		tests/data/test_streaming.py tests/training/test_features.py tests/training/test_stage1.py
+
 # Gradio wants an older Pillow than the pinned one, and another Pillow resizes a little differently: so the Space has an
 # environment of its own, on top of the other.
 SPACE := .venv-space
@@ -40,6 +51,12 @@ $(SPACE)/.ready: $(READY)
 
 test-space: $(SPACE)/.ready  ## the Space in a headless Chromium (apt-get install chromium chromium-driver)
 	$(SPACE)/bin/python -m pytest tests/test_space.py -rs
+
+fuzz: $(READY)  ## spoiled files and odd words through every door for SECONDS=600; prints the seed of every failure
+	$(BIN)/python tests/fuzz.py --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
+
+chaos: $(READY)  ## kills, full disks and other faults during train, detect, benchmark and push; some 10 minutes
+	$(BIN)/python tests/chaos.py $(if $(SEED),--seed $(SEED))
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

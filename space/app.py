@@ -22,6 +22,8 @@ EXAMPLES = sorted((HERE / "examples").glob("*.png"))
 SIDE = 320  # of the shown pictures, at least
 MOST_PIXELS = 50_000_000
 Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # Pillow refuses twice as many before it decodes them
+MOST_BYTES = 50 * 2**20  # of an uploaded file
+LONGEST_QUEUE = 16
 TITLES = ("Input", "Abnormality", "Healed", "Code likelihoods")
 LEGEND = """
 Abnormality: from green to dark red, the image is ever less like what the model expects. Healed: what it expected there. Code
@@ -144,5 +146,12 @@ def build() -> gr.Blocks:
     return page
 
 
+def serve() -> None:
+    """Shows the page. One image at a time is scored, so that memory is bounded; who finds the queue full comes again."""
+    page = build()
+    page.queue(max_size=LONGEST_QUEUE, default_concurrency_limit=1)
+    page.launch(max_file_size=MOST_BYTES)
+
+
 if __name__ == "__main__":
-    build().launch()
+    serve()

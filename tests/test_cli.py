@@ -291,6 +291,21 @@ def test_the_user_may_set_the_threshold(run, data, tmp_path, capsys):
     assert "score_threshold" in capsys.readouterr().err
 
 
+def test_detect_takes_the_threshold_of_its_effort_and_tiles(run, data, tmp_path):
+    path = sorted((data / "part" / "test" / "good").iterdir())[0]
+    stored = json.loads((run / "model" / "calibration.json").read_text())
+
+    def detected(*options: str) -> dict:
+        output = tmp_path / "".join(options)
+        assert main(["detect", str(run), str(path), "--output", str(output), "--no-maps", *options]) == 0
+        return next(csv.DictReader((output / "results.csv").read_text().splitlines()))
+
+    rows = [detected(*options) for options in ([], ["--effort=fast"], ["--effort=score"], ["--tile=40"])]
+    names = ["score_threshold", "threshold_at_fast", "threshold_at_score", "score_threshold"]
+    assert [float(row["threshold"]) for row in rows] == pytest.approx([stored[name] for name in names], rel=1e-5)
+    assert len({row["score"] for row in rows}) == 4
+
+
 def test_detect_fails_on_a_single_bad_file(run, tmp_path, capsys):
     (tmp_path / "empty.png").touch()
     assert main(["detect", str(run), str(tmp_path / "empty.png"), "--output", str(tmp_path / "out")]) == 2
@@ -299,7 +314,11 @@ def test_detect_fails_on_a_single_bad_file(run, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("option", "complaint"),
-    [("--batch-size=-1", "batch_size must be at least 1"), ("--device=abacus", "--device abacus cannot be used")],
+    [
+        ("--batch-size=-1", "batch_size must be at least 1"),
+        ("--device=abacus", "--device abacus cannot be used"),
+        ("--tile=3", "tile must be a whole number of pixels, 8 at least, got 3"),
+    ],
 )
 def test_impossible_options_of_detect_are_named(run, data, tmp_path, capsys, option, complaint):
     assert main(["detect", str(run), str(data / "part" / "test"), "--output", str(tmp_path / "out"), option]) == 2
@@ -324,8 +343,8 @@ def test_pictures_of_a_run_are_no_images_to_train_on(run, tmp_path):
 @pytest.mark.parametrize(("options", "folder"), [([], "demo"), (["--volumes"], "demo_volumes")])
 def test_the_two_demos_have_folders_of_their_own(options, folder, monkeypatch):
     called = []
-    monkeypatch.setattr("iltm_anomaly.demo.demo", lambda *arguments: called.append(("demo", *arguments)))
-    monkeypatch.setattr("iltm_anomaly.demo.demo_volumes", lambda *a: called.append(("demo_volumes", *a)))
+    monkeypatch.setattr("iltm_anomaly.demo.demo", lambda *a, **_: called.append(("demo", *a)))
+    monkeypatch.setattr("iltm_anomaly.demo.demo_volumes", lambda *a, **_: called.append(("demo_volumes", *a)))
     assert main(["demo", *options]) == 0
     assert called == [(folder, Path(folder), 0)]
 
@@ -426,6 +445,45 @@ def test_help_is_quick_and_names_every_command():
     assert {*COMMANDS} <= first_words
 
 
+MISTAKES = {
+    "train --data nowhere --output out": "no such folder: nowhere",
+    "train --data two --output out": "two holds 2 categories, choose one: one, other",
+    "train --data two --category ohter --output out": "Did you mean 'other'?",
+    "train --data two/one --preset fast --output out": "no preset and no file 'fast'; presets are cpu, ",
+    "evaluate two --data nowhere --output out": "two is not a pipeline folder: it has no model_index.json",
+    "detect nothing two --output out": "no pipeline folder at nothing",
+    "detect org/model nothing.png --output out": "cannot read nothing.png: no such file",
+    "report nowhere": "no such folder: nowhere",
+    "push nowhere org/model": "no folder nowhere",
+    "benchmark --data nowhere --categories x --output out": "no such folder: nowhere",
+}
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_a_wrong_argument_is_told_before_torch_is_imported(command, run_fresh, tmp_path):
+    program = """
+    import sys, os
+    from iltm_anomaly.cli import main
+    os.chdir(sys.argv[1]), os.makedirs("two/one/train"), os.makedirs("two/other/train")
+    sys.stderr = sys.stdout
+    print(main(sys.argv[2].split()), *{"torch", "transformers", "datasets"} & set(sys.modules))
+    """
+    said, status = run_fresh(program, tmp_path, command).splitlines()
+    assert MISTAKES[command] in said and status == "2"
+
+
+def test_quiet_leaves_results_warnings_and_errors(run, data, recipe, tmp_path):
+    command = [sys.executable, "-m", "iltm_anomaly.cli"]
+    training = ["--data", str(data / "part"), "--preset", str(recipe), "--output", str(tmp_path / "run"), "--cpu"]
+    shorter = ["--quiet", "--rounds=0", "--set", "stage1.steps=2", "stage2.steps=2"]
+    image = str(next((data / "part" / "test" / "good").iterdir()))
+    detecting = ["--quiet", "detect", str(run), image, "--output", str(tmp_path / "found")]
+    for words, shown in ((["train", *training, *shorter], "pipeline saved in"), (detecting, "1 scored, ")):
+        done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=300, check=True)
+        assert all(line.startswith("WARNING ") for line in done.stderr.splitlines())
+        assert done.stdout.startswith(shown) and done.stdout.count("\n") == 1
+
+
 def test_a_wrong_value_in_a_recipe_is_one_line_too(data, tmp_path, capsys):
     from iltm_anomaly.recipes.recipe import load_recipe
 
@@ -444,6 +502,6 @@ def test_what_this_machine_cannot_hold_is_one_line(tmp_path, monkeypatch, capsys
         raise error
 
     monkeypatch.setattr("iltm_anomaly.training.train.train", fail)
-    assert main(["train", "--data", "data", "--output", str(tmp_path / "run")]) == 2
+    assert main(["train", "--data", str(tmp_path), "--output", str(tmp_path / "run")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "too small for what was asked" in line or "too large for what was asked (int too large" in line

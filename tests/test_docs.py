@@ -9,7 +9,8 @@ import pytest
 
 from iltm_anomaly.cli import build_parser
 from iltm_anomaly.hub.cards import load_results, rounds_table
-from iltm_anomaly.recipes.recipe import load_recipe, preset_names
+from iltm_anomaly.recipes.reading import preset_names
+from iltm_anomaly.recipes.recipe import load_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCE = REPOSITORY / "src" / "iltm_anomaly"

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from scipy import stats
-from tiny_models import some_codes, tiny_prior
+from tiny_models import some_codes, tiny_pipeline, tiny_prior
 
 from iltm_anomaly.healing import accept_likelier, heal, sample_codes
 
@@ -236,3 +236,27 @@ def test_whole_sequences():
     keep = torch.zeros(1, 42, dtype=torch.bool)
     assert torch.equal(drawn, heal(model, some_codes(model, 1), keep, 5, generators(1, seed=1))[0])
     assert sample_codes(model, 5, torch.Generator().manual_seed(1), length=9).shape == (5, 9)
+
+
+def test_a_device_without_float64_heals_by_the_same_draws(monkeypatch):
+    """As Metal (MPS) does, every tensor refuses to become float64, unless it was brought to the CPU before."""
+    pipeline = tiny_pipeline(token_threshold=0.9)
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected = pipeline.score_batch(images, pipeline.settings, 0)
+    assert expected[3].any(), "something is drawn"
+    at_home, double, cpu, moved = [], torch.Tensor.double, torch.Tensor.cpu, []
+
+    def to_cpu(values, *arguments):
+        at_home.append(cpu(values, *arguments).clone())
+        return at_home[-1]
+
+    def to_float64(values):
+        if not any(one is values for one in at_home):
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        moved.append(values)
+        return double(values)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", to_cpu)
+    monkeypatch.setattr(torch.Tensor, "double", to_float64)
+    found = pipeline.score_batch(images, pipeline.settings, 0)
+    assert moved and torch.equal(expected[0][0], found[0][0]) and torch.equal(expected[3], found[3])

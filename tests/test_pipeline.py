@@ -2,6 +2,7 @@ import json
 import math
 import os
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ import torch
 from PIL import Image
 
 from iltm_anomaly import ILTMAnomalyPipeline, ILTMImageProcessor, InferenceSettings
+from iltm_anomaly.masking import score_threshold
 from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
 from iltm_anomaly.scoring import observed_surprise
+from iltm_anomaly.settings import EFFORTS
 from iltm_anomaly.tokenizers.vqvae import VQVAEConfig, VQVAEModel
 
 
@@ -208,7 +211,7 @@ def test_a_healed_token_changes_nothing_far_from_it(images, monkeypatch):
     for healed in (0, 1):
         keep = torch.ones(1, 4, 4, dtype=torch.bool)
         keep[0, 3, 3] = not healed
-        monkeypatch.setattr(pipeline, "_keep_mask", lambda likelihood, settings, keep=keep: keep)
+        monkeypatch.setattr("iltm_anomaly.pixel_map.keep_mask", lambda *_, keep=keep: keep)
         maps.append(pipeline(images[1]).anomaly_maps[0])
     far = slice(8), slice(8)
     assert maps[1][far].mean() == pytest.approx(maps[0][far].mean(), rel=0.05)
@@ -295,6 +298,30 @@ def test_no_label_flips_in_float16_and_bfloat16_is_refused(tmp_path):
         half.to(dtype=torch.bfloat16)
 
 
+def test_types_parts_and_folders_are_named_as_those_of_any_pipeline(tmp_path):
+    make_pipeline().save_pretrained(tmp_path / "inner" / "model")
+    load = partial(ILTMAnomalyPipeline.from_pretrained, tmp_path, subfolder="inner/model")
+    half = load(dtype="float16")
+    assert {model.dtype for model in half.models} == {torch.float16}
+    assert {model.dtype for model in half.to(torch.float32).models} == {torch.float32}
+    assert {model.dtype for model in half.to("cpu", "float16").models} == {torch.float16}
+    assert {model.dtype for model in load(dtype="auto").models} == {torch.float32}
+    assert load(prior=half.prior).prior is half.prior
+    for given, said in (
+        ({"dtype": "bfloat16"}, "does not compute in torch.bfloat16"),
+        ({"dtype": "half-hearted"}, "does not compute in half-hearted"),
+        ({"variant": "fp16"}, 'stored in float32 alone; dtype="float16" casts them'),
+        (
+            {"prior": half.tokenizer},
+            r"prior=VQVAEModel is no part of .*; its parts are .*prior \(PerformerPriorModel\)",
+        ),
+        ({"pryor": half.prior}, "pryor=PerformerPriorModel is no part of"),
+        ({"subfolder": "../elsewhere"}, "'../elsewhere' leads out of"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            load(**given)
+
+
 def test_float16_takes_sums_of_the_codebook_that_it_cannot_hold(images, tmp_path):
     pipeline = make_pipeline()
     pipeline.vqvae.quantizer.code_sum.fill_(7e4)
@@ -358,3 +385,71 @@ class TestFoldersThatAreNoPipeline:
         self.edit(folder, "calibration", score_threshold=value)
         with pytest.raises(ValueError, match=r"calibration.json: setting 'score_threshold' must be a number"):
             ILTMAnomalyPipeline.from_pretrained(folder)
+
+
+class TestEfforts:
+    @pytest.fixture(scope="class")
+    def calibrated(self):
+        pipeline = make_pipeline(
+            token_threshold=None, score_threshold=None, decoder_spread=True, num_samples=7, outlier_scale=0.3
+        )
+        pipeline.calibrate(torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+        return pipeline
+
+    def test_each_has_the_threshold_of_its_own_scores(self, calibrated, images, tmp_path):
+        """They differ, because fewer draws have wider kernels, and they are there after loading."""
+        calibrated.save_pretrained(tmp_path)
+        loaded = ILTMAnomalyPipeline.from_pretrained(tmp_path)
+        training = list(torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+        thresholds = {loaded.settings.at(effort).score_threshold for effort in EFFORTS}
+        assert len(thresholds) == 3
+        for effort in EFFORTS:
+            out = loaded(training, effort=effort)
+            expected = score_threshold(out.scores)
+            assert loaded.settings.at(effort).score_threshold == pytest.approx(expected, rel=1e-4)
+            assert torch.equal(loaded(images, effort=effort).scores, calibrated(images, effort=effort).scores)
+
+    def test_full_is_what_settings_say(self, calibrated, images):
+        assert torch.equal(calibrated(images).scores, calibrated(images, effort="full").scores)
+        assert calibrated.settings.at("full") is calibrated.settings
+
+    def test_score_heals_and_draws_nothing(self, calibrated, images, monkeypatch):
+        """One pass of tokenizer and prior: whatever the seed, the result is the same."""
+        monkeypatch.setattr("iltm_anomaly.healing._Resampling", None)
+        passes = []
+        log_likelihood = type(calibrated.prior).log_likelihood
+        monkeypatch.setattr(
+            type(calibrated.prior), "log_likelihood", lambda *args: passes.append(1) or log_likelihood(*args)
+        )
+        monkeypatch.setattr(VQVAEModel, "draw_expected", None)
+        first, second = (calibrated(images, effort="score", generator=seed) for seed in (1, 2))
+        assert torch.equal(first.scores, second.scores) and not first.resampled_tokens.any()
+        assert len(passes) == 2
+        assert all(image.size == healed.size for image, healed in zip(images, first.healed_images, strict=True))
+
+    def test_fast_draws_few(self, calibrated, images, monkeypatch):
+        counts = []
+
+        def spy(vqvae, codes, observed, settings, *args):
+            counts.append((len(codes), settings.num_dropout_passes, settings.num_contexts))
+            return observed_surprise(vqvae, codes, observed, settings, *args)
+
+        monkeypatch.setattr("iltm_anomaly.scoring.observed_surprise", spy)
+        out = calibrated(images[0], effort="fast")
+        assert set(counts) == {(5, 2, 2)} and out.resampled_tokens.any()
+
+    def test_an_image_in_which_nothing_is_unlikely_is_never_healed(self, calibrated, images, monkeypatch):
+        monkeypatch.setattr("iltm_anomaly.healing._Resampling", None)
+        for effort in EFFORTS:
+            settings = replace(calibrated.settings.at(effort), surprise_limit=1e3)
+            pixels = calibrated.image_processor.preprocess(images)["pixel_values"]
+            assert not calibrated.score_batch(pixels, settings, 0)[3].any()
+
+    def test_a_folder_without_thresholds_of_efforts_is_refused_for_all_but_full(self, images):
+        pipeline = make_pipeline()  # with a threshold of full effort alone
+        assert len(pipeline(images[0], effort="full").scores) == 1
+        for effort in ("fast", "score"):
+            with pytest.raises(ValueError, match=f"no threshold for effort '{effort}'.*leave effort out.*--resume"):
+                pipeline(images[0], effort=effort)
+        with pytest.raises(ValueError, match="effort must be one of full, fast, score, got 'quick'"):
+            pipeline(images[0], effort="quick")

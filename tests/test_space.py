@@ -96,6 +96,16 @@ def test_a_model_that_cannot_be_loaded_is_said_too(app, tmp_path, monkeypatch):
     assert "The model cannot be loaded" in verdict and "ILTM_MODEL" in verdict
 
 
+def test_files_and_queue_are_bounded(app, monkeypatch):
+    """One image at a time: examples, button and file have a queue each, whose limits are those of `default_concurrency_limit`."""
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(app.gr.Blocks, "launch", lambda page, **options: asked.update(options, page=page))
+    app.serve()
+    assert asked["max_file_size"] == 50 * 2**20
+    page = asked["page"]
+    assert page._queue.max_size == 16 and page._queue.default_concurrency_limit == 1
+
+
 @pytest.fixture
 def browser(model, tmp_path) -> Iterator[Browser]:
     """Chromium with the page of the Space open."""

@@ -13,7 +13,8 @@ MODULES = {
     ".".join((ROOT.name, *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
     for path in sorted(ROOT.rglob("*.py"))
 }
-ALLOWED_INSIDE = {"iltm_anomaly", "iltm_anomaly._registration", "iltm_anomaly.cli"}  # they wait for what is asked for
+# they wait for what is asked for
+ALLOWED_INSIDE = {"iltm_anomaly", "iltm_anomaly._registration", "iltm_anomaly.cli", "iltm_anomaly.cli_benchmark"}
 
 
 def imports_of(name: str, tree: ast.AST) -> set[str]:

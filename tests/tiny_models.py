@@ -3,12 +3,16 @@
 from pathlib import Path
 
 import torch
+from transformers import ConvNextConfig
 
+from iltm_anomaly.feature_map import LOOKS
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
-from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
+from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel, PositionPriorConfig, PositionPriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
-from iltm_anomaly.settings import InferenceSettings
+from iltm_anomaly.settings import FeatureSettings, InferenceSettings
 from iltm_anomaly.synthetic.dataset import generate_dataset, write_mvtec_tree
+from iltm_anomaly.tokenizers.features import FeatureTokenizerConfig, FeatureTokenizerModel
+from iltm_anomaly.tokenizers.features.fitting import fit_detail, fit_metric
 from iltm_anomaly.tokenizers.vqvae import VQVAEConfig, VQVAEModel
 
 GRID = {2: (3, 4), 3: (2, 2, 3)}
@@ -97,3 +101,29 @@ def part_tree(folder: Path) -> Path:
         recurring=True,
     )
     return Path(write_mvtec_tree(dataset, folder, "part"))
+
+
+def tiny_feature_pipeline(side: int = 32, **settings) -> ILTMAnomalyPipeline:
+    """An uncalibrated pipeline on features of a ConvNeXt of a few random weights, fitted to random images; `settings` of
+    `FeatureSettings`."""
+    torch.manual_seed(0)
+    sizes = {"hidden_sizes": [4, 6, 8, 8], "depths": [1, 1, 1, 1], "patch_size": 4}
+    backbone = ConvNextConfig(**sizes).to_diff_dict()
+    config = FeatureTokenizerConfig(backbone="tiny", backbone_config=backbone, levels=(1, 2), vocab_size=8)
+    tokenizer = FeatureTokenizerModel(config)
+    images = torch.rand(12, 3, side, side)
+    with torch.no_grad():
+        features = tokenizer.features(images)
+        weights = torch.ones(features.shape[:3])
+        metric = fit_metric(features, weights)
+        codebook = (features.flatten(0, 2) @ metric)[:8]
+        patches = torch.randint(256, (8, 3, 8, 8)).byte()
+        tokenizer.set_codes(metric, codebook, fit_detail(features, weights, metric, 4), patches)
+    grid = tokenizer.grid_shape((side, side))
+    prior = PositionPriorModel(PositionPriorConfig(grid_shape=grid, hidden_size=10, rank=3)).fit(
+        features, weights, metric
+    )
+    noise = torch.ones(LOOKS, *grid)
+    return ILTMAnomalyPipeline(
+        tokenizer, prior, ILTMImageProcessor(size=side), FeatureSettings(**settings), noise=noise
+    )

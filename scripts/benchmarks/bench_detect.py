@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     images = [str(path) for folder in options.folders for path in find_images(folder, recursive=True)]
-    images = sorted(random.Random(0).sample(images, min(options.images, len(images))))
+    images = sorted(random.Random(0).sample(images, min(options.images, len(images))))  # noqa: S311 - no secret
     work = Path(tempfile.mkdtemp(prefix="bench_detect_"))
     some, every = work / "some.txt", work / "every.txt"
     some.write_text("\n".join(images[: len(images) // 8]))

@@ -66,6 +66,7 @@ def _register() -> None:
     _done = True  # the imports below come through here again
     from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
+    from iltm_anomaly.modeling import ILTMConfig, WholePipeline
     from iltm_anomaly.prior import (
         PerformerPriorConfig,
         PerformerPriorModel,
@@ -86,6 +87,7 @@ def _register() -> None:
         PositionPriorConfig: PositionPriorModel,
         TissueTokenizerConfig: TissueTokenizerModel,
         TissuePriorConfig: TissuePriorModel,
+        ILTMConfig: WholePipeline,
     }
     for config, model in models.items():
         AutoConfig.register(config.model_type, config)

@@ -1,4 +1,4 @@
-"""Command line: `iltm-anomaly demo | train | evaluate | detect | report | benchmark | push`. Heavy imports wait for theirs."""
+"""Command line: `iltm-anomaly demo | train | evaluate | detect | export | report | benchmark | push`. Heavy imports wait."""
 
 import argparse
 import logging
@@ -6,20 +6,16 @@ import math
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable
-from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from iltm_anomaly import __version__
+from iltm_anomaly.cli_benchmark import PROTOCOL_HELP, PROTOCOLS, add_benchmark_arguments, run_benchmark
 
 IS_MAIN_PROCESS = os.environ.get("RANK", "0") == "0"  # of those that a launcher started, if one did
 MOST_FAILED = 20  # images that are listed at the end of `detect`
-PROTOCOLS = ("disjoint", "overlap")
-PROTOCOL_HELP = (
-    "where contamination comes from: test images that are left out of the test set (disjoint, default), or copies of images of "
-    "the test set, turned by up to 3 degrees and shifted by up to 3 %% (overlap)"
-)
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +32,8 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         "tiny-features; or a YAML file (default: features; phantom with --volumes)"
     )
     add("--preset", metavar="NAME_OR_FILE", help=presets)
+    tile = "side in pixels of tiles that images are cut into, here and in detect, for large images with small defects"
+    add("--tile", type=int, metavar="SIZE", help=tile)
     values = "values in place of the recipe's, such as image_size=384 rounds.abnormal_share=0.4"
     add("--set", dest="overrides", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help=values)
     add("--rounds", type=int, metavar="N", help="masked rounds, in place of the recipe's")
@@ -49,6 +47,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     trackers = "tensorboard, trackio, wandb; DIR/training_log.jsonl is always written"
     add("--report-to", nargs="+", default=[], metavar="TRACKER", help=trackers)
     add("--cpu", action="store_true", help="do not use a GPU")
+    add("--push-to-hub", metavar="REPO_ID", help="upload the pipeline when it is trained, as push does")
 
 
 def _seconds(text: str) -> float:
@@ -69,7 +68,12 @@ def run_train(arguments: argparse.Namespace) -> None:
     folder = train(TrainArguments(**values))
     if IS_MAIN_PROCESS:
         print(f"pipeline saved in {folder}")
-        print(f"next: iltm-anomaly detect {shlex.quote(str(arguments.output))} NEW_IMAGES --output found")
+        if arguments.show_progress:
+            print(f"next: iltm-anomaly detect {shlex.quote(str(arguments.output))} NEW_IMAGES --output found")
+        if arguments.push_to_hub is not None:
+            from iltm_anomaly.hub.upload import plan_upload, upload
+
+            print(upload(plan_upload(folder, arguments.push_to_hub)))
 
 
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,6 +96,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         arguments.output,
         all_rounds=not arguments.last_round,
         device=usable_device(arguments.device),
+        show_progress=arguments.show_progress,
     )
     print(format_results(document))
     print(f"written: {arguments.output / 'results.json'}, {arguments.output / 'gallery.png'}")
@@ -119,6 +124,12 @@ def add_detect_arguments(parser: argparse.ArgumentParser) -> None:
         "set it by a few images whose state is known: a folder with good/ and other subfolders of defective ones"
     )
     limit("--labelled", type=Path, metavar="FOLDER", help=labelled)
+    effort = (
+        "full: all samples; fast: a few; score: none, nothing is healed (default: full); of features all find the same"
+    )
+    add("--effort", choices=("full", "fast", "score"), default="full", help=effort)
+    tile = "side in pixels of overlapping tiles that images are cut into (default: as in training; 0: none)"
+    add("--tile", type=int, metavar="SIZE", help=tile)
     add("--batch-size", type=int, default=8, metavar="N", help="images at once (default: 8)")
     add("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
 
@@ -130,13 +141,21 @@ def run_detect(arguments: argparse.Namespace) -> int:
     from iltm_anomaly.evaluation.detect import detect
     from iltm_anomaly.hub.folders import resolve_model_folder
     from iltm_anomaly.pipeline import ILTMAnomalyPipeline
+    from iltm_anomaly.tiles import check_tile
 
     folder, _ = resolve_model_folder(arguments.model)
     pipeline = ILTMAnomalyPipeline.from_pretrained(folder, device=usable_device(arguments.device))
-    said = choose_threshold(pipeline, arguments.threshold, arguments.false_alarms, arguments.labelled)
-    if IS_MAIN_PROCESS:
+    if arguments.tile is not None:
+        check_tile(arguments.tile or None)
+        if pipeline.image_processor.is_volumetric:
+            raise ValueError("--tile is for images: volumes are not cut into tiles, leave it out")
+        pipeline.settings = replace(pipeline.settings, tile=arguments.tile or None)
+    limits = (arguments.threshold, arguments.false_alarms, arguments.labelled)
+    said = choose_threshold(pipeline, *limits, effort=arguments.effort)
+    if IS_MAIN_PROCESS and arguments.show_progress:
         print(said)
-    rows = detect(pipeline, arguments.inputs, arguments.output, arguments.batch_size, save_maps=not arguments.no_maps)
+    chosen = {"save_maps": not arguments.no_maps, "show_progress": arguments.show_progress}
+    rows = detect(pipeline, arguments.inputs, arguments.output, arguments.batch_size, **chosen)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     failed = [row for row in rows if row["error"]]
@@ -149,6 +168,25 @@ def run_detect(arguments: argparse.Namespace) -> int:
         table = arguments.output / "results.csv"
         print(f"{len(rows) - len(failed)} scored, {abnormal} abnormal, {len(failed)} failed: {table} (and .parquet)")
     return 0 if not failed else 2 if len(failed) == len(rows) else 1
+
+
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="pipeline folder, run folder or Hub id of a model on features")
+    add("--format", choices=("onnx",), default="onnx", help="of the file (default: onnx)")
+    add("--output", required=True, type=Path, metavar="FILE.onnx", help="the file; one that is there is replaced")
+
+
+def run_export(arguments: argparse.Namespace) -> None:
+    from iltm_anomaly.export.graph import export_onnx
+    from iltm_anomaly.hub.folders import resolve_model_folder
+    from iltm_anomaly.pipeline import ILTMAnomalyPipeline
+
+    folder, _ = resolve_model_folder(arguments.model)
+    path = export_onnx(ILTMAnomalyPipeline.from_pretrained(folder), arguments.output)
+    print(
+        f"written: {path} ({path.stat().st_size / 2**20:.1f} MB); iltm_anomaly.export.scorer.OnnxScorer scores with it"
+    )
 
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
@@ -173,7 +211,7 @@ def usable_device(name: str | None) -> str:
     if name is None:
         return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name, dtype=torch.float64)  # healing draws with these; Metal has none
+        torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError, TypeError) as error:  # a build without CUDA asserts
         raise ValueError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
     return name
@@ -191,86 +229,7 @@ def run_demo(arguments: argparse.Namespace) -> None:
     from iltm_anomaly.demo import demo, demo_volumes
 
     run, folder = (demo_volumes, "demo_volumes") if arguments.volumes else (demo, "demo")
-    run(arguments.output or Path(folder), arguments.seed)
-
-
-def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--data", metavar="ROOT", help="folder that the categories are in")
-    categories = "category folders below ROOT (bottle, mvtec/bottle), `official` for the 12 of the paper, or `all15` of MVTec AD"
-    add("--categories", nargs="+", metavar="NAME", help=categories)
-    output = "cells, runs and report; the same DIR again continues"
-    add("--output", required=True, type=Path, metavar="DIR", help=output)
-    methods = (
-        "all (default), paper, or names; patchcore, patchcore_coreset and softpatch are not in all, as they need weights of an "
-        "ImageNet network"
-    )
-    add("--methods", nargs="+", default=["all"], metavar="NAME", help=methods)
-    shares = "shares of defective training images (default: 0 0.1 0.2)"
-    add("--contamination", nargs="+", type=float, default=[0.0, 0.1, 0.2], metavar="F", help=shares)
-    add("--seeds", nargs="+", type=int, default=[0], metavar="N", help="seeds of everything random (default: 0)")
-    add("--preset", default="cpu", metavar="NAME_OR_FILE", help="recipe (default: cpu)")
-    sizes = (
-        "training images of every cell; `common` (default) takes, per category, the most at which all levels are possible, "
-        "`all` the good images and as many defective ones as a level needs"
-    )
-    add("--protocol", choices=PROTOCOLS, default=PROTOCOLS[0], help=PROTOCOL_HELP)
-    side = (
-        "pixels of the square that every image becomes for all methods, in place of the recipe's; a multiple of the side of a "
-        "token, 8 pixels with every preset of images"
-    )
-    add("--image-size", type=int, metavar="N", help=side)
-    add("--train-size", type=_size, default="common", metavar="N", help=sizes)
-    seconds = "training time of each other method (default: that of one round of ILTM's prior; with `paper`, its own schedule)"
-    add("--baseline-seconds", type=float, metavar="S", help=seconds)
-    config: dict[str, Any] = {"nargs": "+", "action": "extend", "type": _baseline_field, "default": []}
-    values = "fields of other methods in place of the preset's, such as cutpaste.weights=microsoft/resnet-18"
-    add("--baseline-config", **config, metavar="METHOD.FIELD=VALUE", help=values)
-    add("--cpu", action="store_true", help="do not use a GPU")
-    add = parser.add_mutually_exclusive_group().add_argument
-    add("--dry-run", action="store_true", help="print plan and cost, try one step of everything, train nothing")
-    add("--report-only", action="store_true", help="write the report of the cells in DIR anew; needs no data")
-
-
-def _size(text: str) -> int | str:
-    return int(text) if text.isdigit() else text
-
-
-def _baseline_field(text: str) -> tuple[str, str, Any]:
-    """ "nsa.max_patches=4" -> ("nsa", "max_patches", 4)."""
-    import yaml
-
-    name, equals, value = text.partition("=")
-    method, dot, field = name.partition(".")
-    if not (equals and dot and method and field):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form METHOD.FIELD=VALUE")
-    found = yaml.safe_load(value)
-    if isinstance(found, str):
-        with suppress(ValueError):  # YAML takes 1e-3 for text
-            found = float(found)
-    return method, field, found
-
-
-def run_benchmark(arguments: argparse.Namespace) -> None:
-    if arguments.report_only:
-        from iltm_anomaly.comparison.benchmark.report import write_report
-
-        written = write_report(arguments.output)
-    else:
-        from iltm_anomaly.comparison.benchmark.plan import BenchmarkArguments
-        from iltm_anomaly.comparison.benchmark.task import benchmark, check
-
-        if arguments.data is None or arguments.categories is None:
-            raise ValueError("--data and --categories are needed, unless --report-only is given")
-        values = {k: v for k, v in vars(arguments).items() if k in BenchmarkArguments.__dataclass_fields__}
-        values["baseline_config"] = {}
-        for method, name, value in arguments.baseline_config:
-            values["baseline_config"].setdefault(method, {})[name] = value
-        if arguments.dry_run:
-            check(BenchmarkArguments(**values))
-            return
-        written = benchmark(BenchmarkArguments(**values))
-    print(f"written: {', '.join(map(str, written))}")
+    run(arguments.output or Path(folder), arguments.seed, show_progress=arguments.show_progress)
 
 
 def add_push_arguments(parser: argparse.ArgumentParser) -> None:
@@ -289,7 +248,8 @@ def add_push_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_push(arguments: argparse.Namespace) -> None:
-    from iltm_anomaly.hub.upload import model_folder, plan_upload, results_of, upload
+    from iltm_anomaly.hub.folders import model_folder
+    from iltm_anomaly.hub.upload import plan_upload, results_of, upload
 
     results = arguments.results or results_of(arguments.model)
     plan = plan_upload(model_folder(arguments.model), arguments.repo_id, results, arguments.picture)
@@ -310,6 +270,11 @@ COMMANDS: dict[str, Command] = {
         run_evaluate,
     ),
     "detect": ("score images and draw where they are wrong", add_detect_arguments, run_detect),
+    "export": (
+        "write a model on features as an ONNX file that scores without torch",
+        add_export_arguments,
+        run_export,
+    ),
     "report": ("show what detect or train has found as one page", add_report_arguments, run_report),
     "benchmark": (
         "measure every method of the paper's table on the same contaminated images",
@@ -320,28 +285,43 @@ COMMANDS: dict[str, Command] = {
 }
 
 
+def _general_options() -> argparse.ArgumentParser:
+    """Options that may stand before a command or after it."""
+    general = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    general.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    quiet = "show results, warnings and errors alone: no progress bars, no information"
+    general.add_argument("--quiet", dest="show_progress", action="store_false", help=quiet)
+    return general
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(
-        prog="iltm-anomaly", description="Anomaly detection that learns from contaminated data."
-    )
+    about = "Anomaly detection that learns from contaminated data."
+    parser = argparse.ArgumentParser(prog="iltm-anomaly", description=about, parents=[_general_options()])
+    parser.set_defaults(debug=False, show_progress=True)
     parser.add_argument("--version", action="version", version=__version__)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (summary, add_arguments, _) in COMMANDS.items():
-        add_arguments(commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + "."))
+        description = summary[0].upper() + summary[1:] + "."
+        add_arguments(commands.add_parser(name, help=summary, description=description, parents=[_general_options()]))
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command. Errors that a user can mend are one line on stderr and exit code 2; `detect` has codes of its own."""
     arguments = build_parser().parse_args(argv)
-    from huggingface_hub.errors import StrictDataclassError  # after parsing: --help does not wait for it
+    # after parsing: --help does not wait for them
+    from huggingface_hub.errors import StrictDataclassError
 
-    level = logging.INFO if IS_MAIN_PROCESS else logging.ERROR  # what one of many processes has to say is said once
+    from iltm_anomaly.early_checks import check
+
+    level = logging.INFO if arguments.show_progress else logging.WARNING
+    if not IS_MAIN_PROCESS:  # what one of many processes has to say is said once
+        level = logging.ERROR
     logging.basicConfig(level=level, format="%(levelname)s %(message)s", stream=sys.stderr)
-    quiet_libraries()
     try:
+        check(arguments)
+        quiet_libraries()
         return COMMANDS[arguments.command][2](arguments) or 0
     except (ValueError, RuntimeError, OSError, ImportError, StrictDataclassError, MemoryError, OverflowError) as error:
         if arguments.debug:
@@ -366,8 +346,12 @@ def quiet_libraries() -> None:
 
     transformers_logging.disable_progress_bar()
     disable_datasets_bars()
-    for name in ("httpx", "httpx2", "datasets", "accelerate", "matplotlib", "PIL"):
+    for name in ("httpx", "httpx2", "datasets", "accelerate", "matplotlib"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # What these say of damaged files names no file; what matters of it we say ourselves.
+    for name in ("PIL", "nibabel.global"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module="PIL")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from iltm_anomaly.training.train import train
 MARKER = ".iltm-anomaly-demo"
 
 
-def demo(output: Path, seed: int = 0) -> dict:
+def demo(output: Path, seed: int = 0, show_progress: bool = True) -> dict:
     """Generates images of a machined part, 30 % of the training ones with one of four faults that its machine repeats; trains,
     refits with suspicious tokens masked, scores held-out images after every round, and reloads the pipeline to score one image.
 
@@ -41,7 +41,7 @@ def demo(output: Path, seed: int = 0) -> dict:
     )
     folder = write_mvtec_tree(dataset, output / "data", "part")
 
-    arguments = TrainArguments(str(folder), output / "run", preset="demo", seed=seed)
+    arguments = TrainArguments(str(folder), output / "run", preset="demo", seed=seed, show_progress=show_progress)
     document = _train_and_evaluate(arguments, output)
     image = next(row["image"] for row in dataset["test"] if row["defect"] == "label_askew")
     path = output / "defective.png"
@@ -54,7 +54,12 @@ def demo(output: Path, seed: int = 0) -> dict:
 
 
 def demo_volumes(
-    output: Path, seed: int = 0, preset: str = "phantom", num_train: int = 100, spacing: float = 8.0
+    output: Path,
+    seed: int = 0,
+    preset: str = "phantom",
+    num_train: int = 100,
+    spacing: float = 8.0,
+    show_progress: bool = True,
 ) -> dict:
     """The same with phantoms of whole-body PET, 30 % of the training ones with lesions that one disease has at the same sites.
 
@@ -62,7 +67,7 @@ def demo_volumes(
     `results.json`, `gallery.png`, and in `detected` map and mask of one volume as NIfTI and its projections.
 
     Args:
-        output, seed: as in `demo`.
+        output, seed, show_progress: as in `demo`.
         preset: recipe.
         num_train: training volumes; a tenth as many good ones are tested on, and a fifth as many with lesions.
         spacing: size of a voxel in mm.
@@ -82,7 +87,9 @@ def demo_volumes(
         recurring=True,
     )
 
-    arguments = TrainArguments(str(data), output / "run", volumes=True, preset=preset, seed=seed)
+    arguments = TrainArguments(
+        str(data), output / "run", volumes=True, preset=preset, seed=seed, show_progress=show_progress
+    )
     document = _train_and_evaluate(arguments, output)
     path = data / "test" / "lesion" / "000.nii.gz"
     pipe = _load(output, "volume", path)
@@ -100,7 +107,7 @@ def _train_and_evaluate(arguments: TrainArguments, output: Path) -> dict:
     print(f"2. training: {how}")
     train(arguments)
     print(f"3. scoring held-out {kind} after every round")
-    document = evaluate_run(arguments.output, arguments.data, None, output)
+    document = evaluate_run(arguments.output, arguments.data, None, output, show_progress=arguments.show_progress)
     print(format_results(document))
     return document
 

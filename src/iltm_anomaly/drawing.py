@@ -24,6 +24,7 @@ def project(values: np.ndarray, axis: int = 1) -> np.ndarray:
 def grey(values: np.ndarray, window: tuple[float, float]) -> Image.Image:
     """(H, W) values as a picture, black at the window's lower end and white at its upper one."""
     low, high = window
+    values = values.astype(np.float64)  # differences of the largest numbers of float32
     return Image.fromarray((255 * np.clip((values - low) / (high - low), 0, 1)).round().astype(np.uint8))
 
 

@@ -112,24 +112,37 @@ def score_images(
     (B, *grid), all on the CPU, and scores of images; likelihoods up to a constant."""
     spatial = tuple(pixel_values.shape[2:])
     # 1. images become tokens, which are compared with the codes and with what their positions usually hold, alone and together
-    codes, observed = tokenizer.tokenize(pixel_values)
-    code, detail = residual_lengths(
-        (observed - tokenizer.expect(codes)).movedim(1, -1), tokenizer.get_buffer("detail")
-    )
-    position, surroundings = prior(observed)
-    looks = calibrated(looks_of(Distances(code, detail, position, surroundings), settings), settings, usual)
+    codes, distances = distances_of(tokenizer, prior, pixel_values)
+    looks = calibrated(looks_of(distances, settings), settings, usual)
     surprise = surprise_of(looks, settings)
     # 2. in place of surprising tokens stand the normal patches that are most like them
     healed = surprise > (math.inf if settings.token_limit is None else settings.token_limit)
     pictures = []
-    for own, where, pixels in zip(codes, healed, pixel_values, strict=True):
-        pasted = tokenizer.show_codes(own)
-        pictures.append(pasted.where(to_pixels(where, spatial, "nearest") > 0, pixels.float()).cpu())
+    for own, where, pixels in zip(codes, healed, pixel_values.float(), strict=True):
+        if bool(where.any()):
+            pixels = tokenizer.show_codes(own).where(to_pixels(where, spatial, "nearest") > 0, pixels)
+        pictures.append(pixels.cpu())
     # 3. surprise becomes a map, and that and the looks a score
     made = [map_of(looks[:, number], settings, spatial, tokenizer.pixels_per_token) for number in range(len(codes))]
-    likelihood = -(code.square() + position.square()) / 2
+    likelihood = -(distances.code.square() + distances.position.square()) / 2
     scores = [image_score(highest, settings) for _, highest in made]
     return [values for values, _ in made], pictures, likelihood.cpu(), healed.cpu(), scores
+
+
+def distances_of(
+    tokenizer: FeatureTokenizerModel, prior: PositionPriorModel, pixel_values: Tensor
+) -> tuple[Tensor, Distances]:
+    """Codes (B, *grid) of images (B, C, *spatial) in [0, 1], and the distances of their tokens."""
+    codes, observed = tokenizer.tokenize(pixel_values)
+    residuals = (observed - tokenizer.expect(codes)).movedim(1, -1)
+    code, detail = residual_lengths(residuals, tokenizer.get_buffer("detail"))
+    return codes, Distances(code, detail, *prior(observed))
+
+
+def scored_surprises(looks: Tensor, settings: FeatureSettings) -> Tensor:
+    """What a score rests on, (2, *grid) of calibrated looks (3, *grid) at one image: the surprise that becomes its map, and the
+    sum of the fine and the coarse look."""
+    return torch.stack([surprise_of(looks, settings) / (settings.map_scale or 1.0), looks[0] + looks[1]])
 
 
 def map_of(
@@ -137,7 +150,7 @@ def map_of(
 ) -> tuple[Tensor, Tensor]:
     """Calibrated looks (3, *grid) at one image -> its map (*spatial), and the means of the highest values (2,) of the map and of
     the sum of the fine and the coarse look; on the CPU."""
-    surprises = torch.stack([surprise_of(looks, settings) / (settings.map_scale or 1.0), looks[0] + looks[1]]).cpu()
+    surprises = scored_surprises(looks, settings).cpu()
     smoothing = settings.smoothing * pixels_per_token
     maps = torch.stack([smooth(to_pixels(one, spatial), smoothing) for one in surprises]).flatten(1)
     count = max(1, round(settings.score_share * maps.shape[1]))

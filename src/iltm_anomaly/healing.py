@@ -136,10 +136,10 @@ class _Resampling:
         """Draws the next code of every sequence that has arrived at its target, by inverting the distribution function."""
         here = (self.state.position == self._next_position()).nonzero().squeeze(1)
         image, sample, target = self.image[here], self.sample[here], self.target[here]
-        cumulative = self.state.logits[here].double().softmax(-1).cumsum(-1)
-        uniform = self.uniforms[image, target, sample].double().unsqueeze(1) * cumulative[:, -1:]
+        cumulative = _in_float64(self.state.logits[here]).softmax(-1).cumsum(-1)
+        uniform = _in_float64(self.uniforms[image, target, sample]).unsqueeze(1) * cumulative[:, -1:]
         drawn = torch.searchsorted(cumulative, uniform, right=True).squeeze(1).clamp(max=cumulative.shape[1] - 1)
-        healed[image, sample, self.targets[image, target]] = drawn
+        healed[image, sample, self.targets[image, target]] = drawn.to(healed.device)
         self.target[here] += 1
 
     def _drop_finished(self) -> None:
@@ -219,3 +219,11 @@ def sample_codes(
     length = length or prior.config.max_position_embeddings
     codes = torch.zeros(1, length, dtype=torch.long, device=prior.device)
     return heal(prior, codes, torch.zeros_like(codes, dtype=torch.bool), num_samples, [generator])[0]
+
+
+def _in_float64(values: Tensor) -> Tensor:
+    """The values in float64, on the CPU if their device has none, as Metal (MPS)."""
+    try:
+        return values.double()
+    except TypeError:  # of PyTorch, for Metal
+        return values.cpu().double()

@@ -1,9 +1,10 @@
 """What all models of the package share."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 
 def share_tensors(folder: Path) -> None:
@@ -14,13 +15,39 @@ def share_tensors(folder: Path) -> None:
         path.chmod(mode)
 
 
+class ILTMConfig(PreTrainedConfig):
+    """Marks the folder of a whole pipeline; its parts have configurations of their own."""
+
+    model_type = "iltm"
+
+
+class WholePipeline(PreTrainedModel):
+    """What `AutoModel` finds in the folder of a whole pipeline, which is no single model."""
+
+    config_class = ILTMConfig
+
+    @classmethod
+    def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> NoReturn:  # type: ignore[override]
+        """Raises ValueError, which says what to write."""
+        raise ValueError(
+            f"{name} is a whole pipeline: load it with iltm_anomaly.ILTMAnomalyPipeline.from_pretrained({str(name)!r}), or one "
+            f'of its models with AutoModel.from_pretrained({str(name)!r}, subfolder="tokenizer") or subfolder="prior"'
+        )
+
+
 class SafetensorsModel(PreTrainedModel):
     """A model that is never read from a pickle, which may run code: repositories come from strangers."""
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As any model of transformers, with `use_safetensors=True`."""
-        return super().from_pretrained(*args, **kwargs | {"use_safetensors": True})
+        """As any model of transformers, with `use_safetensors=True`, and without its progress bar, which is over at once."""
+        shown = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()
+        try:
+            return super().from_pretrained(*args, **kwargs | {"use_safetensors": True})
+        finally:
+            if shown:
+                transformers_logging.enable_progress_bar()
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As any model of transformers, under the names that its weights have here: of some backbones it would write those of

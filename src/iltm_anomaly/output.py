@@ -34,13 +34,15 @@ class ILTMAnomalyOutput:
     """What was found in all images of a call; `output[0]` is what was found in the first.
 
     Args:
-        scores: (B,) float32, higher is more anomalous: the highest value of each map, of features the mean of its highest ones.
+        scores: (B,) float32, higher is more anomalous: the highest value of each map, of features the mean of its highest ones;
+            of an image in tiles the highest score of a tile.
         anomaly_maps: (H, W) or (D, H, W) float32 per image, at the image's own size; higher is more anomalous.
         masks: bool maps of the same sizes, True where the map reaches the calibrated threshold, in images whose score does.
         healed_images: the image as the model expected it: a PIL image each, an array for volumes. Of features: the image with
             patches of training images in place of the tokens that were healed.
-        token_log_likelihoods: (B, *grid) float32, natural log, always finite; of features up to a constant.
-        resampled_tokens: (B, *grid) bool, tokens that were healed.
+        token_log_likelihoods: (B, *grid) float32, natural log, always finite; of features up to a constant. Of images in tiles a
+            list of (tiles, *grid), row by row.
+        resampled_tokens: (B, *grid) bool, tokens that were healed; of images in tiles a list as well.
         images: the images as they were given, such as paths; they are read again when they are to be shown.
         threshold: score from which on an image is abnormal; None if the pipeline has none.
         lowest: value of a map where nothing is abnormal.
@@ -50,8 +52,8 @@ class ILTMAnomalyOutput:
     anomaly_maps: list[np.ndarray]
     masks: list[np.ndarray]
     healed_images: list[Any]
-    token_log_likelihoods: Tensor
-    resampled_tokens: Tensor
+    token_log_likelihoods: Tensor | list[Tensor]
+    resampled_tokens: Tensor | list[Tensor]
     images: list[Any] = field(default_factory=list, repr=False)
     threshold: float | None = None
     lowest: float = 0.0

@@ -5,32 +5,38 @@ import logging
 import math
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from iltm_anomaly import feature_map, hub, masking, uptake_map
+from iltm_anomaly import feature_map, hub, masking, pixel_map, uptake_map
 from iltm_anomaly.calibration import surprise_limit, usual_error
 from iltm_anomaly.data.cache import PixelCache
-from iltm_anomaly.healing import heal_grids
-from iltm_anomaly.hub.checks import NOISE_FILE, Stored, check_finite, stored_tensors
-from iltm_anomaly.hub.parts import FORMER_TOKENIZER, check_fit, expected_classes, needs_noise, read_calibration
+from iltm_anomaly.hub.folders import NOISE_FILE
+from iltm_anomaly.hub.parts import (
+    FORMER_TOKENIZER,
+    check_fit,
+    expected_classes,
+    needs_noise,
+    read_calibration,
+    read_noise,
+)
 from iltm_anomaly.modeling import share_tensors
 from iltm_anomaly.output import ILTMAnomalyOutput, masks_of
 from iltm_anomaly.prior import PerformerPriorModel, PositionPriorModel, TissuePriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.saved_pipeline import SavedPipeline
-from iltm_anomaly.scoring import anomaly_map
 from iltm_anomaly.seeds import check_seed
-from iltm_anomaly.settings import FeatureSettings, InferenceSettings, Settings, UptakeSettings, lowest_value
+from iltm_anomaly.settings import EFFORTS, FeatureSettings, InferenceSettings, Settings, UptakeSettings, lowest_value
 from iltm_anomaly.thresholds import TrainingScores
+from iltm_anomaly.tiles import ScoredImage, check_tile, decoded_images, list_of_batches, put_together
 from iltm_anomaly.tokenizers.base import TokenizerModel, images_at_once
 from iltm_anomaly.tokenizers.vqvae import VQVAEModel
 
@@ -128,6 +134,8 @@ class ILTMAnomalyPipeline(SavedPipeline):
         generator: int | torch.Generator | None = None,
         batch_size: int = 8,
         show_progress: bool = False,
+        tile: int | None = None,
+        effort: str = "full",
     ) -> ILTMAnomalyOutput:
         """Scores one image or many.
 
@@ -136,49 +144,71 @@ class ILTMAnomalyPipeline(SavedPipeline):
             num_samples, num_dropout_passes, token_threshold: in place of the pipeline's settings.
             generator: a seed, or a generator to draw one from. By default every image is healed with seed 0, so that
                 its result is always the same, alone or among others.
-            batch_size: images that go through the models together.
+            batch_size: images, or tiles of one, that go through the models together.
             show_progress: a progress bar over images.
+            tile: side in pixels of overlapping tiles that each image is cut into, every one of which becomes an image of the
+                model's size. None takes that of the training, 0 the image as a whole. See `docs/efforts.md`.
+            effort: "full", "fast" or "score", see `settings.EFFORTS`; the two lower ones take a fraction of the time of a
+                pipeline on pixels.
 
         Raises:
             ImageReadError: if an image cannot be read.
             NonFiniteScoreError: if the score of an image is NaN or infinite.
-            ValueError: if `images` is empty, values or a shape are none of an image, or `generator` or `batch_size` is none.
+            ValueError: if `images` is empty, values or a shape are none of an image, or `generator`, `batch_size`,
+                `tile` or `effort` is none, or the pipeline has no threshold for that effort.
             TypeError: if something is no image.
         """
         if isinstance(generator, torch.Generator):
             generator = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
         seed = check_seed(0 if generator is None else generator)
-        overrides = {
-            "num_samples": num_samples,
-            "num_dropout_passes": num_dropout_passes,
-            "token_threshold": token_threshold,
-        }
-        given = {name: value for name, value in overrides.items() if value is not None}
+        settings = self._chosen(
+            effort, num_samples=num_samples, num_dropout_passes=num_dropout_passes, token_threshold=token_threshold
+        )
+        images, tile = self.image_processor.as_list(images), settings.tile if tile is None else tile
+        if tile:
+            found = self._in_tiles(images, tile, settings, seed, batch_size, show_progress)
+        else:
+            found = self._whole(self.batches(images, batch_size, show_progress), settings, seed)
+        return _collected(found, images, settings, bool(tile))
+
+    def _chosen(self, effort: str, **values: Any) -> Settings:
+        """The settings at an effort, with the values that are not None in place of theirs."""
+        given = {name: value for name, value in values.items() if value is not None}
         if given and not self.draws_codes:
             raise ValueError(f"{', '.join(given)}: nothing is drawn in such a pipeline, leave it out")
-        settings = replace(self.settings, **given)
-        images = self.image_processor.as_list(images)
-        maps, scores, healed_images, log_likelihoods, resampled = [], [], [], [], []
-        for batch in self.batches(images, batch_size, show_progress):
-            scored = self.score_batch(batch["pixel_values"], settings, seed)
-            for values, healed, size, score in zip(*scored[:2], batch["original_sizes"], scored[4], strict=True):
-                maps.append(self.image_processor.restore_map(values, size, lowest_value(settings)))
-                scores.append(float(maps[-1].max()) if score is None else score)
-                _check_score(scores[-1], len(scores))
-                healed_images.append(self.image_processor.restore_image(healed, size))
-            log_likelihoods.append(scored[2])
-            resampled.append(scored[3])
-        return ILTMAnomalyOutput(
-            scores=torch.tensor(scores),
-            anomaly_maps=maps,
-            masks=masks_of(maps, scores, settings.score_threshold),
-            healed_images=healed_images,
-            token_log_likelihoods=torch.cat(log_likelihoods),
-            resampled_tokens=torch.cat(resampled),
-            images=images,
-            threshold=settings.score_threshold,
-            lowest=lowest_value(settings),
-        )
+        return replace(self.settings.at(effort), **given)
+
+    def _whole(self, batches: Iterable[Any], settings: Settings, seed: int) -> Iterator[ScoredImage]:
+        """Each image of the batches, as large as it is."""
+        lowest, processor = lowest_value(settings), self.image_processor
+        for batch in batches:
+            scored = zip(*self.score_batch(batch["pixel_values"], settings, seed), strict=True)
+            for (values, healed, likelihood, resampled, score), size in zip(
+                scored, batch["original_sizes"], strict=True
+            ):
+                restored = processor.restore_map(values, size, lowest)
+                picture = processor.restore_image(healed, size)
+                score = float(restored.max()) if score is None else score
+                yield ScoredImage(restored, score, picture, likelihood, resampled)
+
+    def _in_tiles(
+        self,
+        images: list[Any],
+        tile: int,
+        settings: Settings,
+        seed: int,
+        batch_size: int,
+        show_progress: bool,
+    ) -> Iterator[ScoredImage]:
+        """Each image, put together of its tiles."""
+        if self.image_processor.is_volumetric:
+            raise ValueError("volumes are not cut into tiles: leave out tile")
+        check_tile(tile)
+        for image, tiling in decoded_images(images, tile):
+            parts = list_of_batches(tiling.cut(image), batch_size)
+            shown = tqdm(parts, desc="scoring tiles", unit="batch", disable=not show_progress)
+            batches = (self.image_processor.preprocess(batch) for batch in shown)
+            yield put_together(tiling, self._whole(batches, settings, seed))
 
     @torch.no_grad()
     def score_batch(
@@ -193,40 +223,12 @@ class ILTMAnomalyPipeline(SavedPipeline):
             in_units = self.image_processor.in_units
             found = uptake_map.score_volumes(self.tokenizer, self.prior, pixel_values, settings, in_units)
             return *found, [None] * len(pixel_values)
-        spatial = tuple(pixel_values.shape[2:])
-        # 1. images become codes, and what is observed of them
-        codes, observed = self.tokenizer.tokenize(pixel_values)
-        # 2. the prior tells how likely each code is, given those before it
-        log_likelihood = self.prior.log_likelihood(codes.flatten(1)).unflatten(1, codes.shape[1:])
-        # 3. unlikely codes are drawn again
-        keep = self._keep_mask(log_likelihood, settings)
-        generators = [torch.Generator().manual_seed(seed) for _ in codes]
-        healed = heal_grids(
-            self.prior, codes, log_likelihood, keep, settings.num_samples, generators, settings.accept_likelier
-        )
-        # 4. what is observed is compared with what the healed codes lead one to expect
         noise = self.noise if settings.reconstruction_noise else None
-        scored = [
-            anomaly_map(self.tokenizer, self.prior, own, drawn, seen, spatial, settings, noise, generator)
-            for own, drawn, seen, generator in zip(codes, healed, observed, generators, strict=True)
-        ]
-        maps, healed_images = ([values.cpu() for values in column] for column in zip(*scored, strict=True))
-        resampled = torch.stack([one.resampled for one in healed])
-        return maps, healed_images, log_likelihood.cpu(), resampled.cpu(), [None] * len(maps)
-
-    def _keep_mask(self, log_likelihood: Tensor, settings: InferenceSettings) -> Tensor:
-        """(B, *grid) -> bool, False where a token is to be healed."""
-        rule, limit = settings.rule, settings.surprise_limit
-        if rule.token_threshold is None and limit is None:  # not calibrated yet
-            rule = masking.RejectionRule(masking.default_token_threshold(self.tokenizer.vocab_size))
-        surprise = rule.surprise(log_likelihood)
-        if rule.token_threshold is not None or limit is None:
-            limit = rule.limit(surprise)
-        return masking.keep_mask(surprise, limit)
+        return pixel_map.score_images(self.tokenizer, self.prior, pixel_values, settings, noise, seed)
 
     def calibrate(self, pixel_values: Tensor, codes: Tensor | None = None, show_progress: bool = False) -> float:
-        """Sets `surprise_limit`, `noise` if it is used, and `score_threshold` (`masking.score_threshold`) from training images
-        alone; no label is read.
+        """Sets `surprise_limit`, `noise` if it is used, and the threshold of each effort (`masking.score_threshold`) from
+        training images alone; no label is read.
 
         Args:
             pixel_values: (N, C, *spatial) in [0, 1]; scoring them takes most of the time.
@@ -234,7 +236,7 @@ class ILTMAnomalyPipeline(SavedPipeline):
             show_progress: a progress bar.
 
         Returns:
-            The score threshold.
+            The score threshold of full effort.
 
         Raises:
             ValueError: of a pipeline on features or tissues, whose images must be judged by models that have not seen them: see
@@ -251,13 +253,17 @@ class ILTMAnomalyPipeline(SavedPipeline):
                 "the threshold comes from %d image(s) alone: choose your own by what you see", len(pixel_values)
             )
         settings, batches = self.settings, pixel_values.split(images_at_once(pixel_values))
-        scores = []
-        for batch in tqdm(batches, desc="calibrating", unit="batch", disable=not show_progress):
-            scores += [float(values.max()) for values in self.score_batch(batch, settings, 0)[0]]
+        settings.score_threshold, thresholds = None, {}  # without one, lower efforts need none
         lowest = lowest_value(settings)
-        settings.score_threshold = masking.score_threshold(torch.tensor(scores), lowest)
-        self.training_report |= TrainingScores(np.array(scores), -lowest).to_report()
-        return settings.score_threshold
+        for effort in EFFORTS:  # maps differ in scale
+            chosen, scores = settings.at(effort), []
+            for batch in tqdm(batches, desc=f"calibrating {effort}", unit="batch", disable=not show_progress):
+                scores += [float(values.max()) for values in self.score_batch(batch, chosen, 0)[0]]
+            thresholds[effort] = masking.score_threshold(torch.tensor(scores), lowest)
+            if effort == "full":
+                self.training_report |= TrainingScores(np.array(scores), -lowest).to_report()
+        settings.set_thresholds(thresholds)
+        return thresholds["full"]
 
     def calibrate_surprise_limit(self, codes: Tensor) -> None:
         """Sets which tokens count as outliers from the codes of training images (N, *grid); a fixed `token_threshold` needs
@@ -310,31 +316,61 @@ class ILTMAnomalyPipeline(SavedPipeline):
             share_tensors(folder)
 
     def load_extra_files(self, folder: Path) -> None:
-        self.noise = _read_noise(folder / NOISE_FILE, self._noise_shape)
+        self.noise = read_noise(folder / NOISE_FILE, self._noise_shape)
+
+    def save_pretrained(
+        self, folder: str | Path, *, push_to_hub: bool = False, repo_id: str | None = None, **kwargs: Any
+    ) -> None:
+        """As `SavedPipeline.save_pretrained`; then, if asked for, `push_to_hub` to `repo_id` (by default the folder's name)."""
+        super().save_pretrained(folder)
+        if push_to_hub:
+            self.push_to_hub(repo_id or Path(folder).name, **kwargs)
 
     def push_to_hub(
         self,
         repo_id: str,
         *,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        revision: str | None = None,
         commit_message: str = "Upload ILTM pipeline",
+        tags: Sequence[str] = (),
         results: Sequence[str | Path] = (),
+        **kwargs: Any,
     ) -> str:
-        """Uploads what `save_pretrained` writes as one commit; returns its address. `hub.upload` says how.
+        """Uploads what `save_pretrained` writes as one commit; returns its address, or that of the pull request.
 
         Args:
-            repo_id, private, token, revision, commit_message: as of any model.
+            repo_id, commit_message: as of any model.
+            tags: for the model card, beside its own.
             results: what `iltm-anomaly evaluate` has written, one file a seed, for the model card; without any it says that
                 nothing was measured.
+            kwargs: private, token, revision, commit_description and create_pr of `hub.upload.upload`.
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            plan = hub.upload.plan_upload(folder, repo_id, [Path(path) for path in results])
-            return hub.upload.upload(
-                plan, private=private, token=token, revision=revision, commit_message=commit_message
-            )
+            plan = hub.upload.plan_upload(folder, repo_id, [Path(path) for path in results], tags=tags)
+            return hub.upload.upload(plan, commit_message=commit_message, **kwargs)
+
+
+def _collected(
+    found: Iterable[ScoredImage], images: list[Any], settings: Settings, in_tiles: bool
+) -> ILTMAnomalyOutput:
+    """What was found in images, one after the other, as one output; nothing is abnormal without a threshold."""
+    scored = []
+    for number, one in enumerate(found, 1):
+        _check_score(one.score, number)
+        scored.append(one)
+    maps, scores = [one.anomaly_map for one in scored], [one.score for one in scored]
+    likelihoods, resampled = [one.log_likelihood for one in scored], [one.resampled for one in scored]
+    return ILTMAnomalyOutput(
+        scores=torch.tensor(scores),
+        anomaly_maps=maps,
+        masks=masks_of(maps, scores, settings.score_threshold),
+        healed_images=[one.healed for one in scored],
+        token_log_likelihoods=likelihoods if in_tiles else torch.stack(likelihoods),
+        resampled_tokens=resampled if in_tiles else torch.stack(resampled),
+        images=images,
+        threshold=settings.score_threshold,
+        lowest=lowest_value(settings),
+    )
 
 
 def _check_score(score: float, number: int) -> None:
@@ -344,16 +380,3 @@ def _check_score(score: float, number: int) -> None:
             f"the score of image {number} is {score}: its values are too large to compute with, or weights or image processor of "
             "the pipeline are damaged. If other images fail too, get the folder of the pipeline again"
         )
-
-
-def _read_noise(path: Path, size: tuple[int, ...]) -> Tensor | None:
-    if not path.is_file():
-        return None
-    stored = stored_tensors(path)
-    if stored != {"noise": Stored(size, "F32")}:
-        raise ValueError(f"{path} must hold one tensor named noise, of shape {size} and type F32; it holds {stored}")
-    noise = load_file(path)["noise"]
-    check_finite({"noise": noise}, path)
-    if bool((noise < 0).any()):
-        raise ValueError(f"{path}: noise, a reconstruction error, is negative")
-    return noise

@@ -17,9 +17,9 @@ def commit() -> str | None:
     here = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
+        words = ["git", "-C", str(here), *arguments]
+        done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603 - words of our own
+        return done.stdout.strip()
 
     try:
         # A wheel in somebody else's repository must not claim that repository's commit.

@@ -82,13 +82,17 @@ class SavedPipeline:
     def device(self) -> torch.device:
         return self.models[0].device
 
-    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Moves all models.
+    def to(
+        self, device: str | torch.device | torch.dtype | None = None, dtype: torch.dtype | str | None = None
+    ) -> Self:
+        """Moves all models to a device, or to a type: `pipe.to("cuda")`, `pipe.to(torch.float16)`, `pipe.to("cuda", "float16")`.
 
         Raises:
             ValueError: if `dtype` is neither float32 nor float16.
         """
-        _check_dtype(dtype)
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
+        dtype = _as_dtype(dtype)
         for model in self.models:
             model.to(device=device, dtype=dtype)
         return self
@@ -136,29 +140,57 @@ class SavedPipeline:
         cls,
         name_or_path: str | Path,
         *,
+        subfolder: str = "",
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
-        dtype: torch.dtype | None = None,
+        force_download: bool = False,
+        variant: str | None = None,
+        dtype: torch.dtype | str | None = None,
         device: str | torch.device | None = None,
+        **ready: Any,
     ) -> Self:
         """Loads a pipeline from a local folder or a Hub repository (one snapshot, of one revision).
 
+        Args:
+            subfolder: of the folder or the repository, that the pipeline is in.
+            revision, token, cache_dir, local_files_only, force_download: as of any model.
+            variant: there is none: weights are stored in float32 alone.
+            dtype: float32 or float16, as a type or its name; "auto" is what is stored.
+            ready: parts by name that take the places of those in the folder, which is checked all the same. The threshold is that
+                of the folder's own.
+
         Raises:
-            ValueError: if the folder is not such a pipeline of this package, or names classes that are not its own, or `dtype` is
-                neither float32 nor float16.
+            ValueError: if the folder is not such a pipeline of this package, or names classes that are not its own, `dtype` is
+                neither float32 nor float16, or a part is none or of another class than the folder's.
         """
-        _check_dtype(dtype)
+        dtype = _as_dtype(dtype)
+        if variant is not None:
+            raise ValueError(f'variant={variant!r}: weights are stored in float32 alone; dtype="float16" casts them')
         folder = local_folder(
-            name_or_path, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+            name_or_path,
+            subfolder=subfolder,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
         )
         classes = cls.part_classes(folder)
         check_folder(folder, classes)
         settings = cls.read_settings(folder / "calibration.json")
         report = read_json(folder / "training_report.json")
-        parts = {cls.older_names.get(name, name): _load_part(folder / name, c) for name, c in classes.items()}
-        pipeline = cls(**parts, settings=settings, training_report=report)  # type: ignore[call-arg]
+        named = {cls.older_names.get(name, name): (folder / name, part) for name, part in classes.items()}
+        for name, part in ready.items():
+            if name not in named or not isinstance(part, named[name][1]):
+                known = ", ".join(f"{key} ({part_class.__name__})" for key, (_, part_class) in named.items())
+                raise ValueError(f"{name}={type(part).__name__} is no part of {folder}; its parts are {known}")
+        parts = {name: ready[name] if name in ready else _load_part(*which) for name, which in named.items()}
+        try:
+            pipeline = cls(**parts, settings=settings, training_report=report)  # type: ignore[call-arg]
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from None
         pipeline.load_extra_files(folder)
         return pipeline.to(device, dtype)
 
@@ -169,13 +201,17 @@ def check_batch_size(batch_size: int) -> None:
         raise ValueError(f"batch_size must be at least 1 and a whole number, got {batch_size!r}")
 
 
-def _check_dtype(dtype: torch.dtype | None) -> None:
-    """Raises ValueError for a type in which scores differ so much from those of float32 that its threshold means nothing."""
+def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """A type or its name as a type. Raises ValueError for one in which scores differ so much from those of float32 that its
+    threshold means nothing."""
+    if isinstance(dtype, str):
+        dtype = None if dtype == "auto" else getattr(torch, dtype.removeprefix("torch."), dtype)
     if dtype not in (None, torch.float32, torch.float16):
         raise ValueError(
             f"a pipeline does not compute in {dtype}: its threshold was set in float32, from which scores would differ too much. "
             "Take torch.float16 or torch.float32"
         )
+    return dtype  # type: ignore[return-value]
 
 
 def _load_part(folder: Path, part_class: Any) -> Any:

@@ -99,7 +99,8 @@ def observed_surprise(
         floor = floor + noise.to(observed.device)
     passes = settings.num_dropout_passes
     values, expected = torch.empty_like(observed[0]), torch.empty_like(observed)
-    for rows, draws in tokenizer.draw_expected(codes, passes, generator):
+    parts = tokenizer.draw_expected(codes, passes, generator) if passes else [(slice(None), tokenizer.expect(codes))]
+    for rows, draws in parts:
         expected[:, rows] = draws.mean(0)
         density = negative_log_density(
             draws,

@@ -1,10 +1,10 @@
 """What a user may choose at inference."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from iltm_anomaly import masking
 
@@ -15,7 +15,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "outlier_scale": (0, 1e6),
     "surprise_limit": (0, 1e6),
     "num_samples": (1, 10_000),
-    "num_dropout_passes": (1, 10_000),
+    "num_dropout_passes": (0, 10_000),
     "num_contexts": (0, 10_000),
     "bandwidth_floor": (1e-6, 1),
     "likelihood_share": (0, 1),
@@ -37,7 +37,15 @@ RANGES: dict[str, tuple[float, float]] = {
     "token_limit": (-1e12, 1e12),
     "false_alarm_share": (0, 1),
     "tissue_weight": (0, 100),
+    "threshold_at_fast": (-1e30, 1e30),
+    "threshold_at_score": (-1e30, 1e30),
+    "tile": (8, 1e6),
 }
+EFFORTS = ("full", "fast", "score")
+"""What an image is worth: "full" is as the settings say, "fast" a few samples, "score" one pass of tokenizer and prior in which
+nothing is healed. Of features, where nothing is drawn, "score" leaves out the healed image alone."""
+FAST = {"num_samples": 5, "num_dropout_passes": 8, "num_contexts": 2}  # at most
+WHOLE = (int, int | None)  # types of settings that are whole numbers
 
 
 @dataclass
@@ -55,7 +63,8 @@ class InferenceSettings:
         accept_likelier: heal a region only where that makes the codes likelier, see `healing.accept_likelier`. It matters where
             the prior cannot foresee what it heals.
         num_samples: healed samples per image, S. The time of healing and of the map grows with it.
-        num_dropout_passes: decodings of each sample with channels dropped, D. The time of the map grows with it.
+        num_dropout_passes: decodings of each sample with channels dropped, D. The time of the map grows with it. 0 takes one
+            with all channels.
         bandwidth_floor: least width of a kernel of the density, in pixel values, which reach from 0 to 1.
         reconstruction_noise: add to the floor how far each pixel of a training image usually is from its reconstruction, so that
             edges which the decoder always blurs are not taken for defects.
@@ -75,6 +84,9 @@ class InferenceSettings:
         smoothing: standard deviation, in tokens, of the Gaussian filter over either part of the map; 0 leaves it alone.
         score_threshold: from here on a pixel, and an image that has such a pixel, is called abnormal; None before
             calibration.
+        threshold_at_fast, threshold_at_score: `score_threshold` of the two lower efforts, whose maps have another scale; None
+            before calibration, and of models that version 0.1 has made.
+        tile: side in pixels of the tiles that training images were cut into, and images are; None takes them whole.
 
     Raises:
         ValueError: if a setting is not of its type or not in `RANGES`, or another one that it needs is not set.
@@ -97,6 +109,9 @@ class InferenceSettings:
     surprise_floor: float = 0.0
     smoothing: float = 0.5
     score_threshold: float | None = None
+    threshold_at_fast: float | None = None
+    threshold_at_score: float | None = None
+    tile: int | None = None
 
     def __post_init__(self):
         _check_fields(self)
@@ -111,6 +126,31 @@ class InferenceSettings:
                     "setting 'likelihood_share' above 0 needs 'relative_density': the surprise of an absolute one is negative "
                     "where a pixel fits, and a product of surprises means nothing then"
                 )
+
+    def at(self, effort: str) -> Self:
+        """The settings at one of `EFFORTS`, with its own threshold as `score_threshold`.
+
+        Raises:
+            ValueError: if it is none of these, or its threshold was not measured although that of full effort was.
+        """
+        _check_effort(effort)
+        if effort == "full":
+            return self
+        threshold = getattr(self, f"threshold_at_{effort}")
+        if threshold is None and self.score_threshold is not None:
+            raise ValueError(
+                f"the model has no threshold for effort {effort!r}, since it was made before efforts had their own: leave effort "
+                "out, or continue its run with `iltm-anomaly train ... --resume`, which measures it"
+            )
+        lower = {name: min(most, getattr(self, name)) for name, most in FAST.items()}
+        if effort == "score":
+            lower = {"token_threshold": 0.0, "num_samples": 1, "num_dropout_passes": 0, "decoder_spread": False}
+        return replace(self, **lower, score_threshold=threshold)
+
+    def set_thresholds(self, thresholds: dict[str, float]) -> None:
+        """Takes the thresholds of all `EFFORTS`."""
+        self.score_threshold = thresholds["full"]
+        self.threshold_at_fast, self.threshold_at_score = thresholds["fast"], thresholds["score"]
 
     @property
     def rule(self) -> masking.RejectionRule:
@@ -150,6 +190,7 @@ class FeatureSettings:
         score_threshold: score from which on an image is called abnormal, and a pixel of its map; None before calibration.
         false_alarm_share: share of training images that reach the threshold, defective ones among them: about the most that false
             alarms are to be expected to be.
+        tile: as of `InferenceSettings`.
 
     Raises:
         ValueError: if a setting is not of its type or not in `RANGES`.
@@ -171,9 +212,19 @@ class FeatureSettings:
     token_limit: float | None = None
     score_threshold: float | None = None
     false_alarm_share: float | None = None
+    tile: int | None = None
 
     def __post_init__(self):
         _check_fields(self)
+
+    def at(self, effort: str) -> Self:
+        """The settings at one of `EFFORTS`; scores and threshold are those of all.
+
+        Raises:
+            ValueError: if it is none of these.
+        """
+        _check_effort(effort)
+        return replace(self, token_limit=None) if effort == "score" else self
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str | Path = "calibration") -> "FeatureSettings":
@@ -203,8 +254,15 @@ class UptakeSettings:
     score_threshold: float | None = None
     false_alarm_share: float | None = None
 
+    tile: ClassVar[None] = None  # volumes are not cut
+
     def __post_init__(self):
         _check_fields(self)
+
+    def at(self, effort: str) -> Self:
+        """As of `FeatureSettings`."""
+        _check_effort(effort)
+        return replace(self, token_limit=None) if effort == "score" else self
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str | Path = "calibration") -> "UptakeSettings":
@@ -213,6 +271,11 @@ class UptakeSettings:
 
 
 Settings = InferenceSettings | FeatureSettings | UptakeSettings
+
+
+def _check_effort(effort: str) -> None:
+    if effort not in EFFORTS:
+        raise ValueError(f"effort must be one of {', '.join(EFFORTS)}, got {effort!r}")
 
 
 def read_settings(values: dict[str, Any], where: str | Path) -> Settings:
@@ -246,7 +309,7 @@ def _check_fields(settings: Any) -> None:
             valid, expected = isinstance(value, bool), "true or false"
         else:
             low, high = RANGES[setting.name]
-            kind: Any = Integral if setting.type is int else Real
+            kind: Any = Integral if setting.type in WHOLE else Real
             text = "whole number" if kind is Integral else "number"
             # the comparison is false for NaN
             valid = isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
@@ -254,7 +317,7 @@ def _check_fields(settings: Any) -> None:
         if not valid:
             raise ValueError(f"setting {setting.name!r} must be {expected}, got {value!r}")
         if setting.type is not bool:  # numpy's numbers cannot be saved
-            setattr(settings, setting.name, int(value) if setting.type is int else float(value))
+            setattr(settings, setting.name, int(value) if setting.type in WHOLE else float(value))
 
 
 def without_gate(values: dict[str, Any], where: str) -> dict[str, Any]:

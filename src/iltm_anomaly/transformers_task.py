@@ -5,26 +5,32 @@ Imported when `transformers.pipelines` is, see `_registration`.
 
 from collections.abc import Sequence
 from typing import Any
+from urllib.request import Request, urlopen
 
-import httpx2
 import numpy as np
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 
 import iltm_anomaly
 from iltm_anomaly.data.images import read_image
+from iltm_anomaly.modeling import ILTMConfig
 
 TASK = "anomaly-detection"
+SECONDS_TO_ANSWER = 30  # of the server of an image's address
 # `ILTMAnomalyPipeline.from_pretrained` takes these; transformers passes on more.
-LOADING_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only")
+LOADING_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
 
 
-class ILTMConfig(PreTrainedConfig):
-    """Marks the folder of a whole pipeline; its parts have configurations of their own."""
+class _NoDefaultModel:
+    """In place of the name and revision of the model that transformers takes where none is given."""
 
-    model_type = "iltm"
+    def __iter__(self) -> Any:
+        raise ValueError(
+            f'pipeline("{TASK}") has no model of its own, as each knows one kind of image: give yours, '
+            f'pipeline("{TASK}", model="runs/mine/model") or model="owner/name" of the Hub'
+        )
 
 
 class ILTMModel(PreTrainedModel):
@@ -114,9 +120,15 @@ class AnomalyDetectionPipeline(Pipeline):
 
 def _download(address: str) -> Image.Image:
     """The image at an address, by the rules of files: `load_image` of transformers would open any format that Pillow knows."""
-    answer = httpx2.get(address, follow_redirects=True).raise_for_status()
-    return read_image(address, answer.content)
+    request = Request(address, headers={"User-Agent": "iltm-anomaly"})  # noqa: S310 - the caller has looked at the scheme
+    with urlopen(request, timeout=SECONDS_TO_ANSWER) as answer:  # noqa: S310
+        return read_image(address, answer.read())
 
 
-AutoConfig.register(ILTMConfig.model_type, ILTMConfig)
-PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=AnomalyDetectionPipeline, pt_model=ILTMModel, type="image")
+PIPELINE_REGISTRY.register_pipeline(
+    TASK,
+    pipeline_class=AnomalyDetectionPipeline,
+    pt_model=ILTMModel,
+    default={"model": _NoDefaultModel()},
+    type="image",
+)

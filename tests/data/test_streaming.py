@@ -55,6 +55,22 @@ def test_in_order(folder):
     assert values(stream_images(str(folder), limit=2)) == [0, 1]
 
 
+def test_of_one_category(tmp_path):
+    from datasets import ClassLabel, Dataset, Features, Value
+    from datasets import Image as ImageFeature
+
+    images = [Image.fromarray(np.full((4, 5, 3), value, np.uint8)) for value in range(4)]
+    for name, kind, column in (
+        ("names", Value("string"), ["cup", "lid", "cup", "lid"]),
+        ("labels", ClassLabel(names=["cup", "lid"]), [0, 1, 0, 1]),
+    ):
+        (tmp_path / name).mkdir()
+        features = Features({"image": ImageFeature(), "category": kind})
+        dataset = Dataset.from_dict({"image": images, "category": column}, features=features)
+        dataset.to_parquet(tmp_path / name / "train.parquet")
+        assert values(stream_images(str(tmp_path / name), "lid", limit=5)) == [1, 3]
+
+
 def test_what_cannot_be_streamed(tmp_path, folder):
     from datasets import Dataset
 

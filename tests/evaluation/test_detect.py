@@ -181,3 +181,39 @@ def test_two_do_not_write_into_one_folder(images, tmp_path):
     ):
         detect(tiny_pipeline(), [images], tmp_path / "out")
     assert len(detect(tiny_pipeline(), [images], tmp_path / "out")) == 3
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")])
+def test_a_batch_that_the_memory_cannot_hold_is_halved(pipeline, tmp_path, monkeypatch, error):
+    for number in range(5):
+        save(tmp_path / "in" / f"{number}.png")
+    whole, call = detect(pipeline, [tmp_path / "in"], tmp_path / "whole", show_progress=False), type(pipeline).__call__
+    sizes = []
+
+    def small(self, images, batch_size):
+        sizes.append(len(images))
+        if len(images) > 2:
+            raise error
+        return call(self, images, batch_size=batch_size)
+
+    monkeypatch.setattr(type(pipeline), "__call__", small)
+    for row, expected in zip(
+        detect(pipeline, [tmp_path / "in"], tmp_path / "out", show_progress=False), whole, strict=True
+    ):
+        assert row | {"seconds": 0} == expected | {"seconds": 0}
+    assert sizes == [5, 2, 3, 1, 2]
+
+
+def test_an_image_that_the_memory_cannot_hold_has_a_row(pipeline, tmp_path, monkeypatch):
+    for number in range(2):
+        save(tmp_path / "in" / f"{number}.png")
+
+    def none(self, images, batch_size):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(type(pipeline), "__call__", none)
+    rows = detect(pipeline, [tmp_path / "in"], tmp_path / "out", show_progress=False)
+    assert all("the memory is too small" in row["error"] for row in rows) and len(rows) == 2
+    monkeypatch.setattr(type(pipeline), "__call__", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        detect(pipeline, [tmp_path / "in"], tmp_path / "out", show_progress=False)

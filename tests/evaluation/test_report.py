@@ -228,7 +228,7 @@ def test_what_is_no_result_is_refused_in_a_line(tmp_path, capsys, content, said)
 
 def test_a_folder_that_is_not_there_or_is_a_file(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    for name, said in (("nothing", "does not exist"), ("file", "is a file")):
+    for name, said in (("nothing", "no such folder"), ("file", "is a file")):
         assert main(["report", str(tmp_path / name)]) == 2
         assert said in capsys.readouterr().err
 

@@ -7,6 +7,7 @@ import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
@@ -65,6 +66,7 @@ class Hub:
         requests: (method, path) of every request.
         uploaded: weights received by SHA-256, each time anew.
         ranges: first byte of every range that was asked for.
+        messages: first line and rest of the text of every commit.
     """
 
     tokens: dict[str, str] = field(default_factory=lambda: {"hf_owner": "org", "hf_stranger": "stranger"})
@@ -77,6 +79,7 @@ class Hub:
     requests: list[tuple[str, str]] = field(default_factory=list)
     uploaded: list[str] = field(default_factory=list)
     ranges: list[int] = field(default_factory=list)
+    messages: list[tuple[str, str]] = field(default_factory=list)
     url: str = ""
     cdn_url: str = ""  # of another host, so the client must not send its token there
 
@@ -218,9 +221,33 @@ class Handler(BaseHTTPRequestHandler):
             }
         )
 
-    def tree(self, query, kind, name, revision):
+    def tree(self, query, kind, name, revision, folder=""):
+        """Files and folders below a folder, or directly in it."""
         _, tree = self._tree(self._repository(name), revision)
-        self._json([self._entry(path, file) for path, file in sorted(tree.items())])
+        start = f"{folder}/" if folder else ""
+        inside = {path: file for path, file in sorted(tree.items()) if path.startswith(start)}
+        if folder and not inside:
+            raise Refusal(404, "EntryNotFound", f"no folder {folder}")
+        folders = {str(parent) for path in inside for parent in PurePosixPath(path).parents} - {"."}
+        entries = [self._entry(path, file) for path, file in inside.items()]
+        entries += [self._folder(path) for path in sorted(folders) if path.startswith(start) and path != folder]
+        if query.get("recursive", ["false"])[0].lower() != "true":
+            entries = [entry for entry in entries if "/" not in entry["path"][len(start) :]]
+        self._json(entries)
+
+    def paths_info(self, query, kind, name, revision):
+        _, tree = self._tree(self._repository(name), revision)
+        body = self._body().decode()
+        wanted = json.loads(body)["paths"] if body.startswith("{") else parse_qs(body)["paths"]
+        found = [self._entry(path, tree[path]) for path in wanted if path in tree]
+        for path in wanted:
+            if path not in tree and any(file.startswith(f"{path}/") for file in tree):
+                found.append(self._folder(path))
+        self._json(found)
+
+    @staticmethod
+    def _folder(path: str) -> dict:
+        return {"type": "directory", "path": path, "size": 0, "oid": "0" * 40}
 
     @staticmethod
     def _entry(path: str, file: File) -> dict:
@@ -301,7 +328,9 @@ class Handler(BaseHTTPRequestHandler):
         for line in self._body().splitlines():
             entry = json.loads(line)
             key, value = entry["key"], entry["value"]
-            if key == "file":
+            if key == "header":
+                self.hub.messages.append((value["summary"], value["description"]))
+            elif key == "file":
                 tree[value["path"]] = File(base64.b64decode(value["content"]), False)
             elif key == "lfsFile":
                 if value["oid"] not in self.hub.store:
@@ -309,9 +338,11 @@ class Handler(BaseHTTPRequestHandler):
                 tree[value["path"]] = File(self.hub.store[value["oid"]], True)
             elif key == "deletedFile":
                 del tree[value["path"]]
-        identifier = repository.commit(tree, revision)
+        proposed = "create_pr" in query
+        identifier = repository.commit(tree, "refs/pr/1" if proposed else revision)
         url = f"{self.hub.url}/{name}/commit/{identifier}"
-        self._json({"success": True, "commitOid": identifier, "commitUrl": url, "hookOutput": ""})
+        answer = {"success": True, "commitOid": identifier, "commitUrl": url, "hookOutput": ""}
+        self._json(answer | ({"pullRequestUrl": f"{self.hub.url}/{name}/discussions/1"} if proposed else {}))
 
     def resolve(self, query, name, revision, path):
         repository = self._repository(name, files=True)
@@ -351,8 +382,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 NAME = r"(?P<name>[^/]+/[^/]+)"
-API = rf"/api/(?P<kind>model|space)s/{NAME}"
-PREFIX = r"(?:/spaces)?"
+API = rf"/api/(?P<kind>model|space|dataset)s/{NAME}"
+PREFIX = r"(?:/spaces|/datasets)?"
 ROUTES = [
     (("GET",), r"/api/whoami-v2", Handler.whoami),
     (("POST",), r"/api/repos/create", Handler.create),
@@ -360,7 +391,8 @@ ROUTES = [
     (("POST",), rf"{API}/branch/(?P<revision>[^/]+)", Handler.branch),
     (("GET",), rf"{API}", Handler.info),
     (("GET",), rf"{API}/revision/(?P<revision>[^/]+)", Handler.info),
-    (("GET",), rf"{API}/tree/(?P<revision>[^/]+)", Handler.tree),
+    (("GET",), rf"{API}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", Handler.tree),
+    (("POST",), rf"{API}/paths-info/(?P<revision>[^/]+)", Handler.paths_info),
     (("POST",), rf"{API}/preupload/(?P<revision>[^/]+)", Handler.preupload),
     (("POST",), rf"{API}/commit/(?P<revision>[^/]+)", Handler.commit),
     (("POST",), rf"{PREFIX}/{NAME}\.git/info/lfs/objects/batch", Handler.batch),

@@ -269,3 +269,8 @@ def test_an_odd_document_is_named(tmp_path):
         (tmp_path / "results.json").write_text(content)
         with pytest.raises(ValueError, match=message):
             load_results([tmp_path / "results.json"])
+
+
+def test_the_metadata_says_what_makes_results_no_others():
+    card = ModelCard.load(REPOSITORY / "model_cards" / "bottle" / "README.md")
+    assert {entry.dataset_name for entry in card.data.eval_results} == {"MVTec AD, bottle (128 px, own split)"}

@@ -169,7 +169,7 @@ ATTACKS = {
         r"'num_samples' must be a whole number",
     ),
     "no sampling": (
-        lambda f: edit(f / CALIBRATION, num_dropout_passes=0),
+        lambda f: edit(f / CALIBRATION, num_dropout_passes=-1),
         r"'num_dropout_passes' must be a whole number",
     ),
     "endless filter": (lambda f: edit(f / CALIBRATION, smoothing=1e9), r"'smoothing' must be a number from 0 to 100"),

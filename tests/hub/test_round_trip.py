@@ -107,6 +107,16 @@ def test_readme_round_trip_is_bit_equal_online_and_offline(hub, work, tmp_path):
     assert found.returncode == 0 and "1 scored" in found.stdout, found.stderr
 
 
+def test_training_ends_with_an_upload_if_it_is_asked_for(hub, work):
+    words = "train --data images --preset recipe.yaml --output runs/mine --cpu --resume --push-to-hub"
+    sent = run_shell(f"iltm-anomaly {words} org/trained", work)
+    assert sent.returncode == 0 and f"{hub.url}/org/trained/commit/" in sent.stdout, sent.stderr
+    tree = hub.repositories["org/trained"].commits[hub.repositories["org/trained"].branches["main"]]
+    assert {"model_index.json", "prior/model.safetensors", "README.md"} <= set(tree)
+    refused = run_shell(f"iltm-anomaly {words} trained", work)
+    assert refused.returncode == 2 and "'trained' is no name of a repository: give owner/name" in refused.stderr
+
+
 def test_a_cut_upload_is_retried_and_sends_nothing_twice(hub, work):
     hub.cut_uploads = 50  # more than the client tries by itself
     retry = "import huggingface_hub.utils._http as h, time; h.time.sleep = lambda _: None;"  # its waits, not its tries
@@ -237,6 +247,37 @@ def test_access_revisions_cache_and_parts(hub, work, tmp_path):
     assert not any(path.endswith("pytorch_model.bin") for method, path in hub.requests if method == "GET")
     parts = {"tokenizer": "VQVAEModel", "prior": "PerformerPriorModel", "config": "PerformerPriorConfig"}
     assert {key: found[key] for key in parts} == parts and found["processor"] == "ILTMImageProcessor"
+
+
+def test_what_one_writes_for_any_model(hub, work):
+    push = """
+from iltm_anomaly import ILTMAnomalyPipeline
+pipe = ILTMAnomalyPipeline.from_pretrained("runs/mine/model")
+about = {"commit_message": "Mine", "commit_description": "Why", "create_pr": True, "tags": ["bottles"]}
+pipe.save_pretrained("saved", push_to_hub=True, repo_id="org/proposed", **about)
+print(pipe.push_to_hub("org/proposed", create_pr=True))
+"""
+    assert run_python(push, work) == f"{hub.url}/org/proposed/discussions/1"
+    proposed = hub.repositories["org/proposed"]
+    assert hub.messages == [("Mine", "Why"), ("Upload ILTM pipeline", "")]
+    _, first, second = proposed.commits.values()
+    assert b"- bottles" in first["README.md"].content and b"- bottles" not in second["README.md"].content
+    assert len(proposed.commits[proposed.branches["main"]]) == 1, "only proposed"
+    proposed.commit({f"parts/mine/{path}": file for path, file in first.items()}, "main")
+    load = """
+from iltm_anomaly import ILTMAnomalyPipeline
+for _ in range(2):
+    pipe = ILTMAnomalyPipeline.from_pretrained("org/proposed", subfolder="parts/mine", force_download=True)
+print(pipe.noise.sum().item().hex())
+"""
+    local = (
+        "import iltm_anomaly as i; print(i.ILTMAnomalyPipeline.from_pretrained('runs/mine').noise.sum().item().hex())"
+    )
+    assert run_python(load, work) == run_python(local, work)
+    fetched = [
+        path for method, path in hub.requests if method == "GET" and path.endswith("parts/mine/calibration.json")
+    ]
+    assert len(fetched) == 2
 
 
 @pytest.fixture

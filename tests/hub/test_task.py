@@ -11,8 +11,9 @@ from datasets import Dataset, Features, Image
 from PIL import EpsImagePlugin
 from PIL.Image import fromarray
 from tiny_models import tiny_pipeline
-from transformers import pipeline
+from transformers import AutoModel, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
+from transformers.utils import logging
 
 from iltm_anomaly import ILTMAnomalyPipeline
 
@@ -76,6 +77,22 @@ def test_it_saves_what_it_was_loaded_from(detect, model, tmp_path):
     assert again(IMAGES[0])["score"] == detect(IMAGES[0])["score"]
     names = [{p.relative_to(f).as_posix() for p in f.rglob("*")} for f in (model, tmp_path / "copy")]
     assert names[0] == names[1]
+
+
+def test_what_to_write_is_said_where_the_model_is_missing_or_no_single_one(model):
+    with pytest.raises(
+        ValueError, match=r'has no model of its own.*: give yours, pipeline\("anomaly-detection", model='
+    ):
+        pipeline("anomaly-detection")
+    with pytest.raises(ValueError, match=r'is a whole pipeline: .*ILTMAnomalyPipeline.*, subfolder="tokenizer"\)'):
+        AutoModel.from_pretrained(str(model))
+
+
+def test_loading_draws_no_bar_and_leaves_those_of_others(model, capfd):
+    logging.enable_progress_bar()  # as it is by default; other tests use the command line, which disables it
+    ILTMAnomalyPipeline.from_pretrained(model)
+    AutoModel.from_pretrained(str(model), subfolder="prior")
+    assert "Loading weights" not in capfd.readouterr().err and logging.is_progress_bar_enabled()
 
 
 def test_an_address_is_read_by_the_rules_of_files(detect, expected, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from iltm_anomaly.data.augmentation import AugmentationConfig
 from iltm_anomaly.prior import PerformerPriorConfig
 from iltm_anomaly.recipes.feature_recipe import FIELDS as FEATURE_FIELDS
 from iltm_anomaly.recipes.feature_recipe import FeatureRecipe
+from iltm_anomaly.recipes.reading import preset_names
 from iltm_anomaly.recipes.recipe import (
     FIELDS,
     Recipe,
@@ -22,7 +23,6 @@ from iltm_anomaly.recipes.recipe import (
     StageRecipe,
     json_schema,
     load_recipe,
-    preset_names,
 )
 from iltm_anomaly.recipes.retired import without_retired_of_stage
 from iltm_anomaly.recipes.uptake_recipe import FIELDS as UPTAKE_FIELDS
@@ -376,7 +376,7 @@ def test_missing_field_is_named(tmp_path):
 
 
 def test_unknown_name_lists_the_presets():
-    with pytest.raises(ValueError, match=r"no preset and no file 'huge'.*'paper'"):
+    with pytest.raises(ValueError, match=r"no preset and no file 'huge'.*, paper,"):
         load_recipe("huge")
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from iltm_anomaly.recipes.recipe import load_recipe, preset_names
+from iltm_anomaly.recipes.reading import preset_names
+from iltm_anomaly.recipes.recipe import load_recipe
 from iltm_anomaly.training.bounds import check_sizes
 from iltm_anomaly.training.train import TrainArguments, train
 

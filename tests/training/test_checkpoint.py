@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+from pathlib import Path
 
 import pytest
 import torch
@@ -247,3 +248,28 @@ def test_no_code_is_run_on_loading(path):
     save_checkpoint(path, {"step": Malicious()})
     with pytest.raises(Exception, match="Weights only load failed"):
         load_checkpoint(path)
+
+
+def test_a_system_that_opens_no_folder_and_flushes_no_file_open_for_reading(tmp_path, monkeypatch):
+    """As Windows does, by which a run could not start there."""
+    opened, opening, flushing = {}, os.open, os.fsync
+
+    def open_file(path, flags, *more, **options):
+        if Path(path).is_dir():
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        descriptor = opening(path, flags, *more, **options)
+        opened[descriptor] = flags
+        return descriptor
+
+    def flush(descriptor):
+        if opened.pop(descriptor, os.O_RDWR) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flushing(descriptor)
+
+    monkeypatch.setattr(checkpoint, "WINDOWS", True)
+    monkeypatch.setattr(os, "open", open_file)
+    monkeypatch.setattr(os, "fsync", flush)
+    fill_folder(tmp_path / "model", lambda folder: (folder / "file.json").write_text("1"))
+    write_json(tmp_path / "run.json", [2])
+    assert (tmp_path / "model" / "file.json").read_text() == "1"
+    assert load_json(tmp_path / "run.json") == [2]

@@ -326,6 +326,28 @@ def test_precision_that_the_device_is_not_built_for(tmp_path, caplog):
     assert "cpu is not built for fp16: training in float32" in caplog.text
 
 
+def test_what_accelerate_launch_asks_for_wins_over_the_recipe(tmp_path, monkeypatch):
+    from iltm_anomaly.training import accelerator
+
+    monkeypatch.setattr(accelerator, "_has_precision", lambda device, name: True)
+    features = load_recipe("tiny-features")
+    in_float32 = Recipe.from_dict(RECIPE | {"mixed_precision": "no"})
+    in_bfloat16 = Recipe.from_dict(RECIPE | {"mixed_precision": "bf16"})
+    for asked, recipe, expected in (
+        ("bf16", in_float32, "bf16"),
+        ("no", in_bfloat16, "bf16"),
+        ("no", features, "no"),
+        ("fp8", in_float32, "mixed_precision fp8, but it does not train: launch with --mixed_precision no"),
+        ("bf16", features, "mixed_precision bf16, but a run on features optimises no network"),
+    ):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)  # as the launcher does
+        AcceleratorState._reset_state(reset_partial_state=True)
+        try:
+            assert make_accelerator(recipe, tmp_path, [], cpu=True).mixed_precision == expected
+        except ValueError as error:
+            assert expected in str(error)
+
+
 @pytest.mark.parametrize("seconds, expected", [((1.0, 2.0), "no"), ((2.0, 1.0), "bf16")])
 def test_precision_is_the_faster_one_and_a_resumed_run_keeps_its_own(tmp_path, monkeypatch, seconds, expected):
     from iltm_anomaly.training import accelerator, precision

@@ -13,3 +13,5 @@ import re
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 """An id of a data set on the Hub: "org/name"."""
+GOOD = "good"
+"""What the column defect holds for an image without a defect."""

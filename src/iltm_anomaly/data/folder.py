@@ -5,9 +5,15 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
-from iltm_anomaly.data.hub import is_dataset_folder
 from iltm_anomaly.data.images import IMAGE_SUFFIXES, find_images
-from iltm_anomaly.data.layout import is_category, list_categories, refuse_half_a_category, refuse_hidden_categories
+from iltm_anomaly.data.layout import (
+    existing_folder,
+    is_category,
+    is_dataset_folder,
+    list_categories,
+    refuse_half_a_category,
+    refuse_hidden_categories,
+)
 from iltm_anomaly.data.mvtec import load_mvtec, read_rows
 from iltm_anomaly.data.schema import build_dataset
 
@@ -27,11 +33,7 @@ def load_folder(path: str | os.PathLike, recursive: bool = True) -> Dataset:
         FileNotFoundError: no such folder.
         ValueError: no image in it, or none that can be read.
     """
-    folder = Path(path).expanduser()
-    if not folder.exists():
-        raise FileNotFoundError(f"no such folder: {folder} (looked in {Path.cwd()})")
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file; give the folder that holds the images")
+    folder = existing_folder(path)
     images = find_images(folder, recursive=recursive)
     if not images:
         raise ValueError(f"no image in {folder}: no file ends in {', '.join(IMAGE_SUFFIXES)}")

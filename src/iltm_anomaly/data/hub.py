@@ -2,46 +2,46 @@
 
 import logging
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 import datasets
 from datasets import ClassLabel, Dataset, DatasetDict, Image
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
+from iltm_anomaly.data import GOOD
 from iltm_anomaly.data.images import ImageReadError, readable_images
-from iltm_anomaly.data.layout import unknown_category
-from iltm_anomaly.data.schema import GOOD, dataset_features, label_of, normalise_mask
+from iltm_anomaly.data.layout import is_saved, unknown_category
+from iltm_anomaly.data.schema import dataset_features, label_of, normalise_mask
 
 logger = logging.getLogger(__name__)
-
-DETECTED = "results"
-"""Stem of the tables that `detect` writes, whose Parquet file makes no data set of its folder, or of the one above."""
 
 GOOD_NAMES = frozenset({"good", "normal", "ok", "0"})
 """What other data sets call an image without a defect, in lower case."""
 
 
-def is_dataset_folder(folder: Path) -> bool:
-    """Whether a local folder is one that `datasets` reads: saved to disk, or with parquet or metadata files."""
-    if _is_saved(folder):
-        return True
-    stored = (path for pattern in ("*.parquet", "*/*.parquet") for path in folder.glob(pattern))
-    if any(path.stem != DETECTED or not path.with_suffix(".csv").is_file() for path in stored):
-        return True
-    tables = (path for pattern in ("metadata.*", "*/metadata.*") for path in folder.glob(pattern))
-    return any(path.suffix in (".csv", ".jsonl") and _names_files(path) for path in tables)
+def download_tree(name: str, category: str | None, **load_kwargs) -> Path | None:
+    """The folder of a Hub data set whose files lie as MVTec AD lays them out, downloaded; None if they do not, or the Hub cannot
+    be asked. `datasets` would take it for images in folders, and find no masks.
 
-
-def _is_saved(folder: Path) -> bool:
-    # `save_to_disk` writes the first file for several splits, the second for one
-    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
-
-
-def _names_files(table: Path) -> bool:
-    # Without this column, `datasets` cannot know which file a row is about: such a table is somebody's notes.
-    with open(table, encoding="utf-8", errors="replace") as file:
-        return "file_name" in file.readline()
+    Args:
+        name: Hub id.
+        category: of which files are downloaded, if it is a folder of the repository.
+        load_kwargs: revision and token are used.
+    """
+    access = {key: load_kwargs[key] for key in ("revision", "token") if key in load_kwargs}
+    try:
+        files = HfApi().list_repo_files(name, repo_type="dataset", **access)
+    except (OSError, HTTPError):  # load_hub_dataset says what is wrong
+        return None
+    if not all(any(f"/{part}/" in f"/{file}" for file in files) for part in ("train", "ground_truth")):
+        return None
+    if any(file.endswith(".parquet") or Path(file).name.startswith("metadata.") for file in files):
+        return None
+    wanted = f"{category}/*" if any(file.startswith(f"{category}/") for file in files) else None
+    return Path(snapshot_download(name, repo_type="dataset", allow_patterns=wanted, **access))
 
 
 def load_hub_dataset(name: str, category: str | None, require_masks: bool, **load_kwargs) -> DatasetDict:
@@ -96,22 +96,19 @@ def image_splits(name: str) -> dict[str, Dataset]:
 
 def _load(name: str, category: str | None, load_kwargs: dict[str, Any]) -> DatasetDict:
     """Every split as it is stored, or the rows of one category. Without a split train, the caller refuses it."""
-    if _is_saved(Path(name)):
-        configs, loaded = [], datasets.load_from_disk(name)
-        if isinstance(loaded, Dataset):
-            loaded = DatasetDict({"train": loaded})
-    else:
-        try:
-            access = {key: load_kwargs[key] for key in ("revision", "token") if key in load_kwargs}
-            configs = datasets.get_dataset_config_names(name, **access)
-            loaded = datasets.load_dataset(name, category if category in configs else None, **load_kwargs)
-        except (FileNotFoundError, ConnectionError, HfHubHTTPError) as error:
+    try:
+        configs, loaded = _read(name, category, load_kwargs)
+    except Exception as error:  # damaged files make `datasets` raise nearly anything
+        if isinstance(error, (FileNotFoundError, ConnectionError, HfHubHTTPError)) and not os.path.isdir(name):
             raise FileNotFoundError(
                 f"{name} is neither a folder here (looked in {Path.cwd()}) nor a data set that could be loaded "
                 f"from the Hub: {type(error).__name__}: {error}"
             ) from error
-        except (datasets.exceptions.DatasetsError, ValueError) as error:  # errors of pyarrow are ValueErrors
-            raise ValueError(f"`datasets` cannot read {name}: {error.__cause__ or error}") from error
+        said = " ".join(str(error.__cause__ or error).split())[:500]
+        raise ValueError(
+            f"`datasets` cannot read {name}: {said or type(error).__name__}. Mend or replace the file it speaks of, or, if that "
+            "is a table beside images, take it away"
+        ) from error
     if category is None or category in configs or "train" not in loaded:
         return loaded
     if "category" not in loaded["train"].column_names:
@@ -122,6 +119,16 @@ def _load(name: str, category: str | None, load_kwargs: dict[str, Any]) -> Datas
         raise ValueError(unknown_category(category, known, name))
     rows = {key: [row for row, value in enumerate(v) if value == category] for key, v in categories.items()}
     return DatasetDict({key: split.select(rows[key]) for key, split in loaded.items()})
+
+
+def _read(name: str, category: str | None, load_kwargs: dict[str, Any]) -> tuple[list[str], DatasetDict]:
+    """Configurations of a data set, and its splits, as `datasets` gives them."""
+    if is_saved(Path(name)):
+        loaded = datasets.load_from_disk(name)
+        return [], DatasetDict({"train": loaded}) if isinstance(loaded, Dataset) else loaded
+    access = {key: load_kwargs[key] for key in ("revision", "token") if key in load_kwargs}
+    configs = datasets.get_dataset_config_names(name, **access)
+    return configs, datasets.load_dataset(name, category if category in configs else None, **load_kwargs)
 
 
 def _names(split: Dataset, column: str) -> list[Any]:
@@ -168,8 +175,8 @@ def _standardise(split: Dataset, name: str, is_test: bool, require_masks: bool) 
     missing = [rows[p] for p, mask in masks.items() if mask is None and label_of(defects[p]) == 1]
     if is_test and require_masks and missing:
         raise ValueError(
-            f"{len(missing)} defective image(s) of the {name} have no mask, the first in row {missing[0]} "
-            "(require_masks=False loads them with mask None)"
+            f"{len(missing)} defective image(s) of the {name} have no mask, the first in row {missing[0]}: "
+            "add a column mask, or take the rows out"
         )
     defects = [defects[position] for position in masks]
     images = split.select_columns(["image"]).cast_column("image", features["image"])

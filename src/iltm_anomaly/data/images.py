@@ -205,6 +205,8 @@ def find_problem(path: Path) -> str | None:
         return "it is a link to nothing" if os.path.islink(path) else "no such file"
     except OSError as error:
         return error.strerror
+    except ValueError:
+        return "its name holds a null byte"
     if stat.S_ISDIR(status.st_mode):
         return "it is a folder"
     if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for without end

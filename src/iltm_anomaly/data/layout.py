@@ -6,7 +6,10 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from iltm_anomaly.data.schema import GOOD
+from iltm_anomaly.data import GOOD
+
+DETECTED = "results"
+"""Stem of the tables that `detect` writes, whose Parquet file makes no data set of its folder, or of the one above."""
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +33,63 @@ def unknown_category(category: str, names: Sequence[str], where: str) -> str:
     similar = difflib.get_close_matches(category.lower(), by_lower_case, n=1)
     hint = f" Did you mean {by_lower_case[similar[0]]!r}?" if similar else ""
     return f"no category {category!r} in {where}; it has: {', '.join(names)}.{hint}"
+
+
+def find_category(root: Path, category: str | None) -> Path:
+    """The folder of a category below `root`, or `root` itself if it is one.
+
+    Raises:
+        ValueError: if there is no such category, or several and none is named.
+    """
+    if is_category(root):
+        if category is None or category == root.resolve().name:
+            return root
+        raise ValueError(f"{root} is itself a category (it holds a train folder), so it has no category {category!r}")
+    names = list_categories(root)
+    if not names:
+        raise ValueError(
+            f"{root} is not in the layout of MVTec AD: neither it nor a subfolder holds a folder named train; "
+            "a plain folder has no category and no ground truth: it can only be trained on, without a category"
+        )
+    if category is None:
+        if len(names) > 1:
+            raise ValueError(f"{root} holds {len(names)} categories, choose one: {', '.join(names)}")
+        return root / names[0]
+    if category not in names:
+        raise ValueError(unknown_category(category, names, str(root)))
+    return root / category
+
+
+def is_dataset_folder(folder: Path) -> bool:
+    """Whether a local folder is one that `datasets` reads: saved to disk, or with parquet or metadata files."""
+    if is_saved(folder):
+        return True
+    stored = (path for pattern in ("*.parquet", "*/*.parquet") for path in folder.glob(pattern))
+    if any(path.stem != DETECTED or not path.with_suffix(".csv").is_file() for path in stored):
+        return True
+    tables = (path for pattern in ("metadata.*", "*/metadata.*") for path in folder.glob(pattern))
+    return any(path.suffix in (".csv", ".jsonl") and _names_files(path) for path in tables)
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `datasets` has saved the folder: the first file is of several splits, the second of one."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def _names_files(table: Path) -> bool:
+    # Without this column, `datasets` cannot know which file a row is about: such a table is somebody's notes.
+    with open(table, encoding="utf-8", errors="replace") as file:
+        return "file_name" in file.readline()
+
+
+def existing_folder(path: str | os.PathLike) -> Path:
+    """The folder, ~ expanded; raises FileNotFoundError or NotADirectoryError if there is none."""
+    folder = Path(path).expanduser()
+    if not folder.exists():
+        raise FileNotFoundError(f"no such folder: {folder} (looked in {Path.cwd()})")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file: give a folder")
+    return folder
 
 
 def list_category(

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from datasets import DatasetDict
 
-from iltm_anomaly.data import HUB_ID
-from iltm_anomaly.data.hub import is_dataset_folder, load_hub_dataset
+from iltm_anomaly.data import GOOD, HUB_ID
+from iltm_anomaly.data.hub import download_tree, load_hub_dataset
 from iltm_anomaly.data.images import ImageReadError, find_images, open_image, read_image
-from iltm_anomaly.data.layout import Entry, is_category, list_categories, list_category, unknown_category
-from iltm_anomaly.data.schema import GOOD, build_dataset, mask_to_png, normalise_mask
+from iltm_anomaly.data.layout import Entry, existing_folder, find_category, is_dataset_folder, list_category
+from iltm_anomaly.data.schema import build_dataset, mask_to_png, normalise_mask
 
 logger = logging.getLogger(__name__)
 
@@ -66,16 +66,15 @@ def load_mvtec(
         >>> dataset["train"].num_rows, dataset["test"].num_rows
         (209, 83)
     """
-    root = Path(root_or_hub_id).expanduser()
-    if not root.exists():
-        if HUB_ID.fullmatch(str(root_or_hub_id)):
+    if not Path(root_or_hub_id).expanduser().exists() and HUB_ID.fullmatch(str(root_or_hub_id)):
+        tree = download_tree(str(root_or_hub_id), category, **load_kwargs)
+        if tree is None:
             return load_hub_dataset(str(root_or_hub_id), category, require_masks, **load_kwargs)
-        raise FileNotFoundError(f"no such folder: {root} (looked in {Path.cwd()})")
-    if not root.is_dir():
-        raise NotADirectoryError(f"{root} is a file; give the folder of the data set")
+        return _load_category(find_category(tree, category), require_masks)
+    root = existing_folder(root_or_hub_id)
     if is_dataset_folder(root):
         return load_hub_dataset(str(root), category, require_masks, **load_kwargs)
-    return _load_category(_find_category(root, category), require_masks)
+    return _load_category(find_category(root, category), require_masks)
 
 
 def read_rows(
@@ -150,26 +149,6 @@ def _read_mask(path: Path) -> tuple[Any, tuple[int, int], bool]:
     return mask_to_png(union), union.shape[:2], bool(union.any())
 
 
-def _find_category(root: Path, category: str | None) -> Path:
-    if is_category(root):
-        if category is None or category == root.resolve().name:
-            return root
-        raise ValueError(f"{root} is itself a category (it holds a train folder), so it has no category {category!r}")
-    names = list_categories(root)
-    if not names:
-        raise ValueError(
-            f"{root} is not in the layout of MVTec AD: neither it nor a subfolder holds a folder named train; "
-            "a plain folder has no category and no ground truth: train on it without --category (load_folder in Python)"
-        )
-    if category is None:
-        if len(names) > 1:
-            raise ValueError(f"{root} holds {len(names)} categories; choose one with category=: {', '.join(names)}")
-        return root / names[0]
-    if category not in names:
-        raise ValueError(unknown_category(category, names, str(root)))
-    return root / category
-
-
 def _load_category(folder: Path, require_masks: bool) -> DatasetDict:
     def find_mask(image: Path, defect: str) -> Path | None:
         truth = folder / "ground_truth" / defect
@@ -184,8 +163,7 @@ def _load_category(folder: Path, require_masks: bool) -> DatasetDict:
         more = f" and {len(missing) - NAMED_IN_ERRORS} more" if len(missing) > NAMED_IN_ERRORS else ""
         raise ValueError(
             f"{len(missing)} defective test image(s) without a mask: {listed}{more}; a mask is expected at "
-            f"{folder / 'ground_truth'}/<defect>/<name>_mask.png: add them, or take the images out (in Python, "
-            "require_masks=False loads them with mask None)"
+            f"{folder / 'ground_truth'}/<defect>/<name>_mask.png: add them, or take the images out"
         )
     splits = {}
     for name in ("train", "test"):

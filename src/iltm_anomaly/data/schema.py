@@ -11,10 +11,9 @@ from datasets import ClassLabel, Dataset, Features, NamedSplit, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from iltm_anomaly.data import GOOD
 from iltm_anomaly.data.images import ImageReadError, open_image
 
-GOOD = "good"
-"""What the column defect holds for an image without a defect."""
 UNLABELLED = -1
 """Label of an image of which nobody knows whether it is good; -1 is what `datasets.ClassLabel` means by "unknown"."""
 

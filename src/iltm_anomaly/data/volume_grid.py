@@ -165,7 +165,8 @@ class Volume:
         data = np.asanyarray(image.dataobj)
         if data.dtype.kind not in "iufb":
             raise VolumeReadError(f"cannot read volume {name}: its voxels are of type {data.dtype}, not numbers")
-        values = np.ascontiguousarray(data.reshape(shape), dtype=np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes infinite, and is refused
+            values = np.ascontiguousarray(data.reshape(shape), dtype=np.float32)
         if count := int((~np.isfinite(values)).sum()):
             raise VolumeReadError(
                 f"cannot read volume {name}: it holds {count} NaN or infinite voxels; replace them, for instance by 0 "

@@ -15,24 +15,31 @@ def choose_threshold(
     threshold: float | None = None,
     false_alarms: float | None = None,
     labelled: Path | None = None,
+    effort: str = "full",
 ) -> str:
-    """Sets a pipeline's threshold by the one argument that is given, if any, and says what is to be expected of it.
+    """Sets a pipeline's effort, and its threshold by the one argument that is given, if any, and says what is to be expected of
+    it.
 
     Args:
         threshold: a score.
         false_alarms: share of good images that may reach it.
         labelled: folder as of `threshold_of_folder`.
+        effort: one of `settings.EFFORTS`.
 
     Raises:
         ValueError: if the argument cannot be used, or the model keeps no training scores where they are needed.
     """
-    known = TrainingScores.of_report(pipeline.training_report)
+    pipeline.settings = pipeline.settings.at(effort)
+    # scores of training images are kept at full effort; where nothing is drawn they are those of all
+    is_known = effort == "full" or not pipeline.draws_codes
+    known = TrainingScores.of_report(pipeline.training_report) if is_known else None
     told = ""
     if false_alarms is not None:
         if known is None:
             raise ValueError(
-                "this model keeps no scores of its training images, or too few, to tell false alarms by: give --threshold or "
-                "--labelled, or train it again with this version"
+                f"this model keeps no scores of its training images at effort {effort}, or too few, to tell false alarms by: "
+                "give --threshold or --labelled"
+                + (", or train it again with this version" if is_known else ", or --effort full")
             )
         threshold = known.threshold(false_alarms)
     elif labelled is not None:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils.memory import should_reduce_batch_size
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -38,6 +39,7 @@ from iltm_anomaly.training.processes import on_main, own_accelerator
 
 logger = logging.getLogger(__name__)
 
+TILES_AT_ONCE = 8  # of one image
 LONGEST_STEM = 200  # bytes of the input's name in those of its files: most disks take 255, with what follows it
 PATIENCE = timedelta(hours=6)  # of a process for the slowest of the others
 
@@ -55,8 +57,9 @@ def detect(
 ) -> list[Row]:
     """Scores images and writes `results.csv` and `results.parquet`, one row an image (docs/detect.md tells the columns), and for
     each image an overlay (PNG, reduced where the image is large), its map (.npy, float32, at most as large as the model's
-    images) and its mask (PNG). Of a volume: map and mask as NIfTI on the input's own grid, and its projections as overlay, with
-    the outline of the ground truth if that lies beside the file (`data.volume_files.find_mask_beside`).
+    images, unless these are tiles) and its mask (PNG). Of a volume: map and mask as NIfTI on the input's own grid, and its
+    projections as overlay, with the outline of the ground truth if that lies beside the file
+    (`data.volume_files.find_mask_beside`).
 
     A call that was interrupted, in whatever way, goes on when it is repeated: rows of the same model and settings are kept,
     unless their image has changed. Processes that a launcher has started share the images out, and all get all rows.
@@ -178,15 +181,22 @@ def _read_batches(blocks: Iterable[list[Input]], volumes: bool) -> Iterator[list
 def _score_images(pipeline: ILTMAnomalyPipeline, images: list[Any]) -> Iterator[AnomalyResult | ValueError]:
     """What is found in each image, or the reason why nothing is."""
     try:
-        output = pipeline(images, batch_size=len(images))
+        output = pipeline(images, batch_size=len(images) if pipeline.settings.tile is None else TILES_AT_ONCE)
     except ValueError as error:
-        if len(images) == 1:
-            yield error
-        else:  # one after the other, to find which it is
-            for image in images:
-                yield from _score_images(pipeline, [image])
+        problem = error
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+            raise
+        problem = ValueError("the memory is too small for it: give a smaller image")
     else:
         yield from output
+        return
+    if len(images) == 1:
+        yield problem
+    else:  # with half as much memory, or to find which it is
+        half = len(images) // 2
+        yield from _score_images(pipeline, images[:half])
+        yield from _score_images(pipeline, images[half:])
 
 
 def score_blocks(
@@ -250,7 +260,8 @@ def _row(
         row |= {"threshold": _rounded(found.threshold), "abnormal": int(found.mask.any())}
         row["abnormal_pixels"] = int(found.mask.sum())
         row["boxes"], row["areas"] = regions_of(found.mask) if row["abnormal"] else ([], [])
-    return row | (_write_maps(output, one, found, pipeline.image_processor.spatial_size) if save_maps else {})
+    size = pipeline.image_processor.spatial_size if pipeline.settings.tile is None else found.anomaly_map.shape
+    return row | (_write_maps(output, one, found, size) if save_maps else {})
 
 
 def _rounded(value: float) -> float:
@@ -267,8 +278,8 @@ def _file_name(one: Input, is_volume: bool) -> str:
 
 
 def _write_maps(output: Path, one: Input, found: AnomalyResult, size: tuple[int, ...]) -> dict[str, str]:
-    """Writes overlay, map and mask of an image; returns their paths below `output`. A map is stored at most as large as the
-    images of the model (height, width) `size`: beyond, it is interpolated anyway."""
+    """Writes overlay, map and mask of an image; returns their paths below `output`. A map is stored at most as large as `size`
+    (height, width), that of the model's images: beyond, it is interpolated anyway."""
     image, name = found.image, _file_name(one, isinstance(found.image, Volume))
     suffixes = (".nii.gz", ".nii.gz") if isinstance(image, Volume) else (".npy", ".png")
     row = {"overlay": f"overlays/{name}.png", "map": f"maps/{name}{suffixes[0]}", "mask": f"masks/{name}{suffixes[1]}"}

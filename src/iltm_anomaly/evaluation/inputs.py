@@ -13,8 +13,9 @@ from pathlib import Path
 from PIL import Image
 
 from iltm_anomaly.data.dicom import find_dicom_folders
-from iltm_anomaly.data.hub import image_splits, is_dataset_folder
+from iltm_anomaly.data.hub import image_splits
 from iltm_anomaly.data.images import IMAGE_SUFFIXES, ImageReadError, find_images, path_in_table, read_image
+from iltm_anomaly.data.layout import is_dataset_folder
 from iltm_anomaly.data.volume_files import VOLUME_SUFFIXES, find_volumes, read_volume
 from iltm_anomaly.data.volume_grid import Volume
 from iltm_anomaly.evaluation.rows import JOURNALS, OWN_FOLDERS, TABLE, is_own_table

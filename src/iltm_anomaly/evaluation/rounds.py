@@ -92,11 +92,11 @@ def masked_token_shares(
     """Which shares of defect and of normal tokens the training of each round has masked, 0 to 1.
 
     A round masks what the prior of the round before finds unlikely, so the shares are known only if all rounds are given, and
-    with `train` the ground truth of the training images; else they are None. They are measured on the images as they are: their
-    augmented copies, which the training has seen, have no ground truth.
+    with `train` the ground truth of the training images, which were not cut into tiles; else they are None. They are measured on
+    the images as they are: their augmented copies, which the training has seen, have no ground truth.
     """
     shares: list[tuple[float | None, float | None]] = [(None, None)] * len(rounds)
-    known = train is not None and has_ground_truth(train)
+    known = train is not None and has_ground_truth(train) and pipeline.settings.tile is None
     if not pipeline.draws_codes:
         if run_folder is not None and train is not None and known:
             shares = [_rejected_shares(pipeline, run_folder, entry["round"], train) for entry, _ in rounds]

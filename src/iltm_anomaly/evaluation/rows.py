@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from iltm_anomaly.data.hub import DETECTED
+from iltm_anomaly.data.layout import DETECTED
 from iltm_anomaly.training.checkpoint import write_atomically
 
 logger = logging.getLogger(__name__)

@@ -3,6 +3,7 @@
 import io
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, pstdev
@@ -15,7 +16,8 @@ from iltm_anomaly import headings
 from iltm_anomaly.hub.checks import HARDWARE, NUMBER, check_shape
 from iltm_anomaly.hub.data_sources import CONTAMINATION, DEMO, DataSource, data_source, in_markdown, without_control
 from iltm_anomaly.provenance import training_commit
-from iltm_anomaly.recipes.recipe import load_recipe, preset_names, recipe_from_dict
+from iltm_anomaly.recipes.reading import preset_names
+from iltm_anomaly.recipes.recipe import load_recipe, recipe_from_dict
 
 VERDICTS = ("detected", "defective", "false_alarms", "good")
 MARKER = "<!-- Rendered by iltm-anomaly"
@@ -46,7 +48,10 @@ def read_documents(paths: list[Path]) -> dict[str, Any]:
     """Documents by where they stand: each file is one, or, if its name ends in .jsonl, has one a line."""
     found = {}
     for path in paths:
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not valid JSON: {error}") from None
         for number, part in enumerate(text.splitlines() if path.suffix == ".jsonl" else [text], 1):
             found[f"{path}, line {number}" if path.suffix == ".jsonl" else str(path)] = _parsed(part, path)
     return found
@@ -210,6 +215,7 @@ def render_card(
     report: dict[str, Any] | None = None,
     repo_id: str | None = None,
     picture: bytes | None = None,
+    tags: Sequence[str] = (),
 ) -> dict[str, bytes]:
     """The files of a model card.
 
@@ -219,6 +225,7 @@ def render_card(
         report: training report of the pipeline, where there is one.
         repo_id: where its weights are; None makes a card of results alone.
         picture: PNG in place of `draw_picture`.
+        tags: for the metadata, beside those that every card has.
 
     Returns:
         Content by path: README.md, picture.png if there is one, and `.eval_results/iltm.yaml` if the data set is on the Hub.
@@ -227,7 +234,7 @@ def render_card(
     plotted = picture is None and bool(documents)
     picture = draw_picture(documents) if plotted else picture
     card = ModelCard.from_template(
-        _metadata(name, subject),
+        _metadata(name, subject, tags),
         template_path=str(TEMPLATE),
         title=name,
         repo_id=repo_id,
@@ -250,14 +257,14 @@ def render_card(
     return files
 
 
-def _metadata(name: str, subject: _Subject) -> ModelCardData:
+def _metadata(name: str, subject: _Subject, tags: Sequence[str]) -> ModelCardData:
     source = subject.source
     evaluations = [
         EvalResult(
             task_type="image-segmentation",
             task_name="Anomaly detection",
             dataset_type=source.hub_id or source.name.lower().replace(" ", "-"),
-            dataset_name=subject.dataset_name,
+            dataset_name=_measured_on(subject),
             dataset_config=subject.category,
             dataset_split="test",
             metric_type=key,
@@ -272,15 +279,24 @@ def _metadata(name: str, subject: _Subject) -> ModelCardData:
         library_name="iltm-anomaly",
         pipeline_tag="image-segmentation",
         tags=["anomaly-detection", "iltm", "unsupervised"]
-        + (["imagenet-features"] if "features" in subject.recipe else ["vq-vae", "performer"]),
+        + (["imagenet-features"] if "features" in subject.recipe else ["vq-vae", "performer"])
+        + list(tags),
         datasets=[source.hub_id] if source.hub_id else None,
         model_name=name,
         eval_results=evaluations or None,
     )
 
 
+def _measured_on(subject: _Subject) -> str:
+    """The data set with what makes results on it no others': size of the images, and a split that is not its makers'."""
+    size = subject.recipe.get("image_size")
+    own = subject.contamination is not None and subject.source is not DEMO
+    remarks = ([f"{size} px"] if size else []) + (["own split"] if own else [])
+    return f"{subject.dataset_name} ({', '.join(remarks)})" if remarks else subject.dataset_name
+
+
 def _eval_results(hub_id: str, subject: _Subject) -> bytes:
-    notes = ", ".join(f"{key} {value}" for key, value in subject.conditions.items())
+    notes = ", ".join([_measured_on(subject), *(f"{key} {value}" for key, value in subject.conditions.items())])
     task = subject.category or "default"
     entries = [
         EvalResultEntry(dataset_id=hub_id, task_id=f"{task}_{key}", value=round(value / 100, 4), notes=notes)

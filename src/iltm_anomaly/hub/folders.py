@@ -2,43 +2,100 @@
 
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+import huggingface_hub  # what is of it is imported with its first use
+from huggingface_hub.utils import validate_repo_id
 
-from iltm_anomaly.hub.checks import PIPELINE_FILES
+NOISE_FILE = "calibration.safetensors"
+
+# The files of a pipeline of ILTM or of a baseline. Nothing else is downloaded or read. Version 0.1 wrote vqvae/ for tokenizer/.
+PIPELINE_FILES = (
+    "model_index.json",
+    "config.json",
+    "calibration.json",
+    NOISE_FILE,
+    "training_report.json",
+    "README.md",
+    *(
+        f"{part}/{name}"
+        for part in ("tokenizer", "vqvae", "prior", "model")
+        for name in ("config.json", "model*.safetensors", "model.safetensors.index.json")
+    ),
+    "image_processor/preprocessor_config.json",
+)
 
 
 def local_folder(
     name_or_path: str | Path,
     *,
+    subfolder: str = "",
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
+    force_download: bool = False,
 ) -> Path:
-    """The folder itself, the pipeline folder of a run folder, or the snapshot of a Hub repository in the cache.
+    """The folder itself, the pipeline folder of a run folder, or the snapshot of a Hub repository in the cache; of each of these
+    the `subfolder`, if one is named.
 
     Raises:
-        ValueError: if it is neither a folder nor can be the name of a repository, or its run is not finished.
+        ValueError: if it is neither a folder nor can be the name of a repository, its run is not finished, or `subfolder` leads
+            out of it.
         OSError: of `huggingface_hub` if the repository, the revision or the network is not there, or access is denied.
     """
-    folder = Path(name_or_path)
-    if folder.is_dir():
-        return Path(resolve_model_folder(folder)[0])
-    if folder.is_absolute() or str(name_or_path).startswith((".", "~")) or str(name_or_path).count("/") != 1:
-        raise ValueError(f"no pipeline folder at {name_or_path}, and it cannot be a Hub id, which is owner/name")
+    if Path(subfolder).is_absolute() or ".." in Path(subfolder).parts:
+        raise ValueError(f"subfolder {subfolder!r} leads out of {name_or_path}")
+    if Path(name_or_path).is_dir():
+        return model_folder(Path(name_or_path, subfolder))
+    local_model(name_or_path)
     try:
-        snapshot = snapshot_download(
+        snapshot = huggingface_hub.snapshot_download(
             str(name_or_path),
             revision=revision,
             token=token,
             cache_dir=cache_dir,
             local_files_only=local_files_only,
-            allow_patterns=list(PIPELINE_FILES),
+            force_download=force_download,
+            allow_patterns=[Path(subfolder, name).as_posix() for name in PIPELINE_FILES],
         )
     except OSError as error:
         error.add_note(f"(There is no folder {name_or_path} here, so it was looked for on the Hub.)")
         raise
-    return Path(snapshot)
+    return Path(snapshot, subfolder)
+
+
+def local_model(name_or_path: str | Path) -> Path | None:
+    """The pipeline folder that a folder here is, or has if it is one of a run; None if there is none and it may be a Hub id.
+
+    Raises:
+        ValueError: if it is neither, or the run is not finished.
+    """
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        return model_folder(folder)
+    if folder.is_absolute() or str(name_or_path).startswith((".", "~")) or str(name_or_path).count("/") != 1:
+        raise ValueError(f"no pipeline folder at {name_or_path}, and it cannot be a Hub id, which is owner/name")
+    return None
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raises ValueError unless it can be the name of a repository of somebody."""
+    try:
+        validate_repo_id(repo_id)
+        _, _ = repo_id.split("/")
+    except ValueError:
+        raise ValueError(f"{repo_id!r} is no name of a repository: give owner/name") from None
+
+
+def model_folder(path: str | Path) -> Path:
+    """The pipeline folder of a run folder, else the folder itself.
+
+    Raises:
+        ValueError: if there is no such folder, or its run is not finished.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ValueError(f"no folder {folder}")
+    return Path(resolve_model_folder(folder)[0])
 
 
 def resolve_model_folder(path: str | Path) -> tuple[str | Path, Path | None]:

@@ -1,9 +1,13 @@
-"""What a pipeline folder consists of, and which of our classes each part is."""
+"""What a pipeline folder consists of, which of our classes each part is, and whether the parts fit each other."""
 
 from pathlib import Path
 from typing import Any
 
-from iltm_anomaly.hub.checks import NOISE_FILE, read_json
+from safetensors.torch import load_file
+from torch import Tensor
+
+from iltm_anomaly.hub.checks import Stored, check_finite, read_json, stored_tensors
+from iltm_anomaly.hub.folders import NOISE_FILE
 from iltm_anomaly.prior import PerformerPriorModel, PositionPriorModel, TissuePriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.settings import FeatureSettings, InferenceSettings, Settings, read_settings
@@ -94,3 +98,21 @@ def check_fit(tokenizer: Any, prior: Any, processor: ILTMImageProcessor) -> None
             f"the image processor makes {processor.num_channels} x {processor.padded_size} pixels and a grid of {grid} codes, "
             f"the models take {tokenizer.config.in_channels} channels and a grid of {prior.config.grid_shape}"
         )
+
+
+def read_noise(path: Path, size: tuple[int, ...]) -> Tensor | None:
+    """The usual error of training images (*size) in a file of a pipeline folder, None if there is no such file.
+
+    Raises:
+        ValueError: if it holds anything else.
+    """
+    if not path.is_file():
+        return None
+    stored = stored_tensors(path)
+    if stored != {"noise": Stored(size, "F32")}:
+        raise ValueError(f"{path} must hold one tensor named noise, of shape {size} and type F32; it holds {stored}")
+    noise = load_file(path)["noise"]
+    check_finite({"noise": noise}, path)
+    if bool((noise < 0).any()):
+        raise ValueError(f"{path}: noise, a reconstruction error, is negative")
+    return noise

@@ -3,21 +3,20 @@
 import io
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from PIL import Image
 
 from iltm_anomaly.hub.cards import MARKER, load_results, render_card
-from iltm_anomaly.hub.checks import PIPELINE_FILES, REPORT, belongs, check_folder, check_shape, read_json
+from iltm_anomaly.hub.checks import REPORT, belongs, check_folder, check_shape, read_json
 from iltm_anomaly.hub.data_sources import public_name
-from iltm_anomaly.hub.folders import resolve_model_folder
+from iltm_anomaly.hub.folders import PIPELINE_FILES, check_repo_id
 from iltm_anomaly.hub.parts import expected_classes, read_calibration
 
 # Nothing but these ever goes up: no data, no checkpoints, no logs.
@@ -77,7 +76,11 @@ def _size(content: Path | bytes) -> int:
 
 
 def plan_upload(
-    folder: str | Path, repo_id: str, results: list[Path] | None = None, picture: Path | None = None
+    folder: str | Path,
+    repo_id: str,
+    results: list[Path] | None = None,
+    picture: Path | None = None,
+    tags: Sequence[str] = (),
 ) -> UploadPlan:
     """Decides which files of a folder go up. A pipeline without a model card, or with a rendered one, gets a new one.
 
@@ -86,14 +89,13 @@ def plan_upload(
         repo_id: owner/name.
         results: files of `iltm-anomaly evaluate` for the card of a pipeline, one a seed.
         picture: PNG for the card, in place of a plot of the results.
+        tags: for the card, beside its own.
 
     Raises:
         ValueError: if the folder is neither or is not complete, the name is no repository's, a file is a link, or one holds a
             secret.
     """
-    validate_repo_id(repo_id)
-    if "/" not in repo_id:
-        raise ValueError(f"{repo_id!r} is no name of a repository: give owner/name")
+    check_repo_id(repo_id)
     folder, sdk = Path(folder), space_sdk(Path(folder))
     if (folder / "model_index.json").is_file():
         check_folder(folder, expected_classes(folder))
@@ -117,18 +119,20 @@ def plan_upload(
                 plan.left_out.append(name)
     if plan.repo_type == "model":
         plan.files["training_report.json"] = _public_report(folder / "training_report.json")
-        plan.files |= _card_files(folder, repo_id, results or [], picture)
-    elif results or picture:
-        raise ValueError("results and a picture belong to the card of a pipeline; a Space has its own README.md")
+        plan.files |= _card_files(folder, repo_id, results or [], picture, tags)
+    elif results or picture or tags:
+        raise ValueError("results, tags and a picture belong to the card of a pipeline; a Space has its own README.md")
     for name, content in plan.files.items():
         _refuse_secrets(name, content)
     return plan
 
 
-def _card_files(folder: Path, repo_id: str, results: list[Path], picture: Path | None) -> dict[str, bytes]:
+def _card_files(
+    folder: Path, repo_id: str, results: list[Path], picture: Path | None, tags: Sequence[str]
+) -> dict[str, bytes]:
     readme = folder / "README.md"
     if readme.is_file() and MARKER not in readme.read_text(errors="replace"):
-        if results or picture:
+        if results or picture or tags:
             raise ValueError(f"{readme} was written by hand: rename it to have a card rendered from results")
         return {}
     image = picture.read_bytes() if picture else None
@@ -136,7 +140,7 @@ def _card_files(folder: Path, repo_id: str, results: list[Path], picture: Path |
         raise ValueError(f"{picture} is no PNG")
     report = read_json(folder / "training_report.json")
     check_shape(report, REPORT, str(folder / "training_report.json"))
-    return render_card(repo_id.split("/")[-1], load_results(results), report, repo_id, image)
+    return render_card(repo_id.split("/")[-1], load_results(results), report, repo_id, image, tags)
 
 
 def _public_report(path: Path) -> bytes:
@@ -212,6 +216,8 @@ def upload(
     token: str | bool | None = None,
     revision: str | None = None,
     commit_message: str | None = None,
+    commit_description: str | None = None,
+    create_pr: bool = False,
 ) -> str:
     """Carries out a plan as one commit, so that nobody ever sees half of it; weights of an earlier upload that the plan does not
     have are removed. Weights that arrived before an interruption are not sent again.
@@ -221,10 +227,11 @@ def upload(
         private: of a repository that does not exist yet.
         token: of the Hub; None takes the one that `hf auth login` stored.
         revision: branch, made if it does not exist.
-        commit_message: first line of the commit.
+        commit_message, commit_description: first line and rest of the text of the commit.
+        create_pr: propose the commit as a pull request.
 
     Returns:
-        The address of the commit.
+        The address of the commit, or of the pull request.
 
     Raises:
         UploadError: if the Hub cannot be reached, refuses, or the connection breaks.
@@ -239,16 +246,23 @@ def upload(
         if plan.repo_type == "model":
             operations += [CommitOperationDelete(name) for name in _stale_files(api, where, revision, plan)]
         message = commit_message or f"Upload {plan.repo_type} with iltm-anomaly"
-        commit = api.create_commit(**where, operations=operations, commit_message=message, revision=revision)
+        commit = api.create_commit(
+            **where,
+            operations=operations,
+            commit_message=message,
+            commit_description=commit_description,
+            revision=revision,
+            create_pr=create_pr,
+        )
     except HfHubHTTPError as error:
         refused = error.response.status_code in (401, 403)
         owner = plan.repo_id.split("/")[0]
         remedy = f"Log in with a token that may write to {owner}: `hf auth login`" if refused else AGAIN
         raise UploadError(f"the Hub refused the upload to {plan.repo_id}: {error}\n{remedy}") from error
-    except (OSError, RuntimeError, httpx2.HTTPError) as error:
+    except (OSError, RuntimeError, HTTPError) as error:
         cause = f" ({error.__cause__})" if error.__cause__ and str(error.__cause__) not in str(error) else ""
         raise UploadError(f"the upload to {plan.repo_id} did not finish: {error}{cause}\n{AGAIN}") from error
-    return commit.commit_url
+    return commit.pr_url or commit.commit_url
 
 
 def _stale_files(api: HfApi, where: dict[str, Any], revision: str | None, plan: UploadPlan) -> list[str]:
@@ -261,15 +275,3 @@ def results_of(path: str | Path) -> list[Path]:
     """The results in a run folder that `iltm-anomaly evaluate RUN --output RUN/evaluation` has written, if any."""
     file = Path(path) / "evaluation" / "results.json"
     return [file] if file.is_file() else []
-
-
-def model_folder(path: str | Path) -> Path:
-    """The pipeline folder of a run folder, else the folder itself.
-
-    Raises:
-        ValueError: if there is no such folder, or its run is not finished.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise ValueError(f"no folder {folder}")
-    return Path(resolve_model_folder(folder)[0])

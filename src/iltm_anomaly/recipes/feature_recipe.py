@@ -8,7 +8,7 @@ from PIL import Image
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from iltm_anomaly.recipes.kinds import CONFIG
+from iltm_anomaly.recipes.kinds import CONFIG, LEAST_TILE
 from iltm_anomaly.recipes.mistakes import explain
 from iltm_anomaly.recipes.tables import TableOf
 from iltm_anomaly.tokenizers.features import FeatureTokenizerConfig
@@ -41,6 +41,9 @@ class FeatureRecipe:
     backbones know."""
     num_channels: StrictInt = 3
     """3 for colour, 1 for grey."""
+    tile: Annotated[StrictInt, Field(ge=LEAST_TILE)] | None = None
+    """Pixels along each side of the tiles that images are cut into, in training and afterwards, where defects are small in them;
+    null takes images whole."""
     rounds: FeatureRoundsRecipe = field(default_factory=FeatureRoundsRecipe)
     """How tokens are weighted between rounds."""
 

@@ -1,5 +1,6 @@
 """What is wrong with a recipe, in one sentence that names the field, its value, and what would be right."""
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
@@ -25,6 +26,9 @@ EXPECTED = {
     "less_than_equal": "at most {le}",
 }
 
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = 80
+
 
 def explain(error: ValidationError, known: Mapping[str, Sequence[str]]) -> str:
     """The first of the mistakes.
@@ -49,7 +53,13 @@ def explain(error: ValidationError, known: Mapping[str, Sequence[str]]) -> str:
     same = [found for found in same if len(found["loc"]) == deepest]
     wanted = [EXPECTED.get(found["type"], found["msg"]).format(**found.get("ctx", {})) for found in same]
     indices = "".join(f"[{part}]" for part in same[0]["loc"] if isinstance(part, int))
-    return f"{'.'.join(['recipe', *place])}{indices} must be {' or '.join(dict.fromkeys(wanted))}, got {same[0]['input']!r}"
+    what, got = " or ".join(dict.fromkeys(wanted)), shortened(same[0]["input"])
+    return f"{'.'.join(['recipe', *place])}{indices} must be {what}, got {got}"
+
+
+def shortened(value: object) -> str:
+    """A value as Python writes it, without the middle of a long one: YAML may hold one that no memory can, written out."""
+    return SHORT.repr(value)
 
 
 def unknown(table: str, name: str, known: Sequence[str]) -> str:

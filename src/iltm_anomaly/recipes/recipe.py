@@ -2,9 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, field, fields
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,16 +28,15 @@ from iltm_anomaly.prior import PerformerPriorConfig
 from iltm_anomaly.prior.configuration_performer_prior import MASKING_MODES
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.recipes.feature_recipe import FeatureRecipe
-from iltm_anomaly.recipes.kinds import CONFIG, Count, NotNegative, Share
+from iltm_anomaly.recipes.kinds import CONFIG, LEAST_TILE, Count, NotNegative, Share
 from iltm_anomaly.recipes.mistakes import explain
-from iltm_anomaly.recipes.reading import assign, read_yaml
+from iltm_anomaly.recipes.reading import assign, preset_names, read_preset
 from iltm_anomaly.recipes.retired import REFUSED, without_retired
 from iltm_anomaly.recipes.tables import TableOf
 from iltm_anomaly.recipes.uptake_recipe import UptakeRecipe
 from iltm_anomaly.settings import RANGES, InferenceSettings
 from iltm_anomaly.tokenizers.vqvae import VQVAEConfig
 
-PRESETS = resources.files(f"{__package__}.presets")
 RULE = ("token_threshold", "neighbourhood", "outlier_scale")  # what rounds and inference both have
 
 
@@ -185,6 +183,9 @@ class Recipe:
     """How the prior is optimised, in every round."""
     image_size: StrictInt | None = None
     """Pixels along each side, for images: a multiple of the downsampling, 2 for each of `vqvae.channels`."""
+    tile: Annotated[StrictInt, Field(ge=LEAST_TILE)] | None = None
+    """Pixels along each side of the tiles that images are cut into, in training and afterwards, where defects are small in them;
+    null takes images whole."""
     volume: Annotated[dict[str, Any], TABLES["volume"]] | None = None
     """How volumes become grids, in place of `image_size`. What is left out follows from the training volumes; `{}` leaves out
     all."""
@@ -222,6 +223,8 @@ class Recipe:
         if (dims == 3) != self.is_volumetric:
             needed = "spatial_dims: 3" if self.is_volumetric else "volume: {}"
             raise ValueError(f"recipe.vqvae has spatial_dims {dims}: a recipe for volumes needs {needed} too")
+        if self.is_volumetric and self.tile is not None:
+            raise ValueError("recipe.tile is for images: volumes are not cut into tiles, leave it out")
         if self.is_volumetric and self.num_channels != 1:
             raise ValueError(f"recipe.num_channels must be 1 for volumes, got {self.num_channels}")
         vqvae = _made("vqvae", VQVAEConfig, in_channels=self.num_channels, **self.vqvae)
@@ -292,11 +295,6 @@ def json_schema() -> str:
     return json.dumps(schema, indent=1) + "\n"
 
 
-def preset_names() -> list[str]:
-    """Names of the shipped recipes."""
-    return sorted(path.name.removesuffix(".yaml") for path in PRESETS.iterdir() if path.name.endswith(".yaml"))
-
-
 def recipe_from_dict(values: dict[str, Any]) -> Recipe | FeatureRecipe | UptakeRecipe:
     """A recipe of any kind from plain data: one on features has the table `features`, one on tissues the table `tissues`.
 
@@ -318,17 +316,21 @@ def load_recipe(preset: "str | Path | Recipe | FeatureRecipe | UptakeRecipe", ov
     Raises:
         ValueError: if there is no such recipe, or a field is unknown or wrong; it is named.
     """
+    where = ""
     if isinstance(preset, Recipe | FeatureRecipe | UptakeRecipe):
         values = preset.to_dict()
-    elif str(preset) in preset_names():
-        values = read_yaml((PRESETS / f"{preset}.yaml").read_text(encoding="utf-8"), str(preset))
-    elif Path(preset).is_file():
-        values = read_yaml(Path(preset).read_text(encoding="utf-8"), str(preset))
     else:
-        raise ValueError(f"no preset and no file {str(preset)!r}; presets are {preset_names()}")
-    if not overrides:
-        return recipe_from_dict(values)
+        values = read_preset(preset)
+        where = "" if str(preset) in preset_names() else f"{preset}: "
+    if overrides:
+        where += f"--set {' '.join(overrides)}: "
+        values = _named(where, lambda: assign(values, overrides))
+    return _named(where, lambda: recipe_from_dict(values))
+
+
+def _named(where: str, read: Callable[[], Any]) -> Any:
+    """What `read` returns; its ValueError with the place that the values are from."""
     try:
-        return recipe_from_dict(assign(values, overrides))
+        return read()
     except ValueError as error:
-        raise ValueError(f"--set {' '.join(overrides)}: {error}") from None
+        raise ValueError(f"{where}{error}") from None

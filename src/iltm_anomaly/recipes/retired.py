@@ -39,6 +39,9 @@ REFUSED = {
     "inference": {
         "surprise_limit": "it is measured on the training images, outlier_scale deviations above their median",
         "score_threshold": "it is measured on the training images; `detect --threshold` takes another one",
+        "threshold_at_fast": "it is measured on the training images",
+        "threshold_at_score": "it is measured on the training images",
+        "tile": "images are cut as in training, by recipe.tile",
     },
 }
 # `stop_early` was two numbers, of which these pairs were in use.

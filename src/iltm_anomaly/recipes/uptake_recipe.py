@@ -75,6 +75,7 @@ class UptakeRecipe:
 
     # What a run asks of any recipe
     is_volumetric = True
+    tile = None
     mixed_precision = "no"
     augmentation = property(lambda self: {})
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import os
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
 from accelerate.utils import broadcast_object_list
 
+from iltm_anomaly.recipes.feature_recipe import FeatureRecipe
 from iltm_anomaly.recipes.recipe import Recipe
 from iltm_anomaly.training.precision import faster_precision
 from iltm_anomaly.training.run_folder import RunFolderError, read_record
@@ -27,10 +29,10 @@ def make_accelerator(recipe: Recipe, output: Path, report_to: list[str], cpu: bo
         output: the run's folder.
 
     Raises:
-        ValueError: if a tracker is unknown or not installed.
+        ValueError: if a tracker is unknown or not installed, or `accelerate launch` asks for what does not work.
     """
     if not cpu and torch.backends.mps.is_available():
-        logger.warning("Metal (MPS) has no float64, which healing draws by: training on the CPU")
+        logger.warning("nobody has tried to train on Metal (MPS): training on the CPU")
         cpu = True
     for name in report_to:
         if name not in TRACKERS:
@@ -41,7 +43,9 @@ def make_accelerator(recipe: Recipe, output: Path, report_to: list[str], cpu: bo
             raise ValueError(f"--report-to {name} needs a package that is not installed: pip install {name}")
     waiting = InitProcessGroupKwargs(timeout=timedelta(hours=6))  # while the main process decodes the images
     state = PartialState(cpu=cpu, timeout=waiting.timeout)
-    precision = _chosen(recipe, output, state) if recipe.mixed_precision == "auto" else recipe.mixed_precision
+    precision = _launched(recipe) or recipe.mixed_precision
+    if precision == "auto":
+        precision = _chosen(recipe, output, state)
     if precision != "no" and not _has_precision(state.device, precision):
         if state.is_main_process:
             logger.warning("%s is not built for %s: training in float32", state.device.type, precision)
@@ -57,6 +61,22 @@ def make_accelerator(recipe: Recipe, output: Path, report_to: list[str], cpu: bo
             waiting,
         ],
     )
+
+
+def _launched(recipe: Recipe) -> str | None:
+    """What `accelerate launch --mixed_precision` or `accelerate config` ask for; it wins over the recipe. "no" is also what the
+    launcher says where nobody has asked for anything: it leaves the choice to the recipe.
+
+    Raises:
+        ValueError: for what does not work.
+    """
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked == "no":
+        return None
+    if isinstance(recipe, FeatureRecipe) or asked not in ("bf16", "fp16"):
+        what = "a run on features optimises no network" if isinstance(recipe, FeatureRecipe) else "it does not train"
+        raise ValueError(f"accelerate asks for mixed_precision {asked}, but {what}: launch with --mixed_precision no")
+    return asked
 
 
 def _chosen(recipe: Recipe, output: Path, state: PartialState) -> str:

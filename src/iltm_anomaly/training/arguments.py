@@ -21,6 +21,7 @@ class TrainArguments:
         train_size: number of training images drawn; None takes all good ones.
         preset: name of a shipped recipe, a YAML file, or a recipe itself; None takes "features", or "phantom" for volumes.
         volumes: the data are volumes (NIfTI); the preset must be one for volumes.
+        tile: side in pixels of the tiles that images are cut into, in place of the preset's.
         overrides: values in place of the preset's, such as "rounds.rounds=1".
         rounds: masked rounds in place of the recipe's.
         seed: of everything random, the contamination split included.
@@ -30,6 +31,7 @@ class TrainArguments:
             local folder that `datasets` reads. `train_size` takes the first N.
         report_to: trackers beside the run's own log, of `TRACKERS`.
         cpu: do not use an accelerator although there is one.
+        show_progress: progress bars.
     """
 
     data: str
@@ -40,6 +42,7 @@ class TrainArguments:
     train_size: int | None = None
     preset: str | Recipe | FeatureRecipe | UptakeRecipe | None = None
     volumes: bool = False
+    tile: int | None = None
     overrides: list[str] = field(default_factory=list)
     rounds: int | None = None
     seed: int = 0
@@ -48,3 +51,4 @@ class TrainArguments:
     streaming: bool = False
     report_to: list[str] = field(default_factory=list)
     cpu: bool = False
+    show_progress: bool = True

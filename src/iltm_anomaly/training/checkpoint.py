@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+WINDOWS = os.name == "nt"  # which opens no folder, and flushes no file that is open for reading alone
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint, or another file of a run, cannot be written."""
@@ -66,7 +68,9 @@ def check_writable(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    if WINDOWS and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -129,8 +133,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def load_json(path: Path) -> Any:
-    """Reads what `write_json` wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Reads what `write_json` wrote; raises ValueError if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: it is no JSON ({error})") from None
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

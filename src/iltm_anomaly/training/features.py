@@ -116,6 +116,7 @@ def _fit_rounds(
     for number in range(rounds.rounds + 1):
         started = time.monotonic()
         pipeline, scores = fit_round(tokenizer, tokens, weights, processor)
+        pipeline.settings.tile = run.recipe.tile
         seconds += time.monotonic() - started
         reports.append({"round": number, **verdict, "seconds": round(seconds, 1)})
         pipeline.training_report |= {"rounds": list(reports), "seed": run.seed}

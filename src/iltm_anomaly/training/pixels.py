@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from iltm_anomaly.data.cache import CacheDamagedError, CacheWriteError, PixelCache, build_cache, difference
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.recipes.recipe import Recipe
+from iltm_anomaly.tiles import cut_images
 from iltm_anomaly.tokenizers.vqvae import VQVAEConfig
 from iltm_anomaly.training.checkpoint import CheckpointError
 from iltm_anomaly.training.context import RunContext
@@ -25,8 +26,8 @@ logger = logging.getLogger(__name__)
 def load_pixels(
     run: RunContext, images: Iterable[Any], source: Callable[[], str | None] | None, expected: str | None
 ) -> tuple[PixelCache, ILTMImageProcessor]:
-    """Decodes every image once, to (N, C, *spatial) uint8 in the run's `images.arrow`; a file that is there already is used if it
-    holds the same images.
+    """Decodes every image, or tile of one, once, to (N, C, *spatial) uint8 in the run's `images.arrow`; a file that is there
+    already is used if it holds the same images.
 
     Args:
         images: anything that the processor takes; read at most once, in order, by the main process.
@@ -47,6 +48,7 @@ def load_pixels(
         known = None if source is None else source()
         if known is not None:
             settings = json.dumps(processor.to_dict(), sort_keys=True, default=str)
+            settings += "" if run.recipe.tile is None else f" tiles of {run.recipe.tile}"
             known = hashlib.sha256(f"{known} {settings}".encode()).hexdigest()
         try:
             _fill_cache(run, path, images, processor.to_uint8, known, expected)
@@ -76,7 +78,8 @@ def _fill_cache(
     cache = _usable_cache(path, source, expected)
 
     def shown() -> Iterator[Any]:  # made when needed: a bar asks for the length, for which the images must be known
-        yield from tqdm(images, desc="loading images", unit="image", disable=not run.shows_bars)
+        whole = tqdm(images, desc="loading images", unit="image", disable=not run.shows_bars)
+        yield from whole if run.recipe.tile is None else cut_images(whole, run.recipe.tile)
 
     changes = None
     if cache is None:

@@ -15,6 +15,7 @@ from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.provenance import provenance
 from iltm_anomaly.recipes.feature_recipe import FeatureRecipe
 from iltm_anomaly.recipes.recipe import Recipe
+from iltm_anomaly.recipes.retired import REFUSED
 from iltm_anomaly.recipes.uptake_recipe import UptakeRecipe
 from iltm_anomaly.settings import InferenceSettings
 from iltm_anomaly.training.checkpoint import check_writable, fill_folder, load_json, remove_checkpoint
@@ -102,6 +103,7 @@ class TrainingRun(RunContext):
             tokenizer, stage1 = fit_tokenizer(self, pixels)
             prior, rounds = fit_rounds(self, tokenizer, pixels, follows=stage1["weights_sha256"])
             pipeline = ILTMAnomalyPipeline(tokenizer, prior, processor, InferenceSettings(**self.recipe.inference))
+            pipeline.settings.tile = self.recipe.tile
             about["stage1"], seconds = stage1, [stage1, *rounds]
         # of all stages, over all sittings of a resumed run
         total = round(sum(entry["seconds"] for entry in seconds), 1)
@@ -124,10 +126,12 @@ class TrainingRun(RunContext):
         """Whether a finished pipeline has the recipe's settings of inference, whatever calibration has added to them."""
         if not isinstance(self.recipe, Recipe):
             return True  # by the run itself
-        measured: dict[str, Any] = {"surprise_limit": None, "score_threshold": None}
+        measured: dict[str, Any] = dict.fromkeys(REFUSED["inference"])
         try:
             found = InferenceSettings.from_dict(load_json(model_folder / "calibration.json"))
         except (OSError, ValueError, TypeError):
+            return False
+        if found.threshold_at_score is None:  # of version 0.1
             return False
         return replace(found, **measured) == replace(InferenceSettings(**self.recipe.inference), **measured)
 

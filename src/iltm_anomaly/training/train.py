@@ -30,7 +30,8 @@ def train(arguments: TrainArguments) -> Path:
     """
     preset = arguments.preset or ("phantom" if arguments.volumes else "features")
     rounds = [] if arguments.rounds is None else [f"rounds.rounds={arguments.rounds}"]
-    recipe = load_recipe(preset, [*arguments.overrides, *rounds])
+    tile = [] if arguments.tile is None else [f"tile={arguments.tile}"]
+    recipe = load_recipe(preset, [*arguments.overrides, *rounds, *tile])
     check_sizes(recipe)
     if recipe.is_volumetric != arguments.volumes:
         kind, remedy = ("volumes", "pass --volumes") if recipe.is_volumetric else ("images", "leave out --volumes")
@@ -44,9 +45,8 @@ def train(arguments: TrainArguments) -> Path:
             alone = accelerator.num_processes == 1 and "WORLD_SIZE" not in os.environ
             if alone and accelerator.device.type == "cpu" and "MASTER_ADDR" in os.environ:
                 logger.warning("accelerate starts one process on a CPU, whatever --num_processes: %s", MORE_ON_CPUS)
-        run = TrainingRun(
-            recipe, arguments.output, arguments.seed, accelerator, checkpoint_seconds=arguments.checkpoint_seconds
-        )
+        chosen = (arguments.show_progress, arguments.checkpoint_seconds)
+        run = TrainingRun(recipe, arguments.output, arguments.seed, accelerator, *chosen)
         folder = run.train(images, images.record, resume=arguments.resume, source=images.source)
         if arguments.report_to or accelerator.num_processes > 1:
             accelerator.end_training()

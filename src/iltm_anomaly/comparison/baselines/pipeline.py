@@ -105,7 +105,10 @@ class BaselinePipeline(SavedPipeline):
         values = read_json(path)
         if set(values) != {"score_threshold"}:
             raise ValueError(f"{path} must hold score_threshold alone, got {sorted(values)}")
-        return BaselineSettings(**values)
+        try:
+            return BaselineSettings(**values)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
     @torch.no_grad()
     def __call__(self, images: Any, batch_size: int = 8, show_progress: bool = False) -> BaselineOutput:

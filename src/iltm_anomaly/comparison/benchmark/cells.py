@@ -62,7 +62,7 @@ def _parsed(text: bytes, place: Any) -> dict[str, Any]:
     try:
         document = json.loads(text)
         whole = document.pop("checksum") == digest_of(document)
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise CellDamagedError(f"{place} is damaged ({error})") from error
     if not whole:
         raise CellDamagedError(f"{place} is damaged: its content does not fit its checksum")
