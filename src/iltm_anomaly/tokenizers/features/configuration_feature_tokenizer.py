@@ -7,7 +7,6 @@ from transformers import PreTrainedConfig
 
 from iltm_anomaly.tokenizers.features.backbones import OFFLINE_BACKBONE, ONE_STRIDE, check_backbone
 
-
 DEPTHS = ("depth", "layer", "stage", "block")
 """Words in the names of a backbone's settings that count layers."""
 
