@@ -218,6 +218,17 @@ def test_what_is_damaged_is_skipped_and_made_again(whole, finished, caplog, name
     assert same(weights(finished), weights(whole))
 
 
+@pytest.mark.parametrize("values", [{"seconds": "12"}, []])
+def test_a_stage_with_another_summary_is_made_again(whole, finished, caplog, values):
+    shutil.rmtree(finished / "model")
+    path = finished / "rounds" / "round_2" / "stage.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values if values else values))
+    train(finished, resume=True)
+    assert "round_2 is damaged" in caplog.text
+    shutil.rmtree(finished / "rounds" / "round_2.set_aside")
+    assert same(weights(finished), weights(whole))
+
+
 def test_a_round_is_not_used_with_another_teacher(finished, caplog):
     shutil.rmtree(finished / "model")
     stage = finished / "rounds" / "round_1" / "stage.json"

@@ -81,11 +81,13 @@ class Stage:
         try:
             summary = load_json(self.folder / SUMMARY)
             problem = None if file_digest(self.folder / WEIGHTS) == summary["weights_sha256"] else "is damaged"
+            if not isinstance(summary["seconds"], int | float):
+                problem = "is damaged"
             if any(load_checkpoint(file)[0] is None for file in self.folder.glob("*.bin")):
                 problem = "is damaged"
             if problem is None and summary["follows"] != self.follows:
                 problem = "rests on another run of the stage before it"
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             problem = f"is damaged ({error})"
         if problem is None:
             return True

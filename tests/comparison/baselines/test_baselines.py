@@ -39,6 +39,13 @@ def test_strong_defects_are_found(train, name, test_images):
     assert np.median(defective) > good.max()
 
 
+def test_a_threshold_beyond_float32_is_one_that_nothing_reaches(train, recwarn):
+    pipeline = train("mean_image")
+    pipeline.settings.score_threshold = 1e300
+    assert not pipeline(np.zeros((64, 64, 3), dtype=np.uint8)).masks[0].any()
+    assert not [warning for warning in recwarn if "overflow" in str(warning.message)]
+
+
 def test_output_has_the_documented_shapes(train, name):
     pipeline = train(name)
     images = [np.zeros((40, 56, 3), dtype=np.uint8), np.full((64, 64), 200, dtype=np.uint8)]

@@ -1,5 +1,7 @@
 """Tokens of frozen features: shapes, codes, pictures, saving, and which backbones are taken."""
 
+import json
+
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -102,6 +104,18 @@ def test_backbones_of_transformers_are_taken_from_a_folder(kind, tmp_path):
     check_model(tmp_path / "tokenizer", FeatureTokenizerModel)
     again = FeatureTokenizerModel.from_pretrained(tmp_path / "tokenizer")
     assert torch.allclose(again.observe(IMAGES), observed)
+
+
+def test_a_backbone_of_more_layers_than_weights_is_not_built(tmp_path):
+    config = ConvNextConfig(num_channels=3, hidden_sizes=[4, 6, 8, 8], depths=[1, 1, 1, 1])
+    ConvNextBackbone(config).save_pretrained(tmp_path / "backbone")
+    FeatureTokenizerModel.from_backbone(str(tmp_path / "backbone"), vocab_size=8).save_pretrained(tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    values = json.loads(path.read_text())
+    values["backbone_config"]["depths"] = [1, 1, 10**9, 1]  # to be made, 20 GB
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="claims depths 1000000003, but its weights have"):
+        check_model(tmp_path / "model", FeatureTokenizerModel)
 
 
 def test_levels_of_a_backbone_of_one_stride_must_be_named(tmp_path):

@@ -123,7 +123,7 @@ class BaselinePipeline(SavedPipeline):
             scores.append(batch_scores.float().cpu())
             for values, size in zip(batch_maps, batch["original_sizes"], strict=True):
                 maps.append(self.image_processor.restore_map(values, size))
-        threshold = math.inf if self.settings.score_threshold is None else self.settings.score_threshold
+        threshold = np.float64(math.inf if self.settings.score_threshold is None else self.settings.score_threshold)
         return BaselineOutput(torch.cat(scores), maps, [values >= threshold for values in maps])
 
     @torch.no_grad()

@@ -7,6 +7,9 @@ from transformers import PreTrainedConfig
 
 from iltm_anomaly.tokenizers.features.backbones import OFFLINE_BACKBONE, ONE_STRIDE, check_backbone
 
+DEPTHS = ("depth", "layer", "stage", "block")
+"""Words in the names of a backbone's settings that count layers."""
+
 
 @strict
 class FeatureTokenizerConfig(PreTrainedConfig):
@@ -57,10 +60,11 @@ class FeatureTokenizerConfig(PreTrainedConfig):
 
     def claimed_sizes(self) -> tuple[dict[str, int], dict[str, int]]:
         """Counts of layers and widths by name, which `hub.checks` compares with the weights."""
-        kept = self.backbone_config or {}
-        widths = {
-            name: value
-            for name, value in kept.items()
-            if type(value) is int and "size" in name and "image" not in name
-        }
-        return {}, widths | {"vocab_size": self.vocab_size, "pixels_per_token": self.pixels_per_token}
+        depths, widths = {}, {"vocab_size": self.vocab_size, "pixels_per_token": self.pixels_per_token}
+        for name, value in (self.backbone_config or {}).items():
+            numbers = [number for number in (value if isinstance(value, list) else [value]) if type(number) is int]
+            if numbers and any(word in name for word in DEPTHS):
+                depths[name] = sum(numbers)
+            elif numbers and "image" not in name:
+                widths[name] = max(numbers)
+        return depths, widths
