@@ -55,7 +55,7 @@ test-space: $(SPACE)/.ready  ## the Space in a headless Chromium (apt-get instal
 fuzz: $(READY)  ## spoiled files and odd words through every door for SECONDS=600; prints the seed of every failure
 	$(BIN)/python tests/fuzz.py --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
 
-chaos: $(READY)  ## kills, full disks and other faults during train, detect, benchmark and push; some 20 minutes
+chaos: $(READY)  ## kills, full disks and other faults during train, detect, benchmark and push; tens of minutes
 	$(BIN)/python tests/chaos.py $(if $(SEED),--seed $(SEED))
 
 lint: $(READY)  ## ruff and mypy
