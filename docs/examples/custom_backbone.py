@@ -47,9 +47,9 @@ ConvNextBackbone(config).save_pretrained(backbone)
 # %% [markdown]
 # ## Train
 #
-# `levels` are the stages whose features are taken, 1 the finest; of DINOv2, which has one size, its blocks. The same
-# as `iltm-anomaly train --data data/part/train --output run --set features.backbone=backbone features.levels='[1,
-# 2]'`.
+# `levels` are the stages whose features are taken, 1 the finest; of DINOv2, which has one size, its blocks. The same as
+#
+#     iltm-anomaly train --data data/part/train --output run --set features.backbone=backbone features.levels='[1, 2]'
 
 # %%
 root = write_mvtec_tree(generate_dataset("part", SIZE, COUNT, 4, 4, seed=0, recurring=True), "data", "part")

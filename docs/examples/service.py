@@ -13,10 +13,10 @@
 # %% [markdown]
 # # A service
 #
-# An image in; its score, verdict and boxes out as JSON, or its overlay as PNG. It needs the extra `service`; in the
-# folder of this file:
+# An image in; its score, verdict and boxes out as JSON, or its overlay as PNG. It needs the extra
+# `service`:
 #
-#     ILTM_MODEL=runs/mine uvicorn service:app --limit-concurrency 16
+#     ILTM_MODEL=runs/mine uvicorn --app-dir docs/examples service:app --limit-concurrency 16
 #     curl -F file=@part.png localhost:8000/score
 #     curl -F file=@part.png localhost:8000/overlay -o overlay.png
 #
@@ -40,7 +40,7 @@ MOST_BYTES = 20 * 2**20  # of a request; a larger one is answered with 413 and n
 # %%
 pipe = ILTMAnomalyPipeline.from_pretrained(os.environ.get("ILTM_MODEL", "demo/run"))
 app = FastAPI(title="iltm-anomaly", max_body_size=MOST_BYTES)
-one_at_a_time = Lock()  # so that memory is that of one image, however many are sent
+one_at_a_time = Lock()  # so that no more than one is decoded and scored, however many are sent
 
 # %% [markdown]
 # Files come from strangers: the package's own reader takes no format but those of images, whatever a file is called,
@@ -50,18 +50,18 @@ one_at_a_time = Lock()  # so that memory is that of one image, however many are 
 # %%
 def score(file: UploadFile) -> AnomalyResult:
     """What is found in an uploaded image; 422 with the reason if it cannot be used."""
-    with one_at_a_time:
-        try:
-            return pipe(read_image(Path(file.filename or "image").name, file.file.read()))[0]
-        except ValueError as error:
-            raise HTTPException(422, str(error)) from error
+    try:
+        return pipe(read_image(Path(file.filename or "image").name, file.file.read()))[0]
+    except ValueError as error:
+        raise HTTPException(422, str(error)) from error
 
 
 @app.post("/score")
 def score_as_json(file: UploadFile) -> dict[str, Any]:
     """Score, verdict, and the boxes [left, top, right, bottom] of what is abnormal, the largest first."""
-    result = score(file)
-    boxes, areas = regions_of(result.mask)
+    with one_at_a_time:
+        result = score(file)
+        boxes, areas = regions_of(result.mask)
     height, width = result.mask.shape
     return {
         "score": result.score,
@@ -77,5 +77,6 @@ def score_as_json(file: UploadFile) -> dict[str, Any]:
 def overlay_as_png(file: UploadFile) -> Response:
     """The image under its map."""
     buffer = io.BytesIO()
-    score(file).overlay().save(buffer, "png")
+    with one_at_a_time:
+        score(file).overlay().save(buffer, "png")
     return Response(buffer.getvalue(), media_type="image/png")
