@@ -452,6 +452,7 @@ MISTAKES = {
     "train --data two/one --preset fast --output out": "no preset and no file 'fast'; presets are cpu, ",
     "evaluate two --data nowhere --output out": "two is not a pipeline folder: it has no model_index.json",
     "detect nothing two --output out": "no pipeline folder at nothing",
+    "export two/nothing --output out.onnx": "no pipeline folder at two/nothing: two is a folder here",
     "detect org/model nothing.png --output out": "cannot read nothing.png: no such file",
     "report nowhere": "no such folder: nowhere",
     "push nowhere org/model": "no folder nowhere",

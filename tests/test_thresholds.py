@@ -69,7 +69,8 @@ def test_a_calibrated_pipeline_keeps_its_training_scores(tmp_path):
     assert "threshold" in choose_threshold(again) and "expected to reach it" in choose_threshold(again)
     assert again.settings.score_threshold == own
     said = choose_threshold(again, false_alarms=0.05)
-    assert ": 5 % of good images" in said and again.settings.score_threshold != own
+    assert "spread 5 % of good images" in said and "of 12 training images that look good do" in said
+    assert again.settings.score_threshold != own
     choose_threshold(again, threshold=7.0)
     assert again.settings.score_threshold == 7.0
 

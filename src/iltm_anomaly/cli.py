@@ -149,6 +149,10 @@ def run_detect(arguments: argparse.Namespace) -> int:
         check_tile(arguments.tile or None)
         if pipeline.image_processor.is_volumetric:
             raise ValueError("--tile is for images: volumes are not cut into tiles, leave it out")
+        if pipeline.settings.tile != (arguments.tile or None):
+            logging.getLogger(__name__).warning(
+                "the model was trained on other images than such tiles: look at its threshold"
+            )
         pipeline.settings = replace(pipeline.settings, tile=arguments.tile or None)
     limits = (arguments.threshold, arguments.false_alarms, arguments.labelled)
     said = choose_threshold(pipeline, *limits, effort=arguments.effort)

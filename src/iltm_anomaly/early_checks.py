@@ -22,7 +22,7 @@ def check(words: Namespace) -> None:
         ValueError, OSError: if there are no such, or a category must be chosen.
     """
     command = words.command
-    if command in ("evaluate", "detect"):
+    if command in ("evaluate", "detect", "export"):
         folder = local_model(words.model)
         if folder is not None and not (folder / "model_index.json").is_file():
             raise ValueError(f"{folder} is not a pipeline folder: it has no model_index.json")

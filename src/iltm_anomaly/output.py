@@ -136,7 +136,7 @@ class AnomalyResult:
         return draw_projections(values, coloured, limit, grid.ras_spacing, outline, self.lowest)
 
     def plot(self) -> Any:
-        """A figure of matplotlib: the input, its overlay, the map and the healed image side by side, of a volume the projections.
+        """A figure of matplotlib: the input, its overlay and the healed image side by side, of a volume the projections.
         Show it in a notebook by its name, or save it by `figure.savefig`."""
         from matplotlib.figure import Figure  # not of pyplot, which would keep every figure
 

@@ -1,7 +1,8 @@
 """Thresholds of the score: from the share of false alarms that is wanted, or from a few images whose state is known.
 
-The scores of good training images tell how many false alarms a threshold is to be expected to give. Their logarithms are taken
-for normally distributed, by their median and upper quartile, which a few defective images left among them hardly move.
+The scores of good training images tell how many false alarms a threshold is to be expected to give. They, or their logarithms
+where maps are of codes, are taken for normally distributed, by their median and upper quartile, which a few defective images left
+among them hardly move. Tails are often heavier: how many good training images reach a threshold is told beside it.
 """
 
 import math

@@ -152,7 +152,7 @@ def test_another_threshold_or_model_starts_anew_and_leaves_nothing_of_the_one_be
     mine.touch()
     pipeline.settings.score_threshold = 1e6
     rows = detect(pipeline, [folder / "shift_1"], tmp_path / "out", show_progress=False)
-    assert "score_threshold was 80.0, is 1000000.0): starting anew" in caplog.text
+    assert "score_threshold was 80, is 1e+06): starting anew" in caplog.text
     assert {row["abnormal"] for row in rows if not row["error"]} == {0} and len(rows) == 6
     assert drawn(tmp_path / "out") - {"overlays/mine.png"} == {
         row[name] for row in rows for name in ("overlay", "map", "mask") if row[name]

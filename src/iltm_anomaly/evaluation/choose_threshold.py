@@ -57,8 +57,11 @@ def choose_threshold(
     said = f"threshold {used:.4g}{' of the model' if threshold is None else ''}"
     if known is not None:
         expected, reached = 100 * known.false_alarms(used), 100 * known.reached(used)
-        said += f": {expected:.2g} % of good images are expected to reach it, as false alarms; of the training images "
-        said += f"{reached:.2g} % do, defective ones among them"
+        share = "less than 0.1" if expected < 0.1 else f"{expected:.2g}"
+        of_what = "images" if pipeline.settings.tile is None else "tiles"
+        said += f": by their spread {share} % of good {of_what} are expected to reach it; "
+        said += f"{int((known.good >= used).sum())} of {len(known.good)} training images that look good do, of all "
+        said += f"{reached:.2g} %, defective ones among them"
     return said + told
 
 

@@ -82,7 +82,7 @@ def begin_journal(folder: Path, settings: dict[str, Any], stamps: dict[str, str]
             kept |= {row["path"]: row for row in rows if stamps.get(row["path"]) == row[STAMP] and not row["error"]}
         elif before is not None and rows:
             changed = [key for key in {**before, **settings} if before.get(key) != settings.get(key)]
-            said = ", ".join(f"{key} was {before.get(key)}, is {settings.get(key)}" for key in changed)
+            said = ", ".join(f"{key} was {_told(before.get(key))}, is {_told(settings.get(key))}" for key in changed)
             logger.warning("%s has rows by another model or settings (%s): starting anew", folder, said)
     lines = [settings, *kept.values()]
     write_atomically(own, "".join(json.dumps(line) + "\n" for line in lines).encode())
@@ -90,6 +90,10 @@ def begin_journal(folder: Path, settings: dict[str, Any], stamps: dict[str, str]
         if file != own:
             file.unlink()
     return kept
+
+
+def _told(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def join_journal(folder: Path, process: int, settings: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,8 @@ def export_onnx(pipeline: ILTMAnomalyPipeline, output: Path) -> Path:
     shape = (1, pipeline.image_processor.num_channels, *pipeline.image_processor.padded_size)
     for name in ("torch.onnx", "onnx_ir", "onnxscript"):  # they tell of every step
         logging.getLogger(name).setLevel(logging.ERROR)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch, about itself
         program = torch.onnx.export(
             ScoreGraph(pipeline).eval(),
             (torch.zeros(shape),),

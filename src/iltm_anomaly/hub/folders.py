@@ -74,6 +74,8 @@ def local_model(name_or_path: str | Path) -> Path | None:
         return model_folder(folder)
     if folder.is_absolute() or str(name_or_path).startswith((".", "~")) or str(name_or_path).count("/") != 1:
         raise ValueError(f"no pipeline folder at {name_or_path}, and it cannot be a Hub id, which is owner/name")
+    if folder.parent.is_dir():
+        raise ValueError(f"no pipeline folder at {name_or_path}: {folder.parent} is a folder here, so it is no Hub id")
     return None
 
 

@@ -66,7 +66,7 @@ def rejected_shares(weights: Tensor) -> list[float]:
 
 def _draw(images: list[Tensor], weights: Tensor, labels: list[tuple[str, bool]]) -> Image.Image:
     """Images (C, H, W) uint8 in rows of `ACROSS`, each under its label, red of those that look defective; dimmed where tokens
-    (h, w) were kept."""
+    (h, w) were kept, but for images that neither look defective nor gave up any."""
     rows = -(-len(images) // ACROSS)
     step = CELL + MARGIN
     sheet = Image.new("RGB", (ACROSS * step + MARGIN, rows * (step + LABEL) + MARGIN), "white")
@@ -74,15 +74,16 @@ def _draw(images: list[Tensor], weights: Tensor, labels: list[tuple[str, bool]])
     for place, (image, weight, (label, looks_defective)) in enumerate(zip(images, weights, labels, strict=True)):
         left, top = MARGIN + place % ACROSS * step, MARGIN + place // ACROSS * (step + LABEL)
         pen.text((left, top), label, fill="firebrick" if looks_defective else "black", font=font)
-        sheet.paste(picture_of(image, weight), (left, top + LABEL))
+        is_whole = not looks_defective and bool((weight > 0.5).all())
+        sheet.paste(picture_of(image, None if is_whole else weight), (left, top + LABEL))
     return sheet
 
 
 def picture_of(image: Tensor, weight: Tensor | None = None) -> Image.Image:
-    """An image (C, H, W) uint8 as a picture of `CELL` pixels a side, dimmed where tokens (h, w) were kept unless all were."""
+    """An image (C, H, W) uint8 as a picture of `CELL` pixels a side, dimmed where tokens (h, w) were kept."""
     colours = np.broadcast_to(image.permute(1, 2, 0).numpy(), (*image.shape[1:], 3))
     picture = Image.fromarray(np.ascontiguousarray(colours)).resize((CELL, CELL), Image.Resampling.BICUBIC)
-    if weight is None or bool((weight > 0.5).all()):
+    if weight is None:
         return picture
     light = torch.where(weight > 0.5, DIMMED, 1.0)
     mask = Image.fromarray((255 * light).byte().numpy()).resize((CELL, CELL), Image.Resampling.NEAREST)
