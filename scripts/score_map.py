@@ -1,6 +1,6 @@
 """Metrics of one map, NIfTI as `iltm-anomaly detect` writes it, against ground truth. The scan itself is a map too: high SUV.
 
-python scripts/score_map.py runs/pet_fdg/maps/00000_STS_001_suv.nii.gz STS_001_lesion.nii.gz --output map.json
+python scripts/score_map.py runs/pet_fdg/maps/STS_001_suv_0123456789.nii.gz STS_001_lesion.nii.gz --output map.json
 python scripts/score_map.py STS_001_suv.nii.gz STS_001_lesion.nii.gz --output suv.json
 """
 
