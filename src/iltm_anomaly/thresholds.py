@@ -1,8 +1,9 @@
 """Thresholds of the score: from the share of false alarms that is wanted, or from a few images whose state is known.
 
-The scores of good training images tell how many false alarms a threshold is to be expected to give. They, or their logarithms
-where maps are of codes, are taken for normally distributed, by their median and upper quartile, which a few defective images left
-among them hardly move. Tails are often heavier: how many good training images reach a threshold is told beside it.
+The scores of good training images tell how many false alarms a threshold is to be expected to give, by their median and upper
+quartile, which a few defective images left among them hardly move. Of models on codes their logarithms are taken for normally
+distributed; of those on features the excess over the median is taken for exponentially distributed, as their tails are heavier:
+each distance of the quartile halves it. How many good training images reach a threshold is told beside it.
 """
 
 import math
@@ -23,8 +24,7 @@ class TrainingScores:
     """
     Args:
         good: (N,) scores of training images that look good, each judged as a new image would be.
-        zero: what is added before logarithms are taken, so that no score is below 0; None of scores that are themselves taken
-            for normally distributed.
+        zero: what is added before logarithms are taken, so that no score is below 0; None of scores whose tail is exponential.
         others: (M,) of the other training images, of which some or all are defective.
     """
 
@@ -67,27 +67,35 @@ class TrainingScores:
         """
         if not 0 < false_alarms < 0.5:
             raise ValueError(f"the share of false alarms is above 0 and below 0.5, such as 0.01; got {false_alarms:g}")
-        value = self._normal().inv_cdf(1 - false_alarms)
-        return value if self.zero is None else math.exp(value) - self.zero
+        if self.zero is None:
+            median, spread = self._spread(self.good)
+            return median + spread * math.log2(0.5 / false_alarms)
+        return math.exp(self._normal(self.zero).inv_cdf(1 - false_alarms)) - self.zero
 
     def false_alarms(self, threshold: float) -> float:
         """The share of good images that is to be expected to reach a threshold."""
-        normal = self._normal()
-        if self.zero is not None:
-            if threshold + self.zero <= 0:
-                return 1.0
-            threshold = math.log(threshold + self.zero)
-        return normal.cdf(2 * normal.mean - threshold)  # of the other side, for its digits
+        if self.zero is None:
+            median, spread = self._spread(self.good)
+            return min(1.0, 2 ** min(1000.0, (median - threshold) / spread - 1))
+        if threshold + self.zero <= 0:
+            return 1.0
+        normal = self._normal(self.zero)
+        return normal.cdf(2 * normal.mean - math.log(threshold + self.zero))  # of the other side, for its digits
 
     def reached(self, threshold: float) -> float:
         """The share of all training images that reach a threshold, defective ones among them."""
         return float((np.concatenate([self.good, self.others]) >= threshold).mean())
 
-    def _normal(self) -> NormalDist:
-        """The distribution of scores, or of their logarithms."""
-        values = self.good if self.zero is None else np.log(np.maximum(self.good + self.zero, 1e-6))
+    @staticmethod
+    def _spread(values: np.ndarray) -> tuple[float, float]:
+        """The median, and how far above it the upper quartile is."""
         median, upper = np.quantile(values, [0.5, 0.75])
-        return NormalDist(float(median), max(float(upper - median) / UPPER_QUARTILE, LEAST_SPREAD))
+        return float(median), max(float(upper - median), LEAST_SPREAD)
+
+    def _normal(self, zero: float) -> NormalDist:
+        """The distribution of the logarithms."""
+        median, spread = self._spread(np.log(np.maximum(self.good + zero, 1e-6)))
+        return NormalDist(median, spread / UPPER_QUARTILE)
 
 
 @dataclass(frozen=True)
