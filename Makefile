@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test test-slow test-lowest test-space fuzz chaos lint style bench cards schema docs
+.PHONY: help demo test test-slow test-lowest test-space fuzz chaos audit lint style bench cards schema docs
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -57,6 +57,11 @@ fuzz: $(READY)  ## spoiled files and odd words through every door for SECONDS=60
 
 chaos: $(READY)  ## kills, full disks and other faults during train, detect, benchmark and push; tens of minutes
 	$(BIN)/python tests/chaos.py $(if $(SEED),--seed $(SEED))
+
+audit:  ## known weaknesses of the pinned versions, by pip-audit; needs a network
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet pip-audit
+	.venv-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

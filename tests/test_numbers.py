@@ -45,7 +45,13 @@ def test_every_image_has_a_finite_map_of_its_own_size(pipeline):
     check(pipeline(list(IMAGES.values())), list(IMAGES.values()))
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 60])
+@pytest.mark.slow
+def test_an_image_of_8192_pixels_a_side_has_a_finite_map(pipeline):
+    image = np.kron(GENERATOR.integers(0, 256, (64, 64, 3), dtype=np.uint8), np.ones((128, 128, 1), np.uint8))
+    check(pipeline(image), [image])
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 60, pytest.param(1000, marks=pytest.mark.slow)])
 def test_a_score_does_not_depend_on_how_many_there_are(pipeline, batch_size):
     images = [IMAGES["black"], IMAGES["8 x 8"], IMAGES["one hot pixel"]] * (batch_size // 3 + 3)
     out = pipeline(images, batch_size=batch_size)
