@@ -2,7 +2,6 @@
 saved."""
 
 import io
-import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,16 +16,6 @@ from iltm_anomaly.data.volume_files import volume_stem
 from iltm_anomaly.drawing import draw_projections, overlay
 from iltm_anomaly.processing.images import decode_image
 from iltm_anomaly.processing.volumes import as_volume
-
-
-def masks_of(maps: list[np.ndarray], scores: list[float], threshold: float | None) -> list[np.ndarray]:
-    """Which pixels of maps are abnormal: none of a normal image, nor without a threshold; of an abnormal one those beyond it, or
-    if there are none (its score may be higher than its map) the highest hundredth."""
-    limit = math.inf if threshold is None else threshold
-    return [
-        (values >= (limit if score < limit or values.max() >= limit else np.quantile(values, 0.99))) & (score >= limit)
-        for values, score in zip(maps, scores, strict=True)
-    ]
 
 
 @dataclass

@@ -29,13 +29,13 @@ from iltm_anomaly.hub.parts import (
     read_noise,
 )
 from iltm_anomaly.modeling import share_tensors
-from iltm_anomaly.output import ILTMAnomalyOutput, masks_of
+from iltm_anomaly.output import ILTMAnomalyOutput
 from iltm_anomaly.prior import PerformerPriorModel, PositionPriorModel, TissuePriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.saved_pipeline import SavedPipeline
 from iltm_anomaly.seeds import check_seed
 from iltm_anomaly.settings import EFFORTS, FeatureSettings, InferenceSettings, Settings, UptakeSettings, lowest_value
-from iltm_anomaly.thresholds import TrainingScores
+from iltm_anomaly.thresholds import TrainingScores, abnormal_pixels
 from iltm_anomaly.tiles import ScoredImage, check_tile, decoded_images, list_of_batches, put_together
 from iltm_anomaly.tokenizers.base import TokenizerModel, images_at_once
 from iltm_anomaly.tokenizers.vqvae import VQVAEModel
@@ -359,11 +359,12 @@ def _collected(
         _check_score(one.score, number)
         scored.append(one)
     maps, scores = [one.anomaly_map for one in scored], [one.score for one in scored]
+    limit = math.inf if settings.score_threshold is None else settings.score_threshold
     likelihoods, resampled = [one.log_likelihood for one in scored], [one.resampled for one in scored]
     return ILTMAnomalyOutput(
         scores=torch.tensor(scores),
         anomaly_maps=maps,
-        masks=masks_of(maps, scores, settings.score_threshold),
+        masks=[abnormal_pixels(values, score, limit) for values, score in zip(maps, scores, strict=True)],
         healed_images=[one.healed for one in scored],
         token_log_likelihoods=likelihoods if in_tiles else torch.stack(likelihoods),
         resampled_tokens=resampled if in_tiles else torch.stack(resampled),

@@ -19,6 +19,14 @@ UPPER_QUARTILE = NormalDist().inv_cdf(0.75)
 LEAST_SPREAD = 1e-3  # scores that are all alike still have an order
 
 
+def abnormal_pixels(values: np.ndarray, score: float, threshold: float) -> np.ndarray:
+    """Which values of a map are abnormal, a bool array: none of a normal image; of an abnormal one those from the threshold on,
+    or if there are none (its score may be higher than its map) the highest hundredth."""
+    if score < threshold:
+        return np.zeros(values.shape, dtype=bool)
+    return values >= (threshold if values.max() >= threshold else np.quantile(values, 0.99))
+
+
 @dataclass(frozen=True)
 class TrainingScores:
     """

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from iltm_anomaly.data.images import read_image, to_rgb
+from iltm_anomaly.thresholds import abnormal_pixels
 
 METADATA = "iltm_anomaly"  # key of the file's metadata, whose value is JSON
 FORMAT = 1
@@ -90,13 +91,7 @@ class OnnxScorer:
         score = float(found)
         if not np.isfinite(score):
             raise ValueError(f"the score is {score}: the file is damaged, export the model again")
-        return OnnxScore(score, values, self.mask(score, values))
-
-    def mask(self, score: float, values: np.ndarray) -> np.ndarray:
-        """Which pixels of a map are abnormal, as of the pipeline."""
-        if score < self.threshold:
-            return np.zeros(values.shape, dtype=bool)
-        return values >= (self.threshold if values.max() >= self.threshold else np.quantile(values, 0.99))
+        return OnnxScore(score, values, abnormal_pixels(values, score, self.threshold))
 
     def prepare(self, picture: Image.Image) -> np.ndarray:
         """A picture in mode "RGB" -> what the model takes, (1, C, H, W) float32 in [0, 1]."""
