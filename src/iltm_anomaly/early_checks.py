@@ -8,7 +8,7 @@ import os
 from argparse import Namespace
 from pathlib import Path
 
-from iltm_anomaly.data import HUB_ID
+from iltm_anomaly.data import HUB_ID, may_be_on_hub
 from iltm_anomaly.data.images import find_problem
 from iltm_anomaly.data.layout import existing_folder, find_category, is_dataset_folder, list_categories
 from iltm_anomaly.hub.folders import check_repo_id, local_model, model_folder
@@ -59,5 +59,5 @@ def _check_input(name: str) -> None:
     """Whether the only input can be there. Patterns, the standard input and an id of the Hub are looked for later."""
     if name == "-" or glob.has_magic(name) or os.path.exists(name):
         return
-    if not (HUB_ID.fullmatch(name) and not os.path.lexists(Path(name).parent)):
+    if not may_be_on_hub(name):
         raise ValueError(f"cannot read {name}: {find_problem(Path(name))}")

@@ -9,9 +9,17 @@
 No part of it is imported here, so that reading an image does not wait for torch, nor a data set for scipy.
 """
 
+import os
 import re
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 """An id of a data set on the Hub: "org/name"."""
+
+
+def may_be_on_hub(name: str) -> bool:
+    """Whether a name can be that of a data set on the Hub alone: it has the form, and no folder here is called like its owner."""
+    return HUB_ID.fullmatch(name) is not None and not os.path.lexists(os.path.dirname(name))
+
+
 GOOD = "good"
 """What the column defect holds for an image without a defect."""

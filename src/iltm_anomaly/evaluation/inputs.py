@@ -2,7 +2,6 @@
 
 import glob
 import os
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from iltm_anomaly.data import may_be_on_hub
 from iltm_anomaly.data.dicom import find_dicom_folders
 from iltm_anomaly.data.hub import image_splits
 from iltm_anomaly.data.images import IMAGE_SUFFIXES, ImageReadError, find_images, path_in_table, read_image
@@ -21,7 +21,6 @@ from iltm_anomaly.data.volume_grid import Volume
 from iltm_anomaly.evaluation.rows import JOURNALS, OWN_FOLDERS, TABLE, is_own_table
 
 STANDARD_INPUT = "-"  # names come from there, one a line
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 load_splits = cache(image_splits)  # in every process once: its files are mapped, not read into memory
 
@@ -136,7 +135,7 @@ def _is_dataset(item: Path) -> bool:
     if os.path.isdir(item):
         return is_dataset_folder(item)
     is_file = os.path.lexists(item) or item.name.lower().endswith((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES))
-    return not is_file and HUB_ID.fullmatch(str(item)) is not None and not os.path.lexists(item.parent)
+    return not is_file and may_be_on_hub(str(item))
 
 
 def _wrote(folder: Path, root: Path, output: Path | None) -> bool:
