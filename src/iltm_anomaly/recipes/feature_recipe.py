@@ -1,15 +1,14 @@
 """Recipes of runs on frozen features."""
 
-from dataclasses import asdict, field, fields
+from dataclasses import field, fields
 from typing import Annotated, Any
 
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
-from pydantic import Field, StrictBool, StrictFloat, StrictInt, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, model_validator
 from pydantic.dataclasses import dataclass
 
-from iltm_anomaly.recipes.kinds import CONFIG, LEAST_TILE
-from iltm_anomaly.recipes.mistakes import explain
+from iltm_anomaly.recipes.kinds import CONFIG, LEAST_TILE, AnyRecipe
 from iltm_anomaly.recipes.tables import TableOf
 from iltm_anomaly.tokenizers.features import FeatureTokenizerConfig
 
@@ -29,7 +28,7 @@ class FeatureRoundsRecipe:
 
 
 @dataclass(config=CONFIG)
-class FeatureRecipe:
+class FeatureRecipe(AnyRecipe):
     """A whole run on tokens of frozen features."""
 
     name: str
@@ -67,23 +66,9 @@ class FeatureRecipe:
     augmentation = property(lambda self: {})
     inference = property(lambda self: {})
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, as written to `recipe.yaml` of a run."""
-        return asdict(self)
-
-    training_fields = to_dict
-
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "FeatureRecipe":
-        """A recipe from plain data.
-
-        Raises:
-            ValueError: if a field is unknown, missing or wrong; it is named.
-        """
-        try:
-            return TypeAdapter(cls).validate_python(values)
-        except ValidationError as error:
-            raise ValueError(explain(error, FIELDS)) from None
+    def field_names(cls) -> dict[str, tuple[str, ...]]:
+        return FIELDS
 
 
 FIELDS = {

@@ -3,9 +3,9 @@
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, field, fields
+from dataclasses import field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
@@ -16,7 +16,6 @@ from pydantic import (
     StrictFloat,
     StrictInt,
     TypeAdapter,
-    ValidationError,
     field_validator,
     model_validator,
 )
@@ -28,8 +27,7 @@ from iltm_anomaly.prior import PerformerPriorConfig
 from iltm_anomaly.prior.configuration_performer_prior import MASKING_MODES
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.recipes.feature_recipe import FeatureRecipe
-from iltm_anomaly.recipes.kinds import CONFIG, LEAST_TILE, Count, NotNegative, Share
-from iltm_anomaly.recipes.mistakes import explain
+from iltm_anomaly.recipes.kinds import CONFIG, LEAST_TILE, AnyRecipe, Count, NotNegative, Share
 from iltm_anomaly.recipes.reading import assign, preset_names, read_preset
 from iltm_anomaly.recipes.retired import REFUSED, without_retired
 from iltm_anomaly.recipes.tables import TableOf
@@ -172,7 +170,7 @@ TABLES = {
 
 
 @dataclass(config=CONFIG)
-class Recipe:
+class Recipe(AnyRecipe):
     """A whole run, of images (`image_size`) or of volumes (`volume`)."""
 
     name: str
@@ -253,25 +251,18 @@ class Recipe:
 
     resample = Image.Resampling.LANCZOS  # as in version 0.1
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, as written to `recipe.yaml` of a run."""
-        return asdict(self)
+    @classmethod
+    def field_names(cls) -> dict[str, tuple[str, ...]]:
+        return FIELDS
 
     def training_fields(self) -> dict[str, Any]:
         """`to_dict` without the settings of inference, on which no training depends."""
         return {name: value for name, value in self.to_dict().items() if name != "inference"}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Recipe":
-        """A recipe from plain data, of version 0.1 too.
-
-        Raises:
-            ValueError: if a field is unknown, missing or wrong; it is named.
-        """
-        try:
-            return TypeAdapter(cls).validate_python(without_retired(values))
-        except ValidationError as error:
-            raise ValueError(explain(error, FIELDS)) from None
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """As of any recipe; of version 0.1 too."""
+        return super().from_dict(without_retired(values))
 
 
 PARTS = {"": Recipe, "stage1": Stage1Recipe, "stage2": StageRecipe, "rounds": RoundsRecipe}

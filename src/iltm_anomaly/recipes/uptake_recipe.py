@@ -1,15 +1,14 @@
 """Recipes of runs on tissues: PET whose uptake is judged by what the CT shows."""
 
-from dataclasses import asdict, field, fields
+from dataclasses import field, fields
 from typing import Annotated, Any
 
 from huggingface_hub.errors import StrictDataclassError
-from pydantic import Field, StrictBool, StrictFloat, StrictInt, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, model_validator
 from pydantic.dataclasses import dataclass
 
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
-from iltm_anomaly.recipes.kinds import CONFIG
-from iltm_anomaly.recipes.mistakes import explain
+from iltm_anomaly.recipes.kinds import CONFIG, AnyRecipe
 from iltm_anomaly.recipes.tables import TableOf
 from iltm_anomaly.settings import RANGES, UptakeSettings
 from iltm_anomaly.tokenizers.tissue import TissueTokenizerConfig
@@ -37,7 +36,7 @@ class UptakeRoundsRecipe:
 
 
 @dataclass(config=CONFIG)
-class UptakeRecipe:
+class UptakeRecipe(AnyRecipe):
     """A whole run on tissues."""
 
     name: str
@@ -79,23 +78,11 @@ class UptakeRecipe:
     mixed_precision = "no"
     augmentation = property(lambda self: {})
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, as written to `recipe.yaml` of a run."""
-        return asdict(self)
-
-    training_fields = to_dict  # calibrated in every round: what inference has counts too
+    # `training_fields` are all: calibrated in every round, training depends on what inference has too
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "UptakeRecipe":
-        """A recipe from plain data.
-
-        Raises:
-            ValueError: if a field is unknown, missing or wrong; it is named.
-        """
-        try:
-            return TypeAdapter(cls).validate_python(values)
-        except ValidationError as error:
-            raise ValueError(explain(error, FIELDS)) from None
+    def field_names(cls) -> dict[str, tuple[str, ...]]:
+        return FIELDS
 
 
 FIELDS = {
