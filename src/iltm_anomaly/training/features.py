@@ -120,7 +120,7 @@ def _fit_rounds(
         seconds += time.monotonic() - started
         reports.append({"round": number, **verdict, "seconds": round(seconds, 1)})
         pipeline.training_report |= {"rounds": list(reports), "seed": run.seed}
-        _save_round(run, number, pipeline, weights)
+        save_round(run, number, pipeline, weights.half())
         run.log.write(step=number, **reports[-1])
         logger.info("round %d: %.2f %% of tokens rejected", number, 100 * verdict["masked_fraction"])
         if number == rounds.rounds:
@@ -245,10 +245,12 @@ def _distances_of_halves(
     return found
 
 
-def _save_round(run: RunContext, number: int, pipeline: ILTMAnomalyPipeline, weights: Tensor) -> None:
+def save_round(run: RunContext, number: int, pipeline: ILTMAnomalyPipeline, weights: Tensor) -> None:
+    """Saves the pipeline of a round, and beside it the weights (N, *grid) of the training tokens that it was fitted with."""
+
     def save(folder: Any) -> None:
         pipeline.save_pretrained(folder)
-        save_file({"weights": weights.half()}, folder / WEIGHTS_FILE)
+        save_file({"weights": weights}, folder / WEIGHTS_FILE)
         share_tensors(folder)
 
     folder = run.output / "rounds" / f"round_{number}"

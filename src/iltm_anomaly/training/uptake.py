@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from iltm_anomaly import masking, uptake_map
 from iltm_anomaly.data.cache import PixelCache
-from iltm_anomaly.modeling import share_tensors
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.prior import TissuePriorConfig, TissuePriorModel, relative_log_odds
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
@@ -25,9 +23,8 @@ from iltm_anomaly.seeds import sample_seed
 from iltm_anomaly.settings import UptakeSettings
 from iltm_anomaly.tokenizers.features.fitting import fit_codebook
 from iltm_anomaly.tokenizers.tissue import TissueTokenizerConfig, TissueTokenizerModel, voxels_of
-from iltm_anomaly.training.checkpoint import fill_folder
 from iltm_anomaly.training.context import RunContext
-from iltm_anomaly.training.features import SETTLED, WEIGHTS_FILE
+from iltm_anomaly.training.features import SETTLED, save_round
 from iltm_anomaly.training.processes import on_main
 
 logger = logging.getLogger(__name__)
@@ -83,7 +80,7 @@ def _fit(
         pipeline, maps = fit_round(tokenizer, tokens, given_up, processor, settings, run.recipe)
         reports.append({"round": number, **verdict, "seconds": round(time.monotonic() - started, 1)})
         pipeline.training_report |= {"rounds": list(reports), "seed": run.seed}
-        _save_round(run, number, pipeline, tokens, given_up)
+        save_round(run, number, pipeline, _weights_of(given_up, tokens, processor.padded_size))
         run.log.write(step=number, **reports[-1])
         logger.info("round %d: %.2f %% of tokens given up", number, 100 * verdict["masked_fraction"])
         if number == rounds.rounds:
@@ -181,18 +178,9 @@ def _usual_uptake(tokens: list[TissueTokens], given_up: list[Tensor], size: int)
     return (total / count.clamp(min=1)).exp() - uptake_map.NO_UPTAKE
 
 
-def _save_round(
-    run: RunContext, number: int, pipeline: ILTMAnomalyPipeline, tokens: list[TissueTokens], given_up: list[Tensor]
-) -> None:
-    weights = torch.ones((len(tokens), *pipeline.image_processor.padded_size), dtype=torch.uint8)
+def _weights_of(given_up: list[Tensor], tokens: list[TissueTokens], grid: tuple[int, ...]) -> Tensor:
+    """1 for each token of the grid (N, *grid) that was kept, uint8, padding with it; 0 for those that were given up."""
+    weights = torch.ones((len(tokens), *grid), dtype=torch.uint8)
     for own, one, out in zip(weights, tokens, given_up, strict=True):
         own[one.box] = (~out).byte()
-
-    def save(folder: Any) -> None:
-        pipeline.save_pretrained(folder)
-        save_file({"weights": weights}, folder / WEIGHTS_FILE)
-        share_tensors(folder)
-
-    folder = run.output / "rounds" / f"round_{number}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fill_folder(folder, save)
+    return weights
