@@ -21,7 +21,8 @@ class Browser:
     def __init__(self, port: int):
         self.address = f"http://127.0.0.1:{port}"
         options = {"args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1400,1000"]}
-        session = self.ask("POST", "/session", capabilities={"alwaysMatch": {"goog:chromeOptions": options}})
+        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        session = self.ask("POST", "/session", capabilities={"alwaysMatch": wanted})
         self.address += f"/session/{session['sessionId']}"
 
     def ask(self, method: str, path: str, **content: Any) -> Any:
@@ -34,6 +35,14 @@ class Browser:
 
     def run(self, script: str) -> Any:
         return self.ask("POST", "/execute/sync", script=script, args=[])
+
+    def complaints(self) -> list[str]:
+        """What the console has said since it was last asked."""
+        return [entry["message"] for entry in self.ask("POST", "/se/log", type="browser")]
+
+    def press(self, key: str) -> None:
+        actions = [{"type": kind, "value": key} for kind in ("keyDown", "keyUp")]
+        self.ask("POST", "/actions", actions=[{"type": "key", "id": "keys", "actions": actions}])
 
     def upload(self, path: Path) -> None:
         found = self.ask("POST", "/element", using="css selector", value="#file input[type=file]")

@@ -82,6 +82,23 @@ def test_a_run_leaves_its_recipe_rounds_report_and_pipeline(run):
     assert all(np.isfinite(entry["loss"]) for entry in log)
 
 
+def test_a_run_names_the_training_images_that_it_masked_most(run):
+    from iltm_anomaly.data.cache import PixelCache
+    from iltm_anomaly.training.checkpoint import load_checkpoint
+
+    state, _ = load_checkpoint(run / "rounds" / "round_1" / "keep.bin")
+    shares = dict(
+        zip(PixelCache(run / "images.arrow").names, (~state["keep"]).float().mean((1, 2)).tolist(), strict=True)
+    )
+    with open(run / "training_images.csv", newline="") as file:
+        listed = list(csv.DictReader(file))
+    assert {line["path"]: float(line["score"]) for line in listed} == pytest.approx(shares, abs=1e-4)
+    scores = [float(line["score"]) for line in listed]
+    assert scores == sorted(scores, reverse=True) and scores[0] > scores[-1]
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert page.count('<li class="card') == len(shares) and "share of its tokens that the last round masked" in page
+
+
 def test_one_seed_gives_the_same_numbers_twice_whatever_the_masks_say(run, data, recipe, tmp_path):
     shutil.copytree(data, tmp_path / "data")
     for path in (tmp_path / "data" / "part" / "ground_truth").rglob("*.png"):
@@ -156,6 +173,9 @@ def test_evaluate_reports_every_round_and_draws_a_gallery(run, data, tmp_path, c
     assert document["versions"]["torch"] and document["command"]
     assert np.asarray(Image.open(tmp_path / "gallery.png")).std() > 10
     assert f"of {document['at_threshold']['good']} good ones" in table
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"image AUROC <b>{100 * last['image_auroc']:.1f} %</b>" in page and page.count('alt="healed: ') == 16
+    assert f"AUPRO to 0.3 <b>{100 * last['aupro']:.1f} %</b>" in page and page.count('data-plot="') == 3
 
 
 def test_evaluate_counts_what_detect_calls_abnormal(run, data, tmp_path):

@@ -62,12 +62,16 @@ def _seconds(text: str) -> float:
 
 
 def run_train(arguments: argparse.Namespace) -> None:
+    from iltm_anomaly.evaluation.report import leave_report
     from iltm_anomaly.training.train import TrainArguments, train
 
     values = {k: v for k, v in vars(arguments).items() if k in TrainArguments.__dataclass_fields__}
     folder = train(TrainArguments(**values))
     if IS_MAIN_PROCESS:
         print(f"pipeline saved in {folder}")
+        page = leave_report(arguments.output)
+        if page is not None and arguments.show_progress:
+            print(f"look at {page}: which training images look defective, and how training went")
         if arguments.show_progress:
             print(f"next: iltm-anomaly detect {shlex.quote(str(arguments.output))} NEW_IMAGES --output found")
         if arguments.push_to_hub is not None:
@@ -81,7 +85,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     add("model", metavar="MODEL", help="run folder (every round), pipeline folder or Hub id (last round)")
     add("--data", required=True, metavar="ROOT", help="the data that the model was trained on")
     add("--category", help="as in training")
-    add("--output", required=True, type=Path, metavar="DIR", help="for results.json and gallery.png")
+    add("--output", required=True, type=Path, metavar="DIR", help="for results.json, gallery.png and report.html")
     add("--last-round", action="store_true", help="leave out the rounds before the last")
     add("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
 
@@ -99,7 +103,10 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         show_progress=arguments.show_progress,
     )
     print(format_results(document))
-    print(f"written: {arguments.output / 'results.json'}, {arguments.output / 'gallery.png'}")
+    print(
+        "written: "
+        + ", ".join(str(arguments.output / name) for name in ("results.json", "gallery.png", "report.html"))
+    )
 
 
 def add_detect_arguments(parser: argparse.ArgumentParser) -> None:
@@ -195,7 +202,7 @@ def run_export(arguments: argparse.Namespace) -> None:
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("folder", type=Path, metavar="DIR", help="what detect has written, or a run folder of train on features")
+    add("folder", type=Path, metavar="DIR", help="what detect has written, or a run folder of train")
     add("--output", type=Path, metavar="FILE.html", help="the page (default: report.html in DIR)")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from iltm_anomaly.evaluation.detect import detect
 from iltm_anomaly.evaluation.evaluate import evaluate_run, format_results
+from iltm_anomaly.evaluation.report import leave_report
 from iltm_anomaly.hub.data_sources import CONTAMINATION
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.synthetic.dataset import generate_dataset, write_mvtec_tree
@@ -19,7 +20,8 @@ def demo(output: Path, seed: int = 0, show_progress: bool = True) -> dict:
     """Generates images of a machined part, 30 % of the training ones with one of four faults that its machine repeats; trains,
     refits with suspicious tokens masked, scores held-out images after every round, and reloads the pipeline to score one image.
 
-    Files, below `output`: `data` (MVTec AD layout), `run` (`run/model` is the pipeline), `results.json`, `gallery.png`.
+    Files, below `output`: `data` (MVTec AD layout), `run` (`run/model` is the pipeline), `results.json`, `gallery.png`,
+    `report.html`.
 
     Returns:
         The document in `results.json`.
@@ -49,7 +51,7 @@ def demo(output: Path, seed: int = 0, show_progress: bool = True) -> dict:
     pipe = _load(output, "image", path)
     out = pipe(path)
     _print_verdict(pipe, float(out.scores[0]), bool(out.masks[0].any()))
-    print(f"look at {output / 'gallery.png'}")
+    print(f"look at {output / 'report.html'}; of the training images at {output / 'run' / 'report.html'}")
     return document
 
 
@@ -95,7 +97,7 @@ def demo_volumes(
     pipe = _load(output, "volume", path)
     row = detect(pipe, [path], output / "detected", show_progress=False)[0]
     _print_verdict(pipe, float(row["score"]), bool(row["abnormal"]))
-    print(f"look at {output / 'gallery.png'}; {output / 'detected' / row['map']} opens in any NIfTI viewer")
+    print(f"look at {output / 'report.html'}; {output / 'detected' / row['map']} opens in any NIfTI viewer")
     return document
 
 
@@ -106,6 +108,7 @@ def _train_and_evaluate(arguments: TrainArguments, output: Path) -> dict:
         kind, how = "images", "features of a frozen network; rounds reject tokens that other images do not have"
     print(f"2. training: {how}")
     train(arguments)
+    leave_report(arguments.output)
     print(f"3. scoring held-out {kind} after every round")
     document = evaluate_run(arguments.output, arguments.data, None, output, show_progress=arguments.show_progress)
     print(format_results(document))

@@ -96,10 +96,25 @@ def overlay(
     alpha = (0.75 * np.minimum(1, 2 * strength))[..., None]
     pixels = (1 - alpha) * np.asarray(image.convert("RGB"), dtype=np.float32) / 255 + alpha * colour
     if outline is not None:
-        inner = outline.copy()
-        inner[1:-1, 1:-1] &= outline[:-2, 1:-1] & outline[2:, 1:-1] & outline[1:-1, :-2] & outline[1:-1, 2:]
-        pixels[outline & ~inner] = (1, 0, 1)
+        pixels[_edge(outline)] = (1, 0, 1)
     return Image.fromarray((pixels * 255).round().astype(np.uint8))
+
+
+def outlined(image: Image.Image, mask: np.ndarray, colour: tuple[int, int, int] = (255, 0, 255)) -> Image.Image:
+    """An image in RGB with the edge of a mask (H, W) bool of another size, perhaps, whose smallest region is seen."""
+    pixels = np.array(image.convert("RGB"))
+    if mask.shape != pixels.shape[:2]:  # a share of a pixel is enough
+        shares = Image.fromarray(mask.astype(np.float32)).resize(image.size, Image.Resampling.BOX)
+        mask = np.asarray(shares) > 0
+    pixels[_edge(mask)] = colour
+    return Image.fromarray(pixels)
+
+
+def _edge(mask: np.ndarray) -> np.ndarray:
+    """The pixels of a mask (H, W) bool that are not inside of it."""
+    inner = mask.copy()
+    inner[1:-1, 1:-1] &= mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
+    return mask & ~inner
 
 
 def _largest(values: np.ndarray, step: int) -> np.ndarray:

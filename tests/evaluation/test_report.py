@@ -4,17 +4,14 @@ import csv
 import io
 import json
 import shutil
-import subprocess
-import urllib.request
 from base64 import b64decode
-from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import Browser, free_port, wait_for
+from browser import wait_for
 from PIL import Image
+from report_pages import HOSTILE, Page, some_image, write_results
 from tiny_models import part_tree, tiny_pipeline
 
 from iltm_anomaly.cli import main
@@ -25,61 +22,6 @@ from iltm_anomaly.evaluation.report.detected import read_detected
 from iltm_anomaly.evaluation.rows import COLUMNS
 from iltm_anomaly.training.suspects import LIST
 from iltm_anomaly.training.train import TrainArguments, train
-
-HOSTILE = ["<img src=x onerror=alert(1)>.png", "a</script><script>alert(2)</script>/{{ 7 * 7 }}'\"&.png"]
-EMPTY = {"meta", "img", "input", "br", "hr"}
-
-
-class Page(HTMLParser):
-    """A page as its elements, each with its attributes, what it lies in, and its text."""
-
-    def __init__(self, path: Path):
-        super().__init__()
-        self.source = path.read_text(encoding="utf-8")
-        self.elements: list[dict] = []
-        self.open: list[dict] = []
-        self.feed(self.source)
-        assert not self.open, self.open
-
-    def handle_starttag(self, tag, attributes):
-        element = {"tag": tag, "inside": [one["tag"] for one in self.open], "text": "", **dict(attributes)}
-        self.elements.append(element)
-        if tag not in EMPTY:
-            self.open.append(element)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop()["tag"] == tag
-
-    def handle_data(self, data):
-        for element in self.open:
-            element["text"] += data
-
-    def all(self, tag: str, **attributes: str) -> list[dict]:
-        wanted = {**attributes, "tag": tag}
-        return [one for one in self.elements if wanted.items() <= one.items()]
-
-    @property
-    def data(self) -> dict:
-        return json.loads(self.all("script", id="data")[0]["text"])
-
-    def cards(self) -> list[dict]:
-        return [one for one in self.all("li") if one.get("class", "").startswith("card")]
-
-
-def write_results(folder: Path, rows: list[dict]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "results.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-    return folder
-
-
-def some_image(path: Path, seed: int = 0, size: tuple[int, int] = (48, 40)) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    colour = np.random.default_rng(seed).integers(0, 256, 3)
-    Image.new("RGB", size, tuple(map(int, colour))).save(path)
-    return path
 
 
 @pytest.fixture
@@ -107,9 +49,8 @@ def test_images_are_ranked_with_score_verdict_and_pictures(folder):
         assert f"score {row.score:.4g}, {'abnormal' if row.abnormal else 'normal'}" in " ".join(card["text"].split())
         assert row.path in card["text"]
     assert page.data["rows"] == [{"path": r.path, "score": r.score, "abnormal": r.abnormal} for r in report.rows]
-    assert page.data["threshold"] == 1.5 and page.all("input", id="slider")[0]["value"] == "1.5"
-    low, high = (float(page.all("input", id="slider")[0][name]) for name in ("min", "max"))
-    assert low < 0.5 and high > 3
+    assert page.data["threshold"] == 1.5 and page.all("input", id="slider")[0]["aria-valuetext"] == "1.5"
+    assert page.data["scale"]["low"] < 0.5 and page.data["scale"]["high"] > 3
     pictures = page.all("img")
     assert len(pictures) == 2 * 4 and all(one["alt"] and one["loading"] == "lazy" for one in pictures)
     shown = Image.open(io.BytesIO(b64decode(pictures[0]["src"].partition(",")[2])))
@@ -136,7 +77,7 @@ def test_the_page_needs_nothing_but_itself(folder):
     page = Page(write_report(folder)[0])
     for element in page.elements:
         for name in ("src", "href", "srcset", "data", "action", "poster"):
-            assert element.get(name, "data:").startswith("data:")
+            assert element.get(name, "data:").startswith(("data:", "#"))
         assert not any(name.startswith("on") for name in element)
     assert not page.all("link") and not page.all("iframe")
     style = page.all("style")[0]["text"]
@@ -144,7 +85,7 @@ def test_the_page_needs_nothing_but_itself(folder):
     script = (FOLDER / "page.js").read_text(encoding="utf-8")
     assert (
         not any(word in script for word in ("fetch(", "innerHTML", "import(", "XMLHttpRequest"))
-        and len(script.splitlines()) <= 150
+        and len(script.splitlines()) <= 240
     )
 
 
@@ -183,7 +124,9 @@ def test_what_detect_writes(tmp_path, save_maps):
     rows = detect(pipeline, [tmp_path / "new"], tmp_path / "found", save_maps=save_maps, show_progress=False)
     assert main(["report", str(tmp_path / "found")]) == 0
     page = Page(tmp_path / "found" / "report.html")
-    assert len(page.cards()) == 3 and len(page.all("img")) == (6 if save_maps else 3)
+    pictures = [one for one in page.all("img") if not one["alt"].startswith("where it is most so")]
+    assert len(page.cards()) == 3 and len(pictures) == (6 if save_maps else 3)
+    assert not page.all("section", id="truth") and not page.all("p", id="found") and page.data["known"] is False
     expected = {row["path"]: row["abnormal"] == 1 for row in rows if not row["error"]}
     assert {row["path"]: row["abnormal"] for row in page.data["rows"]} == expected
     assert "cut.png" in page.all("section", id="unreadable")[0]["text"]
@@ -283,7 +226,6 @@ def test_a_run_that_misses_something_is_refused_with_a_reason(run, tmp_path, cap
     for missing, said in (
         ("images.arrow", "images.arrow"),
         ("rounds/round_2/token_weights.safetensors", "token_weights.safetensors"),
-        (LIST, "only runs on features"),
         ("model/model_index.json", "is not finished"),
     ):
         copy = tmp_path / Path(missing).name
@@ -291,28 +233,10 @@ def test_a_run_that_misses_something_is_refused_with_a_reason(run, tmp_path, cap
         (copy / missing).unlink()
         assert main(["report", str(copy)]) == 2
         assert said in capsys.readouterr().err
-    (tmp_path / LIST / LIST).write_text("path,score,looks_defective,rejected_share\nother.png,1,1,0.5\n")
-    assert main(["report", str(tmp_path / LIST)]) == 2
+    shutil.copytree(run, tmp_path / "copy")
+    (tmp_path / "copy" / LIST).write_text("path,score,looks_defective,rejected_share\nother.png,1,1,0.5\n")
+    assert main(["report", str(tmp_path / "copy")]) == 2
     assert "not of the images of the run" in capsys.readouterr().err
-
-
-@pytest.fixture
-def browser() -> Iterator[Browser]:
-    driver = shutil.which("chromedriver")
-    if driver is None or shutil.which("chromium") is None:
-        pytest.skip("needs a browser: apt-get install chromium chromium-driver")
-    port = free_port()
-    process = subprocess.Popen([driver, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    chromium = None
-    try:
-        wait_for(lambda: urllib.request.urlopen(f"http://127.0.0.1:{port}/status").status == 200, "chromedriver")
-        chromium = Browser(port)
-        yield chromium
-    finally:
-        if chromium is not None:
-            chromium.ask("DELETE", "")
-        process.terminate()
-        process.wait(timeout=30)
 
 
 def test_page_in_a_real_browser(folder, browser):
@@ -332,8 +256,7 @@ def test_page_in_a_real_browser(folder, browser):
         browser.run(script.format(name, value))
 
     def press(key: str) -> str:
-        actions = [{"type": kind, "value": key} for kind in ("keyDown", "keyUp")]
-        browser.ask("POST", "/actions", actions=[{"type": "key", "id": "keys", "actions": actions}])
+        browser.press(key)
         return place()
 
     def place() -> str:
@@ -353,13 +276,11 @@ def test_page_in_a_real_browser(folder, browser):
     give("#number", "2.5")
     assert said().startswith("abnormal: 1 of 5 images, at threshold 2.5.")
     assert browser.run(f"return {bars.format('abnormal')}") == 1
-    assert (
-        browser.run("return [document.querySelector('#keep').textContent, document.querySelector('#slider').value]")
-        == ["2.5"] * 2
-    )
+    assert browser.run("return ['#keep', '#number'].map((name) => document.querySelector(name).value)") == ["2.5"] * 2
     browser.run("document.querySelector('input[value=abnormal]').click()")
     assert shown() == "1.png"
-    give("#slider", "0.9")
+    give("#slider", str(write_report(folder)[1].scale.place(0.9)))
+    assert said().startswith("abnormal: 4 of 5 images, at threshold 0.9.")
     assert shown() == "1.png 3.png 4.png 2.png"
     browser.run("document.querySelector('input[value=errors]').click()")
     assert shown() == "n.png"
@@ -376,3 +297,25 @@ def test_page_in_a_real_browser(folder, browser):
     wait_for(lambda: place() == ">.png", "the focus on the image that was enlarged last", 10)
     assert not browser.run("return document.querySelector('#large').open")
     assert [press(key) for key in (right, left)] == [">.png", "2.png"]  # there is none after the last
+    assert browser.complaints() == []
+
+
+def test_how_training_went_is_drawn_from_its_log(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    log = tmp_path / "run" / "training_log.jsonl"
+    lines = [
+        {"stage": "tokenizer", "steps": step, "loss": 1 / step} for step in (1, 2, 4, 2)
+    ]  # a resumed run says some twice
+    lines += [{"stage": f"prior round {number}", "steps": step, "loss": step} for number in (0, 1) for step in (5, 9)]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report = write_report(tmp_path / "run")[1]
+    drawn = {plot.title: {name: points.split() for name, points in plot.lines} for plot in report.training.plots}
+    assert {title: list(lines) for title, lines in drawn.items()} == {
+        "Loss of the tokenizer": ["tokenizer"],
+        "Loss of the prior": ["prior round 0", "prior round 1"],
+    }
+    assert drawn["Loss of the tokenizer"]["tokenizer"] == ["46.0,10.0", "137.3,134.0", "320.0,196.0"]
+    page = Page(tmp_path / "run" / "report.html")
+    assert any("tokenizer ends at 0.25" in one["aria-label"] for one in page.all("svg", role="img"))
+    assert len(report.training.given_up) == 12 and list(report.training.given_up[0][1]) == [1, 2]
+    assert any("of good images called abnormal" in sentence for sentence in report.training.calibration)

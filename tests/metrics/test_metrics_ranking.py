@@ -14,6 +14,7 @@ from iltm_anomaly.metrics import (
     dice,
     evaluate_maps,
     image_auroc,
+    image_curves,
     per_image_aupro,
     per_image_auroc,
     pixel_auroc,
@@ -54,6 +55,20 @@ def test_pixel_metrics_equal_brute_force(test_set):
     assert value == pytest.approx(f1, abs=1e-12)
     assert dice(*test_set, threshold) == pytest.approx(value, abs=1e-12)
     assert best_f1(*test_set) == best_dice(*test_set) == value
+
+
+def test_the_areas_of_image_curves_are_the_metrics():
+    scores, labels = np.array([3.0, 1, 2, 2, 5, 4, 2, 0]), np.array([1, 0, 1, 0, 1, 0, 0, 0])
+    curves = image_curves(scores, labels)
+    assert curves.thresholds.tolist() == [5, 4, 3, 2, 1, 0]
+    assert curves.recall.tolist() == [1 / 3, 1 / 3, 2 / 3, 1, 1, 1]
+    assert curves.false_alarms.tolist() == [0, 1 / 5, 1 / 5, 3 / 5, 4 / 5, 1]
+    across, up = (np.append(0, values) for values in (curves.false_alarms, curves.recall))
+    assert np.trapezoid(up, across) == pytest.approx(image_auroc(scores, labels), abs=1e-12)
+    gained = np.diff(curves.recall, prepend=0)
+    assert np.sum(gained * curves.precision) == pytest.approx(aupr(scores, labels), abs=1e-12)
+    with pytest.raises(ValueError, match="a curve is undefined: no good image"):
+        image_curves([1, 2], [1, 1])
 
 
 def test_image_metrics_take_lists_arrays_and_tensors():

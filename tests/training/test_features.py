@@ -16,9 +16,8 @@ from iltm_anomaly import ILTMAnomalyPipeline
 from iltm_anomaly.data.cache import build_cache
 from iltm_anomaly.evaluation.evaluate import evaluate_run
 from iltm_anomaly.training import features
-from iltm_anomaly.training.features import WEIGHTS_FILE
 from iltm_anomaly.training.run_folder import RunFolderError
-from iltm_anomaly.training.suspects import LIST, PICTURE, names_of
+from iltm_anomaly.training.suspects import LIST, PICTURE, WEIGHTS_FILE, names_of
 from iltm_anomaly.training.train import TrainArguments, train
 
 OVERRIDES = ["image_size=128"]  # at 64 pixels every feature sees half of the image

@@ -60,6 +60,13 @@ def find_category(root: Path, category: str | None) -> Path:
     return root / category
 
 
+def place_in_test(path: Path) -> tuple[Path, str] | None:
+    """The folder of the category and the defect type of what lies in its `test/<defect>`; None of what lies elsewhere. A folder
+    named test counts if it has a subfolder of good ones, whether or not there is one to train on beside it."""
+    test = path.parent.parent
+    return (test.parent, path.parent.name) if test.name == "test" and (test / GOOD).is_dir() else None
+
+
 def is_dataset_folder(folder: Path) -> bool:
     """Whether a local folder is one that `datasets` reads: saved to disk, or with parquet or metadata files."""
     if is_saved(folder):

@@ -133,6 +133,18 @@ def _read_row(entry: Entry, needs_masks: bool) -> dict[str, Any] | tuple[Path, s
     return {"image": image_path, "mask": mask if has_defect else None, "defect": defect}
 
 
+def marked_pixels(path: Path) -> np.ndarray:
+    """Ground truth (H, W) bool of a mask, or of a folder of masks.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    source, size, has_defect = _read_mask(path)
+    if not has_defect:
+        return np.zeros(size, dtype=bool)
+    return np.asarray(open_image(path, source["bytes"] if isinstance(source, dict) else None).convert("L")) > 127
+
+
 def _read_mask(path: Path) -> tuple[Any, tuple[int, int], bool]:
     """As `normalise_mask`; for a folder, of the union of its masks."""
     if not path.is_dir():
@@ -149,14 +161,17 @@ def _read_mask(path: Path) -> tuple[Any, tuple[int, int], bool]:
     return mask_to_png(union), union.shape[:2], bool(union.any())
 
 
-def _load_category(folder: Path, require_masks: bool) -> DatasetDict:
-    def find_mask(image: Path, defect: str) -> Path | None:
-        truth = folder / "ground_truth" / defect
-        names = [f"{stem}{suffix}" for stem in (f"{image.stem}_mask", image.stem) for suffix in MASK_SUFFIXES]
-        parts = truth / image.stem
-        return next((truth / name for name in names if (truth / name).is_file()), parts if parts.is_dir() else None)
+def find_mask(folder: Path, image: Path, defect: str) -> Path | None:
+    """The mask, or folder of masks, of a defective image of the category in `folder`; None if there is none."""
+    truth = folder / "ground_truth" / defect
+    names = [f"{stem}{suffix}" for stem in (f"{image.stem}_mask", image.stem) for suffix in MASK_SUFFIXES]
+    parts = truth / image.stem
+    return next((truth / name for name in names if (truth / name).is_file()), parts if parts.is_dir() else None)
 
-    entries: dict[str, list[Entry]] = {"test": []} | list_category(folder, "image", find_images, find_mask)
+
+def _load_category(folder: Path, require_masks: bool) -> DatasetDict:
+    find = partial(find_mask, folder)
+    entries: dict[str, list[Entry]] = {"test": []} | list_category(folder, "image", find_images, find)
     missing = [image for image, defect, mask in entries["test"] if defect != GOOD and mask is None]
     if missing and require_masks:
         listed = ", ".join(str(path) for path in missing[:NAMED_IN_ERRORS])

@@ -3,6 +3,7 @@
 import glob
 import logging
 import os
+from functools import partial
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict, Features, NamedSplit, Value
@@ -83,12 +84,14 @@ def load_volumes(root: str | os.PathLike, category: str | None = None) -> Datase
     return DatasetDict({"train": _build_unlabelled(volumes, str(folder))})
 
 
-def _load_category(folder: Path) -> DatasetDict:
-    def find_mask(path: Path, defect: str) -> Path | None:
-        stem = volume_stem(path)
-        return first_file(folder / "ground_truth" / defect, [*(f"{stem}_{name}" for name in MASK_NAMES), stem])
+def find_mask(folder: Path, path: Path, defect: str) -> Path | None:
+    """Ground truth of a volume with lesions of the category in `folder`; None if there is none."""
+    stem = volume_stem(path)
+    return first_file(folder / "ground_truth" / defect, [*(f"{stem}_{name}" for name in MASK_NAMES), stem])
 
-    entries = list_category(folder, "volume", find_volumes, find_mask)
+
+def _load_category(folder: Path) -> DatasetDict:
+    entries = list_category(folder, "volume", find_volumes, partial(find_mask, folder))
     for path, defect, mask in entries.get("test", []):
         if defect not in (None, GOOD) and mask is None:
             expected = folder / "ground_truth" / defect / f"{volume_stem(path)}_mask.nii.gz"

@@ -7,7 +7,7 @@ from iltm_anomaly.data.hub import GOOD_NAMES
 from iltm_anomaly.evaluation.detect import score_blocks
 from iltm_anomaly.evaluation.inputs import Input, list_inputs
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
-from iltm_anomaly.thresholds import LabelledThreshold, TrainingScores, labelled_threshold
+from iltm_anomaly.thresholds import KEY, LabelledThreshold, TrainingScores, labelled_threshold
 
 
 def choose_threshold(
@@ -18,7 +18,7 @@ def choose_threshold(
     effort: str = "full",
 ) -> str:
     """Sets a pipeline's effort, and its threshold by the one argument that is given, if any, and says what is to be expected of
-    it.
+    it. The pipeline forgets scores of training images that are of another effort.
 
     Args:
         threshold: a score.
@@ -32,7 +32,9 @@ def choose_threshold(
     pipeline.settings = pipeline.settings.at(effort)
     # scores of training images are kept at full effort; where nothing is drawn they are those of all
     is_known = effort == "full" or not pipeline.draws_codes
-    known = TrainingScores.of_report(pipeline.training_report) if is_known else None
+    if not is_known:
+        pipeline.training_report.pop(KEY, None)
+    known = TrainingScores.of_report(pipeline.training_report)
     told = ""
     if false_alarms is not None:
         if known is None:

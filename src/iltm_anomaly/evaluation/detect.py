@@ -34,7 +34,8 @@ from iltm_anomaly.output import AnomalyResult
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.processing.images import restore_map
 from iltm_anomaly.saved_pipeline import check_batch_size
-from iltm_anomaly.training.checkpoint import CheckpointError
+from iltm_anomaly.thresholds import KEY
+from iltm_anomaly.training.checkpoint import CheckpointError, write_json
 from iltm_anomaly.training.processes import on_main, own_accelerator
 
 logger = logging.getLogger(__name__)
@@ -123,7 +124,19 @@ def _begin(
     if there:
         logger.info("%d of %d rows are there: going on with the others", len(there), len(files))
     _write_tables(output, files)
+    write_json(output / journal.MODEL, _known_of(pipeline))
     return files, set(there)
+
+
+def _known_of(pipeline: ILTMAnomalyPipeline) -> dict[str, Any]:
+    """What a report tells of the model beside the rows: the scores of its training images, and if test images are among these."""
+    report = pipeline.training_report
+    drawn = (report.get("data") or {}).get("contamination") or {}
+    return {
+        KEY: report.get(KEY),
+        "tile": pipeline.settings.tile,
+        "trained_on_test_images": bool(drawn.get("fraction")),
+    }
 
 
 def _settings(pipeline: ILTMAnomalyPipeline, save_maps: bool) -> dict[str, Any]:

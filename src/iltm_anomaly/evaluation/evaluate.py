@@ -15,6 +15,7 @@ from iltm_anomaly.data.mvtec import load_mvtec
 from iltm_anomaly.data.volumes import load_volumes
 from iltm_anomaly.evaluation.gallery import draw_gallery, gallery_rows
 from iltm_anomaly.evaluation.ground_truth import ground_truth_masks
+from iltm_anomaly.evaluation.report import write_evaluation
 from iltm_anomaly.evaluation.rounds import each_round, load_rounds, masked_token_shares
 from iltm_anomaly.hub.checks import REPORT, check_shape
 from iltm_anomaly.hub.data_sources import as_path
@@ -36,7 +37,8 @@ def evaluate_run(
     show_progress: bool = True,
     observe: Callable[[int, ILTMAnomalyOutput], None] | None = None,
 ) -> dict[str, Any]:
-    """Evaluates the last round, and for a run folder each round before it; writes `results.json` and `gallery.png`.
+    """Evaluates the last round, and for a run folder each round before it; writes `results.json`, `gallery.png` and
+    `report.html`, a page of the test images.
 
     Args:
         model: run folder, pipeline folder or Hub id.
@@ -80,6 +82,7 @@ def evaluate_run(
     }
     write_json(output / "results.json", document)
     _draw(pipeline, test, scored, output / "gallery.png", first)
+    write_evaluation(output, test, scored, masks, report)
     return document
 
 

@@ -18,7 +18,7 @@ from iltm_anomaly.data.volume_files import read_mask
 from iltm_anomaly.evaluation.ground_truth import has_ground_truth, pixel_mask
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.prior import PerformerPriorModel
-from iltm_anomaly.training.features import WEIGHTS_FILE
+from iltm_anomaly.training.suspects import WEIGHTS_FILE
 
 # What the training report says of a round ("round" is its number), and what the round has trained: a prior, or a whole
 # pipeline on features or tissues.

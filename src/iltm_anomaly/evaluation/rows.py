@@ -45,6 +45,7 @@ SCHEMA = pa.schema(
 )
 COLUMNS: list[str] = SCHEMA.names
 TABLE, PARQUET = f"{DETECTED}.csv", f"{DETECTED}.parquet"
+MODEL = "model.json"  # what a report tells of the model
 JOURNAL, JOURNALS = ".rows.{}.jsonl", ".rows.*.jsonl"  # of a process, and of all
 OWN_FOLDERS = ("overlays", "maps", "masks")
 OWN_FILE = re.compile(r".*_[0-9a-f]{10}\.(png|npy|nii\.gz)", re.DOTALL)  # names that `file_name` gives

@@ -8,11 +8,12 @@ folder is deliberately no package: importing a sub-package named `aupro` would r
 from .evaluation import PerImage, evaluate_maps, per_image_aupro, per_image_auroc
 from .lesions import LesionCurve, lesion_curve, lesion_detection
 from .plotting import plot_pro_curve
-from .ranking import aupr, best_dice, best_f1, dice, image_auroc, pixel_auroc
+from .ranking import ImageCurves, aupr, best_dice, best_f1, dice, image_auroc, image_curves, pixel_auroc
 from .region_overlap import ProCurve, aupro
 from .streaming import StreamingAUPRO
 
 __all__ = [
+    "ImageCurves",
     "LesionCurve",
     "PerImage",
     "ProCurve",
@@ -24,6 +25,7 @@ __all__ = [
     "dice",
     "evaluate_maps",
     "image_auroc",
+    "image_curves",
     "lesion_curve",
     "lesion_detection",
     "per_image_aupro",

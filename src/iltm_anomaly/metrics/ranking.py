@@ -4,6 +4,7 @@ All of them follow from two sorted arrays, the scores of the normal and of the a
 threshold, nothing is binned, and only the order of the scores matters.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -135,13 +136,45 @@ def image_auroc(image_scores: Any, image_labels: Any) -> float:
     Raises:
         ValueError: for a NaN score or a label that is not 0 or 1 (naming the image), or if one class is absent.
     """
+    return sorted_auroc(*_two_classes(image_scores, image_labels, "image AUROC"))
+
+
+def _two_classes(image_scores: Any, image_labels: Any, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """As `split_images`, neither of them empty."""
     normal, anomalous = split_images(image_scores, image_labels)
     if not normal.size or not anomalous.size:
         absent = "anomalous" if normal.size else "good"
-        raise ValueError(
-            f"image AUROC is undefined: no {absent} image among the {normal.size + anomalous.size} images"
-        )
-    return sorted_auroc(normal, anomalous)
+        raise ValueError(f"{metric} is undefined: no {absent} image among the {normal.size + anomalous.size} images")
+    return normal, anomalous
+
+
+@dataclass(frozen=True)
+class ImageCurves:
+    """ROC and precision-recall curve of images, one point per distinct score, by falling threshold.
+
+    Attributes:
+        thresholds: (T,) an image is detected if its score >= threshold.
+        recall: (T,) share of the anomalous images that are detected, rising to 1.
+        false_alarms: (T,) share of the good images that are, rising to 1.
+        precision: (T,) share of the detected images that are anomalous.
+    """
+
+    thresholds: np.ndarray
+    recall: np.ndarray
+    false_alarms: np.ndarray
+    precision: np.ndarray
+
+
+def image_curves(image_scores: Any, image_labels: Any) -> ImageCurves:
+    """The curves whose areas `image_auroc` (by trapezoids) and `aupr` (recall gained times precision) are.
+
+    Args and errors as for `image_auroc`.
+    """
+    normal, anomalous = _two_classes(image_scores, image_labels, "a curve")
+    thresholds = np.unique(np.concatenate([normal, anomalous]))[::-1]
+    hits = anomalous.size - np.searchsorted(anomalous, thresholds)
+    false_alarms = normal.size - np.searchsorted(normal, thresholds)
+    return ImageCurves(thresholds, hits / anomalous.size, false_alarms / normal.size, hits / (hits + false_alarms))
 
 
 def aupr(scores: Any, targets: Any, *, spatial_dims: int | None = None) -> float:

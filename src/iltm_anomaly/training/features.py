@@ -31,7 +31,7 @@ from iltm_anomaly.tokenizers.features.fitting import (
 from iltm_anomaly.training.checkpoint import fill_folder, remove_checkpoint
 from iltm_anomaly.training.context import RunContext
 from iltm_anomaly.training.processes import on_main, over_processes
-from iltm_anomaly.training.suspects import report_suspects
+from iltm_anomaly.training.suspects import WEIGHTS_FILE, report_suspects
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,6 @@ FEW_IMAGES = 30  # of fewer the scores say too little of those of others
 IMAGES_AT_ONCE = 8
 SETTLED = 0.95  # overlap (IoU) of what two rounds reject, from where on another one changes nothing
 STREAM_TOKENS, STREAM_HALVES = 17, 18  # random streams beside those of `training.context`
-WEIGHTS_FILE = "token_weights.safetensors"  # of a round, beside its pipeline: "weights" (N, h, w)
 
 
 @dataclass

@@ -26,6 +26,7 @@ from iltm_anomaly.training.pixels import load_pixels
 from iltm_anomaly.training.processes import on_main
 from iltm_anomaly.training.rounds import fit_rounds
 from iltm_anomaly.training.run_folder import flat
+from iltm_anomaly.training.suspects import report_masked
 from iltm_anomaly.training.tracking import RunLog
 from iltm_anomaly.training.uptake import fit_uptake
 
@@ -118,6 +119,8 @@ class TrainingRun(RunContext):
             codes, chosen = pipeline.encode(pixels), calibration_images(pixels, self.seed)
             pipeline.calibrate(chosen, codes, show_progress=self.show_progress)
             warn_of_junk(pipeline, chosen)
+            last = pipeline.training_report["rounds"][-1]["round"]
+            report_masked(self.output, pixels, self.output / "rounds" / f"round_{last}")
         pipeline.training_report |= provenance(self.device)
         fill_folder(folder, pipeline.save_pretrained)
         remove_checkpoint(self.output / "checkpoint.bin")

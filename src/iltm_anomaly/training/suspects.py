@@ -2,18 +2,25 @@
 
 import csv
 import logging
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from safetensors.torch import load_file
 from torch import Tensor
 
+from iltm_anomaly import masking
 from iltm_anomaly.data.cache import PixelCache
 from iltm_anomaly.data.images import path_in_table
+from iltm_anomaly.drawing import project
+from iltm_anomaly.training.checkpoint import load_checkpoint, load_json
 
 logger = logging.getLogger(__name__)
 
+WEIGHTS_FILE = "token_weights.safetensors"  # of a round, beside its pipeline: "weights" (N, *grid)
+MASKS_FILE = "keep.bin"  # of a round of a run on codes, beside its prior: "keep" (N, copies, tokens)
 LIST, PICTURE = "training_images.csv", "training_images.png"
 COLUMNS = ["path", "score", "looks_defective", "rejected_share"]
 ACROSS, DOWN, CELL, MARGIN, LABEL = 6, 4, 160, 6, 18  # of the picture: cells, and pixels
@@ -28,7 +35,7 @@ def report_suspects(folder: Path, pixels: PixelCache, scores: Tensor, weights: T
         folder: of the run.
         pixels: the training images.
         scores: (N,) of images, each judged by models that have not seen it.
-        weights: (N, h, w) of their tokens in the last round.
+        weights: (N, *grid) of their tokens in the last round.
         threshold: score from which on an image looks defective.
     """
     order = scores.argsort(descending=True, stable=True).tolist()
@@ -54,13 +61,53 @@ def report_suspects(folder: Path, pixels: PixelCache, scores: Tensor, weights: T
     )
 
 
+def report_masked(folder: Path, pixels: PixelCache, round_folder: Path) -> None:
+    """`report_suspects` of a run on codes, whose score of an image is the share of its tokens that the last round masked; an
+    outlier among these shares looks defective. There is nothing to report of a run without masks."""
+    found = masks_of(round_folder)
+    if found is not None:
+        shares, weights = found
+        report_suspects(folder, pixels, shares, weights, outlier_share(shares))
+
+
+def outlier_share(shares: Tensor) -> float:
+    """From which share on that of an image is an outlier among those of all, (N,)."""
+    return math.nextafter(masking.outlier_limit(shares), math.inf)
+
+
+def masks_of(round_folder: Path) -> tuple[Tensor, Tensor] | None:
+    """What a round of a run on codes has masked: the share of each image's tokens, (N,), over all of its augmented copies; and
+    how often each token was kept, (N, *grid): copies differ by small shifts and turns. None if it has masked nothing.
+
+    Raises:
+        OSError, KeyError, ValueError: if a file is damaged.
+    """
+    state, _ = load_checkpoint(round_folder / MASKS_FILE)
+    if state is None:
+        return None
+    kept = state["keep"].float().mean(1)
+    return 1 - kept.mean(1), kept.unflatten(1, tuple(load_json(round_folder / "config.json")["grid_shape"]))
+
+
+def weights_of(round_folder: Path) -> Tensor | None:
+    """Weights (N, *grid) of the tokens that a round was fitted with, of a run of any kind; None if it kept all.
+
+    Raises:
+        OSError, SafetensorError, KeyError, ValueError: if a file is damaged or missing.
+    """
+    if not (round_folder / "stage.json").is_file():  # it is a pipeline of its own
+        return load_file(round_folder / WEIGHTS_FILE)["weights"]
+    found = masks_of(round_folder)
+    return None if found is None else found[1]
+
+
 def names_of(pixels: PixelCache) -> list[str]:
     """How `LIST` calls each of the training images: by its path, or by its number where it has none."""
     return [path_in_table(name) or f"image {number}" for number, name in enumerate(pixels.names)]
 
 
 def rejected_shares(weights: Tensor) -> list[float]:
-    """Share of the tokens of each image that were given up, of their weights (N, h, w)."""
+    """Share of the tokens of each image that were given up, of their weights (N, *grid)."""
     return (weights <= 0.5).flatten(1).float().mean(1).tolist()
 
 
@@ -80,7 +127,11 @@ def _draw(images: list[Tensor], weights: Tensor, labels: list[tuple[str, bool]])
 
 
 def picture_of(image: Tensor, weight: Tensor | None = None) -> Image.Image:
-    """An image (C, H, W) uint8 as a picture of `CELL` pixels a side, dimmed where tokens (h, w) were kept."""
+    """An image (C, H, W) uint8 as a picture of `CELL` pixels a side, dimmed where tokens (h, w) were kept; of a volume
+    (C, D, H, W) its projection from the front, dimmed where all tokens (d, h, w) behind a place were kept."""
+    if image.dim() == 4:
+        image = torch.from_numpy(project(image[0].numpy()).copy())[None]
+        weight = None if weight is None else torch.from_numpy(1 - project((weight <= 0.5).numpy()).astype(np.float32))
     colours = np.broadcast_to(image.permute(1, 2, 0).numpy(), (*image.shape[1:], 3))
     picture = Image.fromarray(np.ascontiguousarray(colours)).resize((CELL, CELL), Image.Resampling.BICUBIC)
     if weight is None:

@@ -4,13 +4,23 @@ import csv
 import json
 import math
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from iltm_anomaly.data.images import ImageReadError, read_image
-from iltm_anomaly.evaluation.report.content import SIDE, Picture, Report, ReportRow, picture
-from iltm_anomaly.evaluation.rows import TABLE
+from iltm_anomaly.drawing import outlined
+from iltm_anomaly.evaluation.report.content import SIDE, Picture, Report, ReportRow, peak_of, picture
+from iltm_anomaly.evaluation.report.slices import MOST_VOLUMES, read_slices
+from iltm_anomaly.evaluation.report.truth import Known, PixelTruth, Truth, known_of, marked, measure
+from iltm_anomaly.evaluation.report.usual import Usual, usual_of
+from iltm_anomaly.evaluation.rows import MODEL, TABLE
+from iltm_anomaly.thresholds import TrainingScores
+from iltm_anomaly.training.checkpoint import load_json
 
 NEEDED = {"path", "score", "threshold", "abnormal", "overlay", "mask", "error"}  # columns
-REGIONS = {"boxes", "areas"}  # columns that earlier versions have not written
+MORE = {"boxes", "areas", "map"}  # columns that the report can do without
 
 Row = dict[str, str]
 
@@ -23,25 +33,63 @@ def read_detected(folder: Path, most_pictures: int) -> Report:
     """
     table = _read_table(folder / TABLE)
     scored = sorted((row for row in table if row["score"]), key=lambda row: -float(row["score"]))
-    known = next((float(row["threshold"]) for row in scored if row["threshold"]), None)
-    threshold = known if known is not None else float(scored[0]["score"]) if scored else 0.0
+    limit = next((float(row["threshold"]) for row in scored if row["threshold"]), None)
+    threshold = limit if limit is not None else float(scored[0]["score"]) if scored else 0.0
     about = [f"Images that iltm-anomaly detect has scored, the most suspicious first. From {folder / TABLE}."]
-    if scored and known is None:
+    if scored and limit is None:
         about.append(
             "The model has no threshold of its own, so it starts at the highest score: move it to what you see."
         )
     if len(scored) > most_pictures:
         about.append(f"Only the first {most_pictures} images have pictures here.")
-    rows = []
+    rows, pixels = [], PixelTruth()
     for number, row in enumerate(scored):
-        pictures, problem = _pictures(folder, row) if number < most_pictures else ([], "")
+        path, score = _input(folder, row["path"]), float(row["score"])
+        known = known_of(path)
+        pictures, problem = _pictures(folder, row, path, known) if number < most_pictures else ([], "")
         detail = "; ".join(filter(None, (_regions(row), problem)))
-        score = float(row["score"])
         abnormal = row["abnormal"] == "1" if row["abnormal"] else score >= threshold
-        rows.append(ReportRow(row["path"], score, abnormal, pictures, detail))
+        defect = None if known is None else known.defect
+        slices = read_slices(path, folder / row["mask"]) if _is_volume(row) and number < MOST_VOLUMES else None
+        rows.append(ReportRow(row["path"], score, abnormal, pictures, detail, defect, slices))
+        if known is not None and row["map"]:
+            pixels.add(folder / row["map"], known, path)
     reason = "there is neither a score nor a reason: was detect interrupted?"
     unreadable = [(row["path"], row["error"] or reason) for row in table if not row["score"]]
-    return Report("What was detected", about, ("normal", "abnormal"), threshold, rows, unreadable)
+    model = _model(folder / MODEL)
+    usual = _usual(model, [threshold, *(row.score for row in rows)]) if rows else None
+    truth = _truth(rows, pixels, bool(model.get("trained_on_test_images")))
+    return Report("What was detected", about, ("normal", "abnormal"), threshold, rows, unreadable, usual, truth)
+
+
+def _model(path: Path) -> dict[str, Any]:
+    """What `detect` has kept of the model; nothing of earlier versions, or where it is damaged."""
+    try:
+        found = load_json(path)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _usual(model: dict[str, Any], values: list[float]) -> Usual | None:
+    try:
+        scores = TrainingScores.of_report(model)
+    except ValueError:
+        return None
+    return None if scores is None else usual_of(scores, values, "images" if model.get("tile") is None else "tiles")
+
+
+def _truth(rows: list[ReportRow], pixels: PixelTruth, trained_on_test_images: bool) -> Truth | None:
+    known = [row for row in rows if row.is_defective is not None]
+    remarks = (
+        [] if len(known) == len(rows) else [f"Of {len(rows) - len(known)} images nobody knows: they are left out."]
+    )
+    if trained_on_test_images:
+        remarks.append(
+            "The model was trained with a share of test images, and those among these flatter it: iltm-anomaly evaluate leaves "
+            "them out."
+        )
+    return measure([row.score for row in known], [bool(row.is_defective) for row in known], pixels.curve(), remarks)
 
 
 def _read_table(path: Path) -> list[Row]:
@@ -54,7 +102,7 @@ def _read_table(path: Path) -> list[Row]:
         with open(path, newline="", encoding="utf-8", errors="replace") as file:
             reader = csv.DictReader(file)
             columns = set(reader.fieldnames or ())
-            rows = [{name: row.get(name) or "" for name in NEEDED | REGIONS} for row in reader]
+            rows = [{name: row.get(name) or "" for name in NEEDED | MORE} for row in reader]
     except csv.Error as error:
         raise ValueError(f"{path} is no table of comma-separated values: {error}") from error
     missing = sorted(NEEDED - columns)
@@ -91,22 +139,41 @@ def _is_finite(text: str) -> bool:
         return False
 
 
-def _pictures(folder: Path, row: Row) -> tuple[list[Picture], str]:
-    """Input and overlay, those that can be read, and what is to be said of one that cannot. Of a volume the overlay alone, which
-    shows the volume too."""
-    found, detail, is_volume = [], "", row["mask"].endswith(".nii.gz")
+def _is_volume(row: Row) -> bool:
+    return row["mask"].endswith(".nii.gz")
+
+
+def _pictures(folder: Path, row: Row, path: Path, known: Known | None) -> tuple[list[Picture], str]:
+    """Input, overlay and, where that is red all over, where the map is highest; those that can be read, and what is to be said of
+    one that cannot. Of a volume the overlay alone, which shows the volume too. A known defect is outlined in the input."""
+    found, detail, is_volume, image = [], "", _is_volume(row), None
     if not is_volume:
         try:
-            found.append(picture(read_image(_input(folder, row["path"])), "input"))
+            image = read_image(path)
+            image.thumbnail((2 * SIDE, 2 * SIDE))
+            mask = marked(known, path) if known is not None and known.mask is not None else None
+            shown = image if mask is None else outlined(image, mask)
+            found.append(picture(shown, "input" if mask is None else "input, true defect"))
         except (ImageReadError, OSError) as error:
             detail = str(error)
     if row["overlay"]:
         try:
             shown = read_image(folder / row["overlay"])
             found.append(picture(shown, "where it is abnormal", 3 * SIDE if is_volume else SIDE))
+            if image is not None and (peak := _peak(folder / row["map"], image, row["threshold"])) is not None:
+                found.append(picture(peak, "where it is most so"))
         except (ImageReadError, OSError) as error:
             detail = detail or str(error)
     return found, detail
+
+
+def _peak(path: Path, image: Image.Image, threshold: str) -> Image.Image | None:
+    """As `peak_of`, of the map in a file; None where that cannot be read."""
+    try:
+        values = np.load(path).astype(np.float32)
+    except (OSError, ValueError, EOFError):
+        return None
+    return peak_of(values, image, float(threshold)) if threshold and values.ndim == 2 else None
 
 
 def _input(folder: Path, path: str) -> Path:
