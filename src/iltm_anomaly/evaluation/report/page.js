@@ -72,8 +72,9 @@ function tellExpected({ good, others, of, expected }) {
 function tellFound(verdicts) {
   const count = (known, verdict) => rows.filter((row, index) => row.defective === known && (verdict === undefined || verdicts[index] === verdict)).length;
   const [bad, good, hits, alarms] = [count(true), count(false), count(true, true), count(false, true)];
-  byId("found").textContent = `Of ${bad} defective images ${hits} are found (recall ${percent(hits, bad)}); of ${good} good ones ${alarms} are false alarms ` +
-    `(${percent(alarms, good)}); precision ${percent(hits, hits + alarms)}.`;
+  const said = [`Of ${bad} defective images ${hits} are found (recall ${percent(hits, bad)})`];
+  if (good) said.push(`of ${good} good ones ${alarms} are false alarms (${percent(alarms, good)})`, `precision ${percent(hits, hits + alarms)}`);
+  byId("found").textContent = `${said.join("; ")}.`;
   const places = { roc: [alarms / good, hits / bad], "precision-recall": hits + alarms ? [hits / bad, hits / (hits + alarms)] : null };
   for (const [name, place] of Object.entries(places)) {
     const plot = document.querySelector(`svg[data-plot=${name}]`);
