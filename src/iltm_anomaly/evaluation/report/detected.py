@@ -6,14 +6,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from iltm_anomaly.data.images import ImageReadError, read_image
 from iltm_anomaly.drawing import outlined
 from iltm_anomaly.evaluation.report.content import SIDE, Picture, Report, ReportRow, peak_of, picture
 from iltm_anomaly.evaluation.report.slices import MOST_VOLUMES, read_slices
-from iltm_anomaly.evaluation.report.truth import Known, PixelTruth, Truth, known_of, marked, measure
+from iltm_anomaly.evaluation.report.truth import Known, PixelTruth, Truth, known_of, marked, measure, read_map
 from iltm_anomaly.evaluation.report.usual import Usual, usual_of
 from iltm_anomaly.evaluation.rows import MODEL, TABLE
 from iltm_anomaly.thresholds import TrainingScores
@@ -160,20 +159,17 @@ def _pictures(folder: Path, row: Row, path: Path, known: Known | None) -> tuple[
         try:
             shown = read_image(folder / row["overlay"])
             found.append(picture(shown, "where it is abnormal", 3 * SIDE if is_volume else SIDE))
-            if image is not None and (peak := _peak(folder / row["map"], image, row["threshold"])) is not None:
+            if image is not None and row["map"] and (peak := _peak(folder, row, image)) is not None:
                 found.append(picture(peak, "where it is most so"))
         except (ImageReadError, OSError) as error:
             detail = detail or str(error)
     return found, detail
 
 
-def _peak(path: Path, image: Image.Image, threshold: str) -> Image.Image | None:
-    """As `peak_of`, of the map in a file; None where that cannot be read."""
-    try:
-        values = np.load(path).astype(np.float32)
-    except (OSError, ValueError, EOFError):
-        return None
-    return peak_of(values, image, float(threshold)) if threshold and values.ndim == 2 else None
+def _peak(folder: Path, row: Row, image: Image.Image) -> Image.Image | None:
+    """As `peak_of`, of the map of a row; None where that cannot be read."""
+    values = read_map(folder / row["map"]) if row["threshold"] else None
+    return None if values is None else peak_of(values, image, float(row["threshold"]))
 
 
 def _input(folder: Path, path: str) -> Path:

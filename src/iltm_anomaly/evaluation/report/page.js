@@ -53,7 +53,8 @@ function drawHistogram(id, scores, verdicts, what) {
   }));
   const place = WIDTH * placeOf(threshold);
   set(byId(id).querySelector(".limit"), { x1: place, x2: place });
-  const range = `from ${short(Math.min(...scores))} to ${short(Math.max(...scores))}`;
+  const [least, highest] = scores.reduce(([a, b], score) => [Math.min(a, score), Math.max(b, score)], [Infinity, -Infinity]);
+  const range = `from ${short(least)} to ${short(highest)}`;
   set(byId(id), { "aria-label": `Histogram of ${scores.length} ${what} ${range}; threshold at ${short(threshold)}` });
 }
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from iltm_anomaly.data.cache import CacheDamagedError, PixelCache
+from iltm_anomaly.data.cache import PixelCache
 from iltm_anomaly.evaluation.report.content import Picture, Report, ReportRow, Training, picture
 from iltm_anomaly.evaluation.report.plots import Plot, Points, histogram, make_plot
 from iltm_anomaly.evaluation.report.usual import usual_of
@@ -72,7 +72,7 @@ def read_run(folder: Path, most_pictures: int) -> Report:
             raise OSError(
                 f"what round {missing[0]} has masked is missing or damaged: {folders[missing[0]] / MASKS_FILE}"
             )
-        last = max(folders)
+        last = report["rounds"][-1]["round"]
         is_scored = (folder / LIST).is_file() and (folders[last] / "model_index.json").is_file()
         if is_scored:
             judged, threshold = _listed(folder / LIST, pixels, weights[last]), float(limit)
@@ -87,7 +87,15 @@ def read_run(folder: Path, most_pictures: int) -> Report:
             calibration=_calibration(scores, limit),
             plots=[*_losses(folder / LOG_NAME), *([] if is_scored else _scores(scores, limit))],
         )
-    except (KeyError, TypeError, IndexError, AttributeError, OSError, SafetensorError, CacheDamagedError) as error:
+    except (
+        KeyError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        RuntimeError,  # of shapes, and CacheDamagedError
+        OSError,
+        SafetensorError,
+    ) as error:
         raise ValueError(
             f"the run in {folder} cannot be shown, as a file of it is damaged or missing: {error}"
         ) from error

@@ -81,6 +81,22 @@ def marked(known: Known, image: Path, size: tuple[int, int] | None = None) -> np
         return None
 
 
+def read_map(path: Path) -> np.ndarray | None:
+    """A map that `detect` has written, (H, W) of an image, (D, H, W) of a volume, float32; None, and a warning, if it cannot be
+    read or is none."""
+    try:
+        values = read_volume(path).values if is_volume_file(path) else np.load(path)
+        if not isinstance(values, np.ndarray) or values.ndim != 2 + is_volume_file(path) or not values.size:
+            raise ValueError(f"{path} holds no map")
+        values = values.astype(np.float32)
+        if not np.isfinite(values).all():
+            raise ValueError(f"{path} holds NaN or infinity")
+    except (ValueError, OSError, EOFError, TypeError) as error:
+        logger.warning("map left out: %s", error)
+        return None
+    return values
+
+
 class PixelTruth:
     """Compares maps with ground truth, one after the other, in bounded memory."""
 
@@ -92,13 +108,9 @@ class PixelTruth:
         is left out."""
         if known.is_defective and known.mask is None:
             return
-        try:
-            values = read_volume(path).values if is_volume_file(path) else np.load(path)
-        except (ValueError, OSError, EOFError) as error:
-            logger.warning("map left out: %s", error)
-            return
-        mask = marked(known, image, values.shape)
-        if mask is None or mask.ndim != values.ndim or not np.isfinite(values).all():
+        values = read_map(path)
+        mask = None if values is None else marked(known, image, values.shape)
+        if values is None or mask is None or mask.ndim != values.ndim:
             return
         if values.ndim == 3:
             if mask.shape != values.shape:
@@ -108,7 +120,7 @@ class PixelTruth:
         else:
             reduced = max(1.0, max(mask.shape) / MOST_SIDE)
             height, width = (max(1, round(side / reduced)) for side in mask.shape)
-            values = restore_map(torch.from_numpy(values.astype(np.float32)), (height, width))
+            values = restore_map(torch.from_numpy(values), (height, width))
             mask = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
         self.compare(values, mask)
 
