@@ -359,6 +359,22 @@ def test_what_accelerate_launch_asks_for_wins_over_the_recipe(tmp_path, monkeypa
             assert expected in str(error)
 
 
+def test_bfloat16_of_the_launcher_trains_to_the_bits_of_the_recipes_own(whole, tmp_path, monkeypatch):
+    from iltm_anomaly.training import accelerator
+
+    monkeypatch.setattr(accelerator, "_has_precision", lambda device, name: True)
+    found = {}
+    for asked, own in (("no", "bf16"), ("bf16", "no")):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        recipe, folder = Recipe.from_dict(RECIPE | {"mixed_precision": own}), tmp_path / f"{asked}_{own}"
+        run = TrainingRun(recipe, folder, 1, make_accelerator(recipe, folder, [], cpu=True), show_progress=False)
+        run.train(images(), lambda: {"source": "test"})
+        found[asked] = weights(folder)
+    assert same(found["no"], found["bf16"]) and not same(found["no"], weights(whole))
+    assert found["no"].keys() == weights(whole).keys()
+
+
 @pytest.mark.parametrize("seconds, expected", [((1.0, 2.0), "no"), ((2.0, 1.0), "bf16")])
 def test_precision_is_the_faster_one_and_a_resumed_run_keeps_its_own(tmp_path, monkeypatch, seconds, expected):
     from iltm_anomaly.training import accelerator, precision
