@@ -159,8 +159,7 @@ class SavedPipeline:
             revision, token, cache_dir, local_files_only, force_download: as of any model.
             variant: there is none: weights are stored in float32 alone.
             dtype: float32 or float16, as a type or its name; "auto" is what is stored.
-            device, device_map: where the models go; "auto" is a GPU if there is one, and {"": device} is that device. They are
-                small, and are not split over several.
+            device, device_map: where the models go; in a map "auto" is a GPU if there is one, {"": device} that device.
             ready: parts by name that take the places of those in the folder, which is checked all the same. The threshold is that
                 of the folder's own.
 
@@ -168,8 +167,7 @@ class SavedPipeline:
             ValueError: if the folder is not such a pipeline of this package, or names classes that are not its own, `dtype` is
                 neither float32 nor float16, a part is none or of another class than the folder's, or `device_map` splits models.
         """
-        dtype = _as_dtype(dtype)
-        device = _as_device(device, device_map)
+        dtype, device = _as_dtype(dtype), _as_device(device, device_map)
         if variant is not None:
             raise ValueError(f'variant={variant!r}: weights are stored in float32 alone; dtype="float16" casts them')
         folder = local_folder(

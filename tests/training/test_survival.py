@@ -377,6 +377,13 @@ def test_what_accelerate_launch_asks_for_wins_over_the_recipe(tmp_path, monkeypa
             assert expected in str(error)
 
 
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_a_launcher_that_splits_models_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")  # as the launcher does
+    with pytest.raises(ValueError, match=f"accelerate asks for {name}, which splits models .* Launch without it"):
+        make_accelerator(Recipe.from_dict(RECIPE), tmp_path, [], cpu=True)
+
+
 def test_bfloat16_of_the_launcher_trains_to_the_bits_of_the_recipes_own(whole, tmp_path, monkeypatch):
     from iltm_anomaly.training import accelerator
 

@@ -35,6 +35,7 @@ def make_accelerator(
     Raises:
         ValueError: if a tracker is unknown or not installed, or `accelerate launch` asks for what does not work.
     """
+    _refuse_sharding()
     if not cpu and torch.backends.mps.is_available():
         logger.warning("nobody has tried to train on Metal (MPS): training on the CPU")
         cpu = True
@@ -65,6 +66,16 @@ def make_accelerator(
             waiting,
         ],
     )
+
+
+def _refuse_sharding() -> None:
+    """Raises ValueError if `accelerate launch` or `accelerate config` ask for a way to split models."""
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise ValueError(
+                f"accelerate asks for {name}, which splits models too large for one device: these are some MB, and are trained "
+                "by plain data parallelism alone. Launch without it, `accelerate launch --multi_gpu`"
+            )
 
 
 def _launched(recipe: Recipe) -> str | None:
