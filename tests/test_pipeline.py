@@ -116,6 +116,27 @@ def test_arguments_of_another_type_are_named(pipeline, images, name, value):
     assert len(pipeline(images[0], generator=np.int64(3), batch_size=np.int64(2)).scores) == 1
 
 
+def test_every_setting_is_a_keyword_of_the_call(pipeline, images):
+    given = {
+        "smoothing": 2.0,
+        "likelihood_share": 0.8,
+        "bandwidth_floor": 0.05,
+        "score_threshold": 1.5,
+        "num_samples": 2,
+    }
+    out, lower = pipeline(images[0], **given), pipeline(images[0], score_threshold=1.5)
+    expected = make_pipeline(**given)(images[0])
+    np.testing.assert_array_equal(out.anomaly_maps[0], expected.anomaly_maps[0])
+    assert out.threshold == lower.threshold == 1.5 and lower.scores == pipeline(images[0]).scores != out.scores
+    np.testing.assert_array_equal(lower.masks[0], lower.anomaly_maps[0] >= 1.5)
+    with pytest.raises(
+        ValueError, match=r"^smooth: unknown, leave it out; its settings are token_threshold, .*smoothing"
+    ):
+        pipeline(images[0], smooth=2.0)
+    with pytest.raises(ValueError, match="setting 'smoothing' must be a number from 0 to 100, got 'much'"):
+        pipeline(images[0], smoothing="much")
+
+
 def test_no_image_is_an_error(pipeline):
     with pytest.raises(ValueError, match="no images"):
         pipeline([])
@@ -307,9 +328,14 @@ def test_types_parts_and_folders_are_named_as_those_of_any_pipeline(tmp_path):
     assert {model.dtype for model in half.to("cpu", "float16").models} == {torch.float16}
     assert {model.dtype for model in load(dtype="auto").models} == {torch.float32}
     assert load(prior=half.prior).prior is half.prior
+    for device_map in ("cpu", "auto", {"": "cpu"}, torch.device("cpu")):
+        assert load(device_map=device_map).device == torch.device("cpu")
+    assert load(device_map="meta").device == load(device_map={"": "meta"}).device == torch.device("meta")
     for given, said in (
         ({"dtype": "bfloat16"}, "does not compute in torch.bfloat16"),
         ({"dtype": "half-hearted"}, "does not compute in half-hearted"),
+        ({"device_map": {"tokenizer": "cpu", "prior": "meta"}}, "a pipeline is small and lies on one device"),
+        ({"device_map": "cpu", "device": "cpu"}, "lies on one device. Give one of these"),
         ({"variant": "fp16"}, 'stored in float32 alone; dtype="float16" casts them'),
         (
             {"prior": half.tokenizer},

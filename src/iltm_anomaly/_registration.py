@@ -1,7 +1,8 @@
 """After `import iltm_anomaly`, AutoConfig, AutoModel, AutoImageProcessor and `pipeline("anomaly-detection")` know its classes.
 
-Registering needs transformers and torch, which take seconds to import, and `iltm-anomaly --help` needs neither. So importing the
-package only makes sure that whoever imports transformers first, before or after, finds the classes registered.
+Why not plainly import `auto_classes` with the package: that imports torch and transformers, 5 seconds of CPU against 0.04, and
+the command line, `export.scorer` and `metrics.aupro` do without them. And `import iltm_anomaly` often comes before
+`from transformers import AutoModel`, with nothing of ours called in between. So imports are watched until all is registered.
 """
 
 import sys
@@ -10,89 +11,46 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
-# Of ours, these import transformers, and are what is registered or what that rests on: none may be half imported at that moment.
-_NAMES = (
-    "modeling",
-    "tokenizers.base",
-    "tokenizers.features",
-    "tokenizers.tissue",
-    "tokenizers.vqvae",
-    "prior",
-    "processing.image_processing",
-)
-_OURS = tuple(f"{__package__}.{name}" for name in _NAMES)
-_TASKS = "transformers.pipelines"
-_done = False
+# Modules of transformers, and those of ours that register what belongs to them.
+WHEN = {"transformers": "auto_classes", "transformers.pipelines": "transformers_task"}
 
 
-class _ImportWatcher(MetaPathFinder):
-    """Calls `_imported` after a module of interest has been imported; finds modules as Python does by itself."""
+class ImportWatcher(MetaPathFinder):
+    """Finds modules as Python does by itself, and registers when none of transformers and of ours is half imported."""
+
+    def __init__(self) -> None:
+        self.under_way: set[str] = set()
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if fullname not in ("transformers", _TASKS, *_OURS):
+        if fullname not in WHEN and not fullname.startswith(f"{__package__}."):
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is None or spec.loader is None:
             return None
         execute = spec.loader.exec_module
 
-        def execute_and_tell(module: Any) -> None:
-            execute(module)
-            _imported(fullname)
+        def execute_and_register(module: Any) -> None:
+            self.under_way.add(fullname)
+            try:
+                execute(module)
+            finally:
+                self.under_way.discard(fullname)
+            self.register()
 
-        spec.loader.exec_module = execute_and_tell  # type: ignore[method-assign]
+        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec
+
+    def register(self) -> None:
+        """Registers what can be by now; goes when that is all."""
+        for theirs, ours in WHEN.items():
+            if theirs in sys.modules and not self.under_way:
+                import_module(f"{__package__}.{ours}")
+        if all(f"{__package__}.{ours}" in sys.modules for ours in WHEN.values()) and self in sys.meta_path:
+            sys.meta_path.remove(self)
 
 
 def watch_imports() -> None:
     """Registers now what can be registered now, and the rest as soon as it can be."""
-    sys.meta_path.insert(0, _ImportWatcher())
-    for name in ("transformers", _TASKS):
-        if name in sys.modules:
-            _imported(name)
-
-
-def _imported(name: str) -> None:
-    if name == _TASKS:
-        import_module(f"{__package__}.transformers_task")  # registers itself
-        return
-    unfinished = (m for m in _OURS if m != name and m in sys.modules)
-    if not _done and not any(getattr(sys.modules[m].__spec__, "_initializing", False) for m in unfinished):
-        _register()
-
-
-def _register() -> None:
-    global _done
-    _done = True  # the imports below come through here again
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel
-
-    from iltm_anomaly.modeling import ILTMConfig, WholePipeline
-    from iltm_anomaly.prior import (
-        PerformerPriorConfig,
-        PerformerPriorModel,
-        PositionPriorConfig,
-        PositionPriorModel,
-        TissuePriorConfig,
-        TissuePriorModel,
-    )
-    from iltm_anomaly.processing.image_processing import ILTMImageProcessor
-    from iltm_anomaly.tokenizers.features import FeatureTokenizerConfig, FeatureTokenizerModel
-    from iltm_anomaly.tokenizers.tissue import TissueTokenizerConfig, TissueTokenizerModel
-    from iltm_anomaly.tokenizers.vqvae import VQVAEConfig, VQVAEModel
-
-    models: dict[Any, Any] = {
-        VQVAEConfig: VQVAEModel,
-        FeatureTokenizerConfig: FeatureTokenizerModel,
-        PerformerPriorConfig: PerformerPriorModel,
-        PositionPriorConfig: PositionPriorModel,
-        TissueTokenizerConfig: TissueTokenizerModel,
-        TissuePriorConfig: TissuePriorModel,
-        ILTMConfig: WholePipeline,
-    }
-    for config, model in models.items():
-        AutoConfig.register(config.model_type, config)
-        AutoModel.register(config, model)
-    # one class for both: it needs no torchvision
-    processors: dict[str, type] = {"pil": ILTMImageProcessor, "torchvision": ILTMImageProcessor}
-    for tokenizer in (VQVAEConfig, FeatureTokenizerConfig, TissueTokenizerConfig):
-        AutoImageProcessor.register(tokenizer, image_processor_classes=processors)
+    watcher = ImportWatcher()
+    sys.meta_path.insert(0, watcher)
+    watcher.register()

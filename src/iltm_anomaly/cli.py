@@ -44,7 +44,9 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     seconds = "time between checkpoints (default: 120)"
     add("--checkpoint-seconds", type=_seconds, default=120.0, metavar="S", help=seconds)
     add("--streaming", action="store_true", help="read the images one by one from a Hub data set without storing it")
-    trackers = "tensorboard, trackio, wandb; DIR/training_log.jsonl is always written"
+    trackers = (
+        "tensorboard, trackio, wandb, mlflow, or all that are installed; DIR/training_log.jsonl is always written"
+    )
     add("--report-to", nargs="+", default=[], metavar="TRACKER", help=trackers)
     add("--cpu", action="store_true", help="do not use a GPU")
     add("--push-to-hub", metavar="REPO_ID", help="upload the pipeline when it is trained, as push does")

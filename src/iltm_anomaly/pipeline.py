@@ -6,7 +6,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -136,12 +136,15 @@ class ILTMAnomalyPipeline(SavedPipeline):
         show_progress: bool = False,
         tile: int | None = None,
         effort: str = "full",
+        **settings: Any,
     ) -> ILTMAnomalyOutput:
         """Scores one image or many.
 
         Args:
             images: a path, PIL image, array or tensor, a list of these, or a column of a `datasets.Dataset`.
-            num_samples, num_dropout_passes, token_threshold: in place of the pipeline's settings.
+            num_samples, num_dropout_passes, token_threshold: in place of the pipeline's settings, as is any other one of them by
+                name, such as `score_threshold`. Those that change the map change the scale of scores too, which the threshold
+                was set on.
             generator: a seed, or a generator to draw one from. By default every image is healed with seed 0, so that
                 its result is always the same, alone or among others.
             batch_size: images, or tiles of one, that go through the models together.
@@ -155,27 +158,32 @@ class ILTMAnomalyPipeline(SavedPipeline):
             ImageReadError: if an image cannot be read.
             NonFiniteScoreError: if the score of an image is NaN or infinite.
             ValueError: if `images` is empty, values or a shape are none of an image, or `generator`, `batch_size`,
-                `tile` or `effort` is none, or the pipeline has no threshold for that effort.
+                `tile`, `effort` or a setting is none, or the pipeline has no threshold for that effort.
             TypeError: if something is no image.
         """
         if isinstance(generator, torch.Generator):
             generator = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
         seed = check_seed(0 if generator is None else generator)
-        settings = self._chosen(
-            effort, num_samples=num_samples, num_dropout_passes=num_dropout_passes, token_threshold=token_threshold
-        )
-        images, tile = self.image_processor.as_list(images), settings.tile if tile is None else tile
+        settings |= {"num_samples": num_samples, "num_dropout_passes": num_dropout_passes}
+        chosen = self._chosen(effort, settings | {"token_threshold": token_threshold})
+        images, tile = self.image_processor.as_list(images), chosen.tile if tile is None else tile
         if tile:
-            found = self._in_tiles(images, tile, settings, seed, batch_size, show_progress)
+            found = self._in_tiles(images, tile, chosen, seed, batch_size, show_progress)
         else:
-            found = self._whole(self.batches(images, batch_size, show_progress), settings, seed)
-        return _collected(found, images, settings, bool(tile))
+            found = self._whole(self.batches(images, batch_size, show_progress), chosen, seed)
+        return _collected(found, images, chosen, bool(tile))
 
-    def _chosen(self, effort: str, **values: Any) -> Settings:
+    def _chosen(self, effort: str, values: dict[str, Any]) -> Settings:
         """The settings at an effort, with the values that are not None in place of theirs."""
         given = {name: value for name, value in values.items() if value is not None}
-        if given and not self.draws_codes:
-            raise ValueError(f"{', '.join(given)}: nothing is drawn in such a pipeline, leave it out")
+        known = [field.name for field in fields(self.settings)]
+        if unknown := sorted(set(given) - set(known)):
+            why = (
+                "nothing is drawn in such a pipeline"
+                if unknown[0] in InferenceSettings.__dataclass_fields__
+                else "unknown"
+            )
+            raise ValueError(f"{', '.join(unknown)}: {why}, leave it out; its settings are {', '.join(known)}")
         return replace(self.settings.at(effort), **given)
 
     def _whole(self, batches: Iterable[Any], settings: Settings, seed: int) -> Iterator[ScoredImage]:

@@ -149,6 +149,7 @@ class SavedPipeline:
         variant: str | None = None,
         dtype: torch.dtype | str | None = None,
         device: str | torch.device | None = None,
+        device_map: str | torch.device | dict[str, Any] | None = None,
         **ready: Any,
     ) -> Self:
         """Loads a pipeline from a local folder or a Hub repository (one snapshot, of one revision).
@@ -158,14 +159,15 @@ class SavedPipeline:
             revision, token, cache_dir, local_files_only, force_download: as of any model.
             variant: there is none: weights are stored in float32 alone.
             dtype: float32 or float16, as a type or its name; "auto" is what is stored.
+            device, device_map: where the models go; in a map "auto" is a GPU if there is one, {"": device} that device.
             ready: parts by name that take the places of those in the folder, which is checked all the same. The threshold is that
                 of the folder's own.
 
         Raises:
             ValueError: if the folder is not such a pipeline of this package, or names classes that are not its own, `dtype` is
-                neither float32 nor float16, or a part is none or of another class than the folder's.
+                neither float32 nor float16, a part is none or of another class than the folder's, or `device_map` splits models.
         """
-        dtype = _as_dtype(dtype)
+        dtype, device = _as_dtype(dtype), _as_device(device, device_map)
         if variant is not None:
             raise ValueError(f'variant={variant!r}: weights are stored in float32 alone; dtype="float16" casts them')
         folder = local_folder(
@@ -212,6 +214,21 @@ def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
             "Take torch.float16 or torch.float32"
         )
     return dtype  # type: ignore[return-value]
+
+
+def _as_device(device: Any, device_map: Any) -> Any:
+    """The one device that `device_map` names in place of `device`. Raises ValueError if both are given or it names several."""
+    if device_map is None:
+        return device
+    chosen = device_map.get("") if isinstance(device_map, dict) and len(device_map) == 1 else device_map
+    if device is not None or chosen is None or isinstance(chosen, dict) or chosen in ("balanced", "sequential"):
+        raise ValueError(
+            f"device={device!r} with device_map={device_map!r}: a pipeline is small and lies on one device. Give one of these, "
+            'device_map="auto" for a GPU if there is one, or {"": device}'
+        )
+    if chosen == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return chosen
 
 
 def _load_part(folder: Path, part_class: Any) -> Any:

@@ -20,7 +20,7 @@ from iltm_anomaly.modeling import ILTMConfig
 TASK = "anomaly-detection"
 SECONDS_TO_ANSWER = 30  # of the server of an image's address
 # `ILTMAnomalyPipeline.from_pretrained` takes these; transformers passes on more.
-LOADING_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
+LOADING_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder", "device_map")
 
 
 class _NoDefaultModel:

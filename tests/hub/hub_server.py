@@ -263,7 +263,8 @@ class Handler(BaseHTTPRequestHandler):
             base64.b64decode(file["sample"], validate=True)
             there = tree.get(file["path"])
             answer = {"path": file["path"], "shouldIgnore": False, "oid": None}
-            answer["uploadMode"] = "lfs" if file["path"].endswith((".safetensors", ".png")) else "regular"
+            large = file["path"].endswith((".safetensors", ".png", ".parquet"))
+            answer["uploadMode"] = "lfs" if large else "regular"
             if there is not None:
                 answer["oid"] = there.sha256 if there.lfs else there.blob_id
             answers.append(answer)

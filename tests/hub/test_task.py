@@ -69,6 +69,8 @@ def test_one_image_and_call_parameters(detect, model):
     ours = ILTMAnomalyPipeline.from_pretrained(model)
     assert detect(IMAGES[0])["score"] == float(ours(IMAGES[0]).scores[0])
     assert detect(IMAGES[0], num_samples=5)["score"] == float(ours(IMAGES[0], num_samples=5).scores[0])
+    mapped = pipeline("anomaly-detection", model=str(model), device_map="cpu")
+    assert mapped(IMAGES[0])["label"] == "abnormal" and mapped(IMAGES[0], score_threshold=1e6)["label"] == "normal"
 
 
 def test_it_saves_what_it_was_loaded_from(detect, model, tmp_path):

@@ -291,10 +291,17 @@ def test_bad_images_are_named(processor, image, error, message):
 def test_no_images_and_bad_options(processor):
     with pytest.raises(ValueError, match="no images given"):
         processor([])
-    with pytest.raises(ValueError, match="preprocess takes no size"):
-        processor(colours(), size=32)
+    with pytest.raises(ValueError, match=r"unknown setting\(s\) sise; ILTMImageProcessor takes size"):
+        processor(colours(), sise=32)
     with pytest.raises(ValueError, match="return_tensors"):
         processor(colours(), return_tensors="tf")
+
+
+def test_settings_for_one_call(processor):
+    before = processor.to_dict()
+    once = processor(colours(), size=24, num_channels=1)["pixel_values"]
+    assert torch.equal(once, ILTMImageProcessor(size=24, num_channels=1)(colours())["pixel_values"])
+    assert once.shape == (1, 1, 24, 24) and processor.to_dict() == before
 
 
 # Back to the input's size

@@ -16,6 +16,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import GeneralTracker
+from accelerate.utils import LoggerType
 from safetensors.torch import load_file
 
 from iltm_anomaly.locks import InUseError, locked
@@ -308,13 +310,25 @@ def test_a_round_sees_every_copy_once(tmp_path, monkeypatch, copies):
     assert all(torch.equal(ids, codes[indices, step // 2].long()) for step, indices, ids in drawn)
 
 
+class Mine(GeneralTracker):
+    name, requires_logging_directory, tracker = "mine", False, None
+
+    def __init__(self):
+        super().__init__()
+        self.logged = []
+
+    def log(self, values, step=None, **kwargs):
+        self.logged.append((values, step))
+
+
 def test_trackers(tmp_path, monkeypatch):
     pytest.importorskip("tensorboard", reason="needs tensorboard: pip install -e '.[trackers]'")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     AcceleratorState._reset_state(reset_partial_state=True)
     recipe = Recipe.from_dict(RECIPE)
-    accelerator = make_accelerator(recipe, tmp_path / "run", ["tensorboard"], cpu=True)
+    mine = Mine()
+    accelerator = make_accelerator(recipe, tmp_path / "run", ["tensorboard", mine], cpu=True)
     TrainingRun(recipe, tmp_path / "run", 1, accelerator, show_progress=False).train(images(), dict)
     accelerator.end_training()
     events = EventAccumulator(str(tmp_path / "run" / "trackers"), size_guidance={"scalars": 0}).Reload()
@@ -322,9 +336,13 @@ def test_trackers(tmp_path, monkeypatch):
     assert {"reconstructions", "surprise_round_0"} <= set(events.Tags()["images"])
     steps = [events.Scalars(f"{stage}/loss")[-1].step for stage in ("tokenizer", "prior_round_0", "prior_round_1")]
     assert steps == [8, 16, 24], "one count over the whole run"
+    losses = [(step, values["tokenizer/loss"]) for values, step in mine.logged if "tokenizer/loss" in values]
+    assert [step for step, _ in losses][-1] == 8
+    assert [value for _, value in losses] == pytest.approx([event.value for event in events.Scalars("tokenizer/loss")])
     AcceleratorState._reset_state(reset_partial_state=True)
-    with pytest.raises(ValueError, match="takes tensorboard, trackio, wandb, got 'mlflow'"):
-        make_accelerator(recipe, tmp_path, ["mlflow"], cpu=True)
+    with pytest.raises(ValueError, match="takes all, mlflow, tensorboard, trackio, wandb, got 'aim'"):
+        make_accelerator(recipe, tmp_path, ["aim"], cpu=True)
+    assert make_accelerator(recipe, tmp_path, ["all"], cpu=True).log_with.count(LoggerType.TENSORBOARD) == 1
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ValueError, match="--report-to wandb needs a package that is not installed"):
         make_accelerator(recipe, tmp_path, ["wandb"], cpu=True)
@@ -357,6 +375,29 @@ def test_what_accelerate_launch_asks_for_wins_over_the_recipe(tmp_path, monkeypa
             assert make_accelerator(recipe, tmp_path, [], cpu=True).mixed_precision == expected
         except ValueError as error:
             assert expected in str(error)
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_a_launcher_that_splits_models_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")  # as the launcher does
+    with pytest.raises(ValueError, match=f"accelerate asks for {name}, which splits models .* Launch without it"):
+        make_accelerator(Recipe.from_dict(RECIPE), tmp_path, [], cpu=True)
+
+
+def test_bfloat16_of_the_launcher_trains_to_the_bits_of_the_recipes_own(whole, tmp_path, monkeypatch):
+    from iltm_anomaly.training import accelerator
+
+    monkeypatch.setattr(accelerator, "_has_precision", lambda device, name: True)
+    found = {}
+    for asked, own in (("no", "bf16"), ("bf16", "no")):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        recipe, folder = Recipe.from_dict(RECIPE | {"mixed_precision": own}), tmp_path / f"{asked}_{own}"
+        run = TrainingRun(recipe, folder, 1, make_accelerator(recipe, folder, [], cpu=True), show_progress=False)
+        run.train(images(), lambda: {"source": "test"})
+        found[asked] = weights(folder)
+    assert same(found["no"], found["bf16"]) and not same(found["no"], weights(whole))
+    assert found["no"].keys() == weights(whole).keys()
 
 
 @pytest.mark.parametrize("seconds, expected", [((1.0, 2.0), "no"), ((2.0, 1.0), "bf16")])

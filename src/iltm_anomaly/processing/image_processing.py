@@ -257,6 +257,7 @@ class ILTMImageProcessor(BaseImageProcessor):
                 Volumes: a NIfTI file, a folder with one DICOM series, a nibabel image (`datasets` decodes to these), an
                 array or tensor (D, H, W), batches and lists of these; an array is taken to be RAS, with voxels of 1 mm.
             return_tensors: "pt" for a torch tensor, "np" for a numpy array.
+            kwargs: settings in place of the processor's own, for this call; a map is brought back by a processor that has them.
 
         Returns:
             BatchFeature with `pixel_values` (B, C, H, W) float32 in [0, 1] and `original_sizes`, a list of B (height,
@@ -268,10 +269,7 @@ class ILTMImageProcessor(BaseImageProcessor):
             TypeError: something that is no image at all.
         """
         if kwargs:
-            raise ValueError(
-                f"preprocess takes no {', '.join(sorted(kwargs))}: settings belong to the processor, since maps are "
-                "brought back with the same ones; make a second ILTMImageProcessor instead"
-            )
+            return ILTMImageProcessor(**self.to_dict() | kwargs).preprocess(images, return_tensors)
         if return_tensors not in (None, "pt", "np"):
             raise ValueError(f'return_tensors must be "pt" or "np", got {return_tensors!r}')
         flat = self.as_list(images)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
+from accelerate.tracking import GeneralTracker, get_available_trackers
 from accelerate.utils import broadcast_object_list
 
 from iltm_anomaly.recipes.feature_recipe import FeatureRecipe
@@ -19,27 +20,31 @@ from iltm_anomaly.training.run_folder import RunFolderError, read_record
 
 logger = logging.getLogger(__name__)
 
-TRACKERS = ("tensorboard", "trackio", "wandb")
+TRACKERS = ("all", "mlflow", "tensorboard", "trackio", "wandb")  # all: those that accelerate knows and finds installed
 
 
-def make_accelerator(recipe: Recipe, output: Path, report_to: list[str], cpu: bool = False) -> Accelerator:
+def make_accelerator(
+    recipe: Recipe, output: Path, report_to: list[str | GeneralTracker], cpu: bool = False
+) -> Accelerator:
     """Devices, processes, precision and trackers of a run. float32 replaces a precision that the device is not built for.
 
     Args:
         output: the run's folder.
+        report_to: names of `TRACKERS`, and trackers of one's own.
 
     Raises:
         ValueError: if a tracker is unknown or not installed, or `accelerate launch` asks for what does not work.
     """
+    _refuse_sharding()
     if not cpu and torch.backends.mps.is_available():
         logger.warning("nobody has tried to train on Metal (MPS): training on the CPU")
         cpu = True
-    for name in report_to:
+    for name in (tracker for tracker in report_to if isinstance(tracker, str)):
         if name not in TRACKERS:
             raise ValueError(
                 f"--report-to takes {', '.join(TRACKERS)}, got {name!r}; the run's own log is always written"
             )
-        if importlib.util.find_spec(name) is None:
+        if importlib.util.find_spec(name) is None if name != "all" else not get_available_trackers():
             raise ValueError(f"--report-to {name} needs a package that is not installed: pip install {name}")
     waiting = InitProcessGroupKwargs(timeout=timedelta(hours=6))  # while the main process decodes the images
     state = PartialState(cpu=cpu, timeout=waiting.timeout)
@@ -61,6 +66,16 @@ def make_accelerator(recipe: Recipe, output: Path, report_to: list[str], cpu: bo
             waiting,
         ],
     )
+
+
+def _refuse_sharding() -> None:
+    """Raises ValueError if `accelerate launch` or `accelerate config` ask for a way to split models."""
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise ValueError(
+                f"accelerate asks for {name}, which splits models too large for one device: these are some MB, and are trained "
+                "by plain data parallelism alone. Launch without it, `accelerate launch --multi_gpu`"
+            )
 
 
 def _launched(recipe: Recipe) -> str | None:

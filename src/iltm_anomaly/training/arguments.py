@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from iltm_anomaly.recipes.feature_recipe import FeatureRecipe
 from iltm_anomaly.recipes.recipe import Recipe
@@ -29,7 +30,8 @@ class TrainArguments:
         checkpoint_seconds: time between checkpoints; they cost little more than writing the models and their optimiser.
         streaming: read the training images one by one through `datasets`, without storing the data set: one of the Hub, or a
             local folder that `datasets` reads. `train_size` takes the first N.
-        report_to: trackers beside the run's own log, of `TRACKERS`.
+        report_to: trackers beside the run's own log, of `TRACKERS`, or your own subclass of `accelerate.tracking.GeneralTracker`,
+            whose `log(values, step)` is called with all that the log gets.
         cpu: do not use an accelerator although there is one.
         show_progress: progress bars.
     """
@@ -49,6 +51,6 @@ class TrainArguments:
     resume: bool = False
     checkpoint_seconds: float = 120.0
     streaming: bool = False
-    report_to: list[str] = field(default_factory=list)
+    report_to: list[Any] = field(default_factory=list)
     cpu: bool = False
     show_progress: bool = True
