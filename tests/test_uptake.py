@@ -134,9 +134,9 @@ def test_the_context_is_found_beside_a_scan_and_is_no_scan_itself(tmp_path):
         processor(tmp_path / "P1_suv.nii.gz")
 
 
-def test_odds_are_relative_and_rare_tissues_say_little():
-    odds = relative_log_odds(torch.tensor([50.0, 50.0, 0.0]), torch.tensor([100.0, 900.0, 2.0]))
-    assert odds[0] > 1 and odds[1] < -0.5 and -0.1 < odds[2] < 0
+def test_odds_are_relative_rare_tissues_say_little_and_none_is_weighted_down():
+    odds = relative_log_odds(torch.tensor([50.0, 50.0, 1.0]), torch.tensor([100.0, 900.0, 2.0]))
+    assert odds[0] > 1 and odds[1] == 0 and 0 < odds[2] < 0.2
     assert relative_log_odds(torch.zeros(2), torch.tensor([5.0, 9.0])).tolist() == [0, 0]
 
 

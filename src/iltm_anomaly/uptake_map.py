@@ -16,6 +16,9 @@ from iltm_anomaly.settings import UptakeSettings
 from iltm_anomaly.tokenizers.tissue import TissueTokenizerModel, voxels_of
 
 NO_UPTAKE = 0.1  # in units of the file, such as SUV: added before logarithms, which would make noise in air count
+BROADER = (
+    3.0  # odds are smoothed over so many times the width that uptake is: tissue tells of a region, not of a voxel
+)
 LEVELS = 100  # that findings are counted at
 
 
@@ -31,7 +34,7 @@ def smoothed(values: Tensor, sigma: float) -> Tensor:
 
 def log_map(uptake: Tensor, log_odds: Tensor, settings: UptakeSettings) -> Tensor:
     """Logarithm of the map: of `log_uptake` and of each voxel's log odds, both (D, H, W)."""
-    return uptake + settings.tissue_weight * smoothed(log_odds, settings.smoothing)
+    return uptake + settings.tissue_weight * smoothed(log_odds, BROADER * settings.smoothing)
 
 
 @torch.no_grad()
