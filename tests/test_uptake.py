@@ -149,6 +149,16 @@ def test_the_threshold_leaves_so_many_regions_a_volume():
     assert findings_threshold([one, two], 0.1, 0.97) == 9
 
 
+def test_detect_tells_how_many_findings_the_threshold_leaves(root, tmp_path, capsys):
+    report = json.loads((root / "run/model/training_report.json").read_text())
+    assert 0 < report["findings"] <= 2
+    detect = ["detect", str(root / "run"), str(root / "scans/P3_suv.nii.gz"), "--output", str(tmp_path), "--no-maps"]
+    assert main(detect) == 0
+    assert f"training volumes have {report['findings']:.2g} findings each" in capsys.readouterr().out
+    assert main([*detect, "--threshold", "3"]) == 0
+    assert "findings each" not in capsys.readouterr().out  # they are known at the model's own alone
+
+
 def test_settings_and_shapes_that_cannot_be_are_refused():
     assert isinstance(read_settings(vars(UptakeSettings()), "here"), UptakeSettings)
     assert isinstance(read_settings({}, "here"), InferenceSettings)
