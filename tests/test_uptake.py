@@ -134,9 +134,9 @@ def test_the_context_is_found_beside_a_scan_and_is_no_scan_itself(tmp_path):
         processor(tmp_path / "P1_suv.nii.gz")
 
 
-def test_odds_are_relative_and_rare_tissues_say_little():
-    odds = relative_log_odds(torch.tensor([50.0, 50.0, 0.0]), torch.tensor([100.0, 900.0, 2.0]))
-    assert odds[0] > 1 and odds[1] < -0.5 and -0.1 < odds[2] < 0
+def test_odds_are_relative_rare_tissues_say_little_and_none_is_weighted_down():
+    odds = relative_log_odds(torch.tensor([50.0, 50.0, 1.0]), torch.tensor([100.0, 900.0, 2.0]))
+    assert odds[0] > 1 and odds[1] == 0 and 0 < odds[2] < 0.2
     assert relative_log_odds(torch.zeros(2), torch.tensor([5.0, 9.0])).tolist() == [0, 0]
 
 
@@ -147,6 +147,16 @@ def test_the_threshold_leaves_so_many_regions_a_volume():
     assert 3 < findings_threshold([one, two], 1.0, 0.97) <= 3.1
     assert 0.99 < findings_threshold([one, two], 1.5, 0.97) <= 1.1
     assert findings_threshold([one, two], 0.1, 0.97) == 9
+
+
+def test_detect_tells_how_many_findings_the_threshold_leaves(root, tmp_path, capsys):
+    report = json.loads((root / "run/model/training_report.json").read_text())
+    assert 0 < report["findings"] <= 2
+    detect = ["detect", str(root / "run"), str(root / "scans/P3_suv.nii.gz"), "--output", str(tmp_path), "--no-maps"]
+    assert main(detect) == 0
+    assert f"training volumes have {report['findings']:.2g} findings each" in capsys.readouterr().out
+    assert main([*detect, "--threshold", "3"]) == 0
+    assert "findings each" not in capsys.readouterr().out  # they are known at the model's own alone
 
 
 def test_settings_and_shapes_that_cannot_be_are_refused():

@@ -238,7 +238,8 @@ class UptakeSettings:
 
     Args:
         tissue_weight: exponent of a tissue's odds in the map, where uptake has 1; 0 leaves the CT out.
-        smoothing: standard deviation, in voxels of the model, of the Gaussian filter over uptake and over odds.
+        smoothing: standard deviation, in voxels of the model, of the Gaussian filter over uptake; over odds it is three times as
+            wide.
         token_limit: logarithm of the map from which on a token is healed.
         score_threshold: value of the map, in units of the file, from which on a voxel, and a volume that has such a voxel, is
             called abnormal; None before calibration.
@@ -248,7 +249,7 @@ class UptakeSettings:
         ValueError: if a setting is not of its type or not in `RANGES`.
     """
 
-    tissue_weight: float = 0.25
+    tissue_weight: float = 0.5
     smoothing: float = 1.0
     token_limit: float | None = None
     score_threshold: float | None = None

@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 
 KEY = "training_scores"  # in a training report
+FINDINGS = (
+    "findings"  # there too, of models on tissues: regions that reach the threshold, a training volume in the mean
+)
 FEWEST_SCORES = 8
 UPPER_QUARTILE = NormalDist().inv_cdf(0.75)
 LEAST_SPREAD = 1e-3  # scores that are all alike still have an order
@@ -25,6 +28,14 @@ def abnormal_pixels(values: np.ndarray, score: float, threshold: float) -> np.nd
     if score < threshold:
         return np.zeros(values.shape, dtype=bool)
     return values >= (threshold if values.max() >= threshold else np.quantile(values, 0.99))
+
+
+def findings_told(report: dict[str, Any]) -> str:
+    """What follows the model's own threshold in a message, by its training report; nothing where that does not tell."""
+    found = report.get(FINDINGS)
+    if not isinstance(found, int | float):
+        return ""
+    return f": training volumes have {found:.2g} findings each from it on in the mean, their lesions among them"
 
 
 @dataclass(frozen=True)

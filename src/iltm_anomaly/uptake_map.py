@@ -16,6 +16,9 @@ from iltm_anomaly.settings import UptakeSettings
 from iltm_anomaly.tokenizers.tissue import TissueTokenizerModel, voxels_of
 
 NO_UPTAKE = 0.1  # in units of the file, such as SUV: added before logarithms, which would make noise in air count
+BROADER = (
+    3.0  # odds are smoothed over so many times the width that uptake is: tissue tells of a region, not of a voxel
+)
 LEVELS = 100  # that findings are counted at
 
 
@@ -31,7 +34,7 @@ def smoothed(values: Tensor, sigma: float) -> Tensor:
 
 def log_map(uptake: Tensor, log_odds: Tensor, settings: UptakeSettings) -> Tensor:
     """Logarithm of the map: of `log_uptake` and of each voxel's log odds, both (D, H, W)."""
-    return uptake + settings.tissue_weight * smoothed(log_odds, settings.smoothing)
+    return uptake + settings.tissue_weight * smoothed(log_odds, BROADER * settings.smoothing)
 
 
 @torch.no_grad()
@@ -67,12 +70,14 @@ def score_volumes(
     return list(maps), list(pictures), -maps.clamp(min=NO_UPTAKE / 10).log(), healed
 
 
-def findings_threshold(maps: Sequence[np.ndarray], findings: float, least: float) -> float:
-    """The lowest value, from `least` on, at which maps of training volumes have no more than so many connected regions (26
-    neighbours) each, in the mean; lesions are among them. Further up a hot lesion falls into pieces, which does not count."""
+def findings(maps: Sequence[np.ndarray], level: float) -> float:
+    """Connected regions (26 neighbours) of maps from a level on, a map in the mean."""
+    return sum(ndimage.label(one >= level, structure=np.ones((3, 3, 3)))[1] for one in maps) / len(maps)
+
+
+def findings_threshold(maps: Sequence[np.ndarray], most: float, least: float) -> float:
+    """The lowest value, from `least` on, at which maps of training volumes have no more than so many `findings`; lesions are
+    among them. Further up a hot lesion falls into pieces, which does not count."""
     highest = max(float(one.max()) for one in maps)
-    for level in np.geomspace(least, max(highest, least), LEVELS):
-        regions = sum(ndimage.label(one >= level, structure=np.ones((3, 3, 3)))[1] for one in maps)
-        if regions <= findings * len(maps):
-            return float(level)
-    return highest
+    levels = np.geomspace(least, max(highest, least), LEVELS)
+    return next((float(level) for level in levels if findings(maps, level) <= most), highest)

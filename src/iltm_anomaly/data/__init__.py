@@ -1,7 +1,8 @@
 """Data sets and files: reading and splitting them, and nothing that a model needs to know.
 
 - Images: `mvtec`, `folder` and `hub` load data sets, in the columns of `schema`; `streaming` reads one without storing it.
-- Volumes: `volumes` loads data sets; `volume_files` and `dicom` read and write files; `volume_grid` says where voxels lie.
+- Volumes: `volumes` loads data sets; `volume_files` and `dicom` read and write files, `dicom_segmentation` writes masks;
+  `volume_grid` says where voxels lie.
 - Both: `images` reads image files and lists folders; `layout` knows the folders of MVTec AD.
 - Training: `contamination` hides defects in a training set, by `moved_copies` if they are tested on too; `augmentation` changes
   pixels, `cache` keeps decoded images.

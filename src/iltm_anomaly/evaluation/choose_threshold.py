@@ -7,7 +7,7 @@ from iltm_anomaly.data.hub import GOOD_NAMES
 from iltm_anomaly.evaluation.detect import score_blocks
 from iltm_anomaly.evaluation.inputs import Input, list_inputs
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
-from iltm_anomaly.thresholds import KEY, LabelledThreshold, TrainingScores, labelled_threshold
+from iltm_anomaly.thresholds import KEY, LabelledThreshold, TrainingScores, findings_told, labelled_threshold
 
 
 def choose_threshold(
@@ -57,6 +57,8 @@ def choose_threshold(
         return "the model has no threshold, so nothing is called abnormal, and colours are scaled by each map's own maximum"
     used = pipeline.settings.score_threshold
     said = f"threshold {used:.4g}{' of the model' if threshold is None else ''}"
+    if threshold is None:
+        said += findings_told(pipeline.training_report)
     if known is not None:
         expected, reached = 100 * known.false_alarms(used), 100 * known.reached(used)
         share = "less than 0.1" if expected < 0.1 else f"{expected:.2g}"

@@ -22,13 +22,14 @@ from accelerate.utils.memory import should_reduce_batch_size
 from PIL import Image
 from tqdm.auto import tqdm
 
+from iltm_anomaly.data.dicom_segmentation import write_segmentation
 from iltm_anomaly.data.images import MOST_PIXELS, ImageReadError
 from iltm_anomaly.data.volume_files import find_mask_beside, read_mask, volume_stem, write_volume
 from iltm_anomaly.data.volume_grid import Volume
 from iltm_anomaly.evaluation import rows as journal
 from iltm_anomaly.evaluation.inputs import Input, list_inputs
 from iltm_anomaly.evaluation.regions import regions_of
-from iltm_anomaly.evaluation.rows import Row, writing
+from iltm_anomaly.evaluation.rows import Row, segmentation_of, writing
 from iltm_anomaly.locks import LOCK_FILE, locked
 from iltm_anomaly.output import AnomalyResult
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
@@ -60,7 +61,7 @@ def detect(
     each image an overlay (PNG, reduced where the image is large), its map (.npy, float32, at most as large as the model's
     images, unless these are tiles) and its mask (PNG). Of a volume: map and mask as NIfTI on the input's own grid, and its
     projections as overlay, with the outline of the ground truth if that lies beside the file
-    (`data.volume_files.find_mask_beside`).
+    (`data.volume_files.find_mask_beside`); of a DICOM series the mask as a DICOM segmentation too, beside the other one.
 
     A call that was interrupted, in whatever way, goes on when it is repeated: rows of the same model and settings are kept,
     unless their image has changed. Processes that a launcher has started share the images out, and all get all rows.
@@ -303,6 +304,9 @@ def _write_maps(output: Path, one: Input, found: AnomalyResult, size: tuple[int,
         for key, array in (("map", found.anomaly_map), ("mask", found.mask)):
             with writing(paths[key]):
                 write_volume(array, paths[key], image)
+        with writing(segmentation := output / segmentation_of(row["mask"])):
+            segmentation.unlink(missing_ok=True)  # of an earlier call
+            write_segmentation(found.mask, image, segmentation)
         picture = found.overlay(_truth_beside(one.path, image))
     else:
         stored = tuple(map(min, found.anomaly_map.shape, size))

@@ -48,7 +48,7 @@ TABLE, PARQUET = f"{DETECTED}.csv", f"{DETECTED}.parquet"
 MODEL = "model.json"  # what a report tells of the model
 JOURNAL, JOURNALS = ".rows.{}.jsonl", ".rows.*.jsonl"  # of a process, and of all
 OWN_FOLDERS = ("overlays", "maps", "masks")
-OWN_FILE = re.compile(r".*_[0-9a-f]{10}\.(png|npy|nii\.gz)", re.DOTALL)  # names that `file_name` gives
+OWN_FILE = re.compile(r".*_[0-9a-f]{10}\.(png|npy|nii\.gz|dcm)", re.DOTALL)  # names that `file_name` gives
 STAMP = "stamp"  # in the journal alone: what changes when the image does
 
 
@@ -141,7 +141,13 @@ def write_tables(folder: Path, rows: list[Row]) -> None:
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(plain, SCHEMA), buffer)
     write_atomically(folder / PARQUET, buffer.getbuffer())
-    _clear(folder, {row[name] for row in rows for name in ("overlay", "map", "mask")})
+    kept = {row[name] for row in rows for name in ("overlay", "map", "mask") if row[name]}
+    _clear(folder, kept | {segmentation_of(name) for name in kept})
+
+
+def segmentation_of(mask: str) -> str:
+    """The DICOM segmentation that may lie beside the mask of a volume."""
+    return mask.removesuffix(".nii.gz") + ".dcm"
 
 
 def _cell(value: Any) -> Any:
@@ -154,7 +160,7 @@ def _utf8(value: Any) -> Any:
     return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
-def _clear(folder: Path, kept: Iterable[str | None]) -> None:
+def _clear(folder: Path, kept: Iterable[str]) -> None:
     for below in OWN_FOLDERS:
         for path in (folder / below).glob("*"):
             if OWN_FILE.fullmatch(path.name) and f"{below}/{path.name}" not in kept:

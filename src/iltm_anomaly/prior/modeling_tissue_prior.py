@@ -10,7 +10,9 @@ PSEUDO_TOKENS = 50.0  # of the usual share, that every tissue counts in addition
 
 
 def relative_log_odds(given_up: Tensor, counts: Tensor) -> Tensor:
-    """Log odds of being given up, by code, over those of all tokens: 0 where as many are as usual, or where none is anywhere.
+    """Log odds of being given up, by code, over those of all tokens: 0 where no more are than usual, or where none is anywhere.
+
+    A tissue in which few were given up counts as any other: a lesion may be the first one there.
 
     Args:
         given_up: (..., K), how many tokens of each code were given up.
@@ -20,7 +22,7 @@ def relative_log_odds(given_up: Tensor, counts: Tensor) -> Tensor:
     usual = total / counts.sum(-1, keepdim=True).clamp(min=1)
     share = (given_up + PSEUDO_TOKENS * usual) / (counts + PSEUDO_TOKENS)
     odds = share.clamp(1e-6, 1 - 1e-6).logit() - usual.clamp(1e-6, 1 - 1e-6).logit()
-    return torch.where(total > 0, odds, 0.0)
+    return torch.where(total > 0, odds.clamp(min=0), 0.0)
 
 
 class TissuePriorModel(SafetensorsModel):

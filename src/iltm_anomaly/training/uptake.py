@@ -21,6 +21,7 @@ from iltm_anomaly.prior import TissuePriorConfig, TissuePriorModel, relative_log
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.seeds import sample_seed
 from iltm_anomaly.settings import UptakeSettings
+from iltm_anomaly.thresholds import FINDINGS, findings_told
 from iltm_anomaly.tokenizers.features.fitting import fit_codebook
 from iltm_anomaly.tokenizers.tissue import TissueTokenizerConfig, TissueTokenizerModel, voxels_of
 from iltm_anomaly.training.context import RunContext
@@ -93,6 +94,7 @@ def _fit(
             reports[-1]["stopped"] = f"round {number + 1} would give up nearly the same tokens"
             break
         given_up = found
+    logger.info("threshold %.4g%s", pipeline.settings.score_threshold, findings_told(pipeline.training_report))
     return pipeline, reports
 
 
@@ -165,7 +167,8 @@ def fit_round(
     )
     reached = [float(one.max()) >= calibrated.score_threshold for one in units]
     calibrated.false_alarm_share = sum(reached) / len(reached)
-    return ILTMAnomalyPipeline(own, prior, processor, calibrated), maps
+    report = {FINDINGS: round(uptake_map.findings(units, calibrated.score_threshold), 3)}
+    return ILTMAnomalyPipeline(own, prior, processor, calibrated, training_report=report), maps
 
 
 def _usual_uptake(tokens: list[TissueTokens], given_up: list[Tensor], size: int) -> Tensor:
