@@ -20,7 +20,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils.memory import should_reduce_batch_size
 from PIL import Image
-from tqdm.auto import tqdm
 
 from iltm_anomaly.data.dicom_segmentation import write_segmentation
 from iltm_anomaly.data.images import MOST_PIXELS, ImageReadError
@@ -34,6 +33,8 @@ from iltm_anomaly.locks import LOCK_FILE, locked
 from iltm_anomaly.output import AnomalyResult
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.processing.images import restore_map
+from iltm_anomaly.progress import progress
+from iltm_anomaly.proportions import is_far, ratio_of
 from iltm_anomaly.saved_pipeline import check_batch_size
 from iltm_anomaly.thresholds import KEY
 from iltm_anomaly.training.checkpoint import CheckpointError, write_json
@@ -72,7 +73,7 @@ def detect(
         output: folder for everything; what an earlier call has drawn there for other images is removed.
         batch_size: images that go through the models together.
         save_maps: False writes the tables alone.
-        show_progress: a progress bar on stderr, where that is a terminal.
+        show_progress: how far it is, on stderr.
 
     Returns:
         The rows, in the order of the inputs. An image that could not be read or scored has an error and no score, and so has a
@@ -98,7 +99,7 @@ def detect(
         own = todo[processes.process_index :: processes.num_processes]
         left = sum(one.name not in done for block in own for one in block)
         try:
-            with tqdm(total=left, desc="scoring", unit="image", disable=None if show_progress else True) as bar:
+            with progress(total=left, desc="scoring", unit="image", hidden=not show_progress) as bar:
                 for row in _score_rows(pipeline, own, done, output, save_maps, only_one=len(files) == 1):
                     journal.add_row(output, processes.process_index, row)
                     bar.update()
@@ -243,14 +244,28 @@ def _score_rows(
 ) -> Iterator[Row]:
     """Rows of the blocks but for those that are done, which are scored again for the sake of their block; `only_one` raises what
     is wrong with an image."""
+    usual = ratio_of(pipeline.training_report) if pipeline.settings.tile is None else None
     for one, found, seconds in score_blocks(pipeline, blocks):
         if one.name in done:
             continue
-        if isinstance(found, ValueError):
-            if only_one:
-                raise found
-            logger.warning("skipped: %s", found)
+        if only_one and isinstance(found, ValueError):
+            raise found
+        if usual is not None and not isinstance(found, ValueError) and _is_stretched(found, usual):
+            logger.warning(
+                "%s is %d x %d pixels, and the training images were %.2f times as wide as high: it is stretched to their "
+                "proportions, and may look abnormal for that alone. Crop it as they were, or train with --tile; others are not "
+                "named",
+                one.path,
+                *found.image.size,
+                usual,
+            )
+            usual = None
         yield _row(pipeline, output, one, found, seconds, save_maps)
+
+
+def _is_stretched(found: AnomalyResult, usual: float) -> bool:
+    """Whether an image, no volume, has other proportions than the training images, `usual`."""
+    return isinstance(found.image, Image.Image) and is_far(found.image.width / found.image.height, usual)
 
 
 def _row(
