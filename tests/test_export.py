@@ -1,6 +1,7 @@
 """Every way to a score agrees with the direct one: reloaded, batched, in one tile, at another effort, as an ONNX file."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,16 @@ from iltm_anomaly.training.train import TrainArguments, train
 
 # Largest difference of a map from the direct one, in shares of the threshold; docs/efforts.md has the same table.
 TOLERANCES = {
-    "features": {"reloaded": 0.0, "batched": 1e-4, "one tile": 0.0, "score": 0.0, "exported": 1e-4},
-    "pixels": {"reloaded": 0.0, "batched": 1e-4, "one tile": 0.0},
+    "features": {
+        **{"reloaded": 0.0, "batched": 1e-4, "one tile": 0.0, "score": 0.0},
+        **{"exported": 1e-4, "exported, in tiles": 1e-4},
+    },
+    "pixels": {"reloaded": 0.0, "batched": 1e-4, "one tile": 0.0, "exported": 1e-4, "exported, in tiles": 1e-4},
 }
+DIRECT = {
+    "exported": {"effort": "score"},
+    "exported, in tiles": {"effort": "score", "tile": 48},
+}  # what these are held to
 PAGE = Path(__file__).parents[1] / "docs" / "efforts.md"
 
 
@@ -27,7 +35,7 @@ def pipelines(tmp_path_factory):
     output = tmp_path_factory.mktemp("run") / "run"
     train(TrainArguments(str(data), output, preset="tiny-features", overrides=["image_size=128"], rounds=1))
     found = {"features": ILTMAnomalyPipeline.from_pretrained(output / "model")}
-    found["pixels"] = tiny_pipeline(score_threshold=1.0, token_threshold=0.05)
+    found["pixels"] = tiny_pipeline(score_threshold=1.0, threshold_at_score=2.0, token_threshold=0.05)
     return found
 
 
@@ -41,28 +49,38 @@ def images():
 
 @pytest.fixture(scope="module")
 def exported(pipelines, tmp_path_factory):
+    """Files by kind; that of pixels is of a pipeline that takes tiles."""
     for name in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(name, reason="needs the extra [onnx]")
-    return export_onnx(pipelines["features"], tmp_path_factory.mktemp("export") / "part.onnx")
+    folder, whole = tmp_path_factory.mktemp("export"), pipelines["pixels"]
+    in_tiles = ILTMAnomalyPipeline(**whole.components, settings=replace(whole.settings, tile=48), noise=whole.noise)
+    made = {"features": pipelines["features"], "pixels": in_tiles}
+    return {kind: export_onnx(pipeline, folder / f"{kind}.onnx") for kind, pipeline in made.items()}
 
 
 def results_of(way, pipeline, images, folder, request):
-    """Score and map of each image."""
-    if way == "exported":
-        scorer = OnnxScorer(request.getfixturevalue("exported"), threads=1)
+    """Score, map and mask of each image."""
+    if way.startswith("exported"):
+        kind = "features" if pipeline.has_features else "pixels"
+        scorer = OnnxScorer(request.getfixturevalue("exported")[kind], threads=1)
+        scorer.tile = DIRECT[way].get("tile")
         return [(found.score, found.anomaly_map, found.mask) for found in map(scorer, images)]
     if way == "reloaded":
         pipeline.save_pretrained(folder)
         pipeline = ILTMAnomalyPipeline.from_pretrained(folder)
     options = {"batched": {"batch_size": 2}, "one tile": {"tile": 1000}, "score": {"effort": "score"}}.get(way, {})
-    outputs = [pipeline(images, **options)] if way == "batched" else [pipeline(image, **options) for image in images]
+    return direct_results(pipeline, images if way == "batched" else None, images, options)
+
+
+def direct_results(pipeline, together, images, options):
+    outputs = [pipeline(together, **options)] if together else [pipeline(image, **options) for image in images]
     return [row for out in outputs for row in zip(out.scores.tolist(), out.anomaly_maps, out.masks, strict=True)]
 
 
 @pytest.mark.parametrize("kind, way", [(kind, way) for kind, ways in TOLERANCES.items() for way in ways])
 def test_every_way_agrees_with_the_direct_one(pipelines, images, kind, way, tmp_path, request):
     pipeline = pipelines[kind]
-    direct = results_of("direct", pipeline, images, tmp_path, request)
+    direct = direct_results(pipeline, None, images, DIRECT.get(way, {}))
     limit = TOLERANCES[kind][way] * pipeline.settings.score_threshold
     for (score, values, mask), found in zip(direct, results_of(way, pipeline, images, tmp_path, request), strict=True):
         assert found[0] == pytest.approx(score, abs=limit)
@@ -91,15 +109,17 @@ def test_the_scorer_needs_neither_torch_nor_transformers(exported, images, pipel
         found = OnnxScorer(sys.argv[1], threads=1)(sys.argv[2])
         print(found.score, *(name for name in ("torch", "transformers", "scipy", "datasets") if name in sys.modules))
         """,
-        exported,
+        exported["features"],
         tmp_path / "part.png",
     )
     expected = float(pipelines["features"](images[0]).scores[0])
     assert float(printed) == pytest.approx(expected, abs=1e-3)  # and no name follows the number
 
 
-def test_the_threshold_travels_with_the_file(exported, pipelines):
-    assert OnnxScorer(exported).threshold == pytest.approx(pipelines["features"].settings.score_threshold)
+def test_threshold_and_tiles_travel_with_the_file(exported, pipelines):
+    scorers = {kind: OnnxScorer(path) for kind, path in exported.items()}
+    assert scorers["features"].threshold == pytest.approx(pipelines["features"].settings.score_threshold)
+    assert (scorers["pixels"].threshold, scorers["pixels"].tile, scorers["features"].tile) == (2.0, 48, None)
 
 
 def test_what_is_no_exported_file_is_refused(tmp_path):
@@ -112,9 +132,10 @@ def test_what_is_no_exported_file_is_refused(tmp_path):
 
 
 def test_what_cannot_be_exported_is_said(pipelines, tmp_path, monkeypatch):
+    without = tiny_pipeline(score_threshold=1.0)  # as version 0.1 has made
     monkeypatch.setattr("iltm_anomaly.export.graph.find_spec", lambda name: name)
-    with pytest.raises(ValueError, match="only models on features can be exported"):
-        export_onnx(pipelines["pixels"], tmp_path / "a.onnx")
+    with pytest.raises(ValueError, match="no threshold for effort 'score'"):
+        export_onnx(without, tmp_path / "a.onnx")
     monkeypatch.setattr("iltm_anomaly.export.graph.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"needs onnx and onnxscript: pip install .*\[onnx\]"):
         export_onnx(pipelines["features"], tmp_path / "a.onnx")

@@ -11,7 +11,7 @@ from tiny_models import tiny_pipeline
 
 from iltm_anomaly import ILTMAnomalyPipeline, tiles
 from iltm_anomaly.data.cache import PixelCache
-from iltm_anomaly.tiles import Tiling, starts
+from iltm_anomaly.tiling import OVERLAP, Tiling, starts, weights_along
 from iltm_anomaly.training.train import TrainArguments, train
 
 TILE = 128
@@ -58,7 +58,7 @@ def test_tiles_cover_a_side_evenly_and_their_weights_are_one_everywhere(length, 
     assert firsts[0] == 0 and firsts[-1] + side == length
     assert all(after - before <= TILE * (1 - overlap) for before, after in itertools.pairwise(firsts))
     total = np.zeros(length)
-    for first, weights in zip(firsts, tiles.weights_along(length, TILE, firsts), strict=True):
+    for first, weights in zip(firsts, weights_along(length, TILE, firsts), strict=True):
         total[first : first + side] += weights
     np.testing.assert_allclose(total, 1, atol=1e-5)
 
@@ -90,7 +90,7 @@ def test_tiles_of_other_offsets_agree(pipeline, defective):
     assert first.masks[0][180, 240] and len(first.resampled_tokens[0]) == 5 * 6
 
 
-@pytest.mark.parametrize("overlap, most", [(tiles.OVERLAP, 1.2), (0.0, None)])
+@pytest.mark.parametrize("overlap, most", [(OVERLAP, 1.2), (0.0, None)])
 def test_no_step_where_tiles_begin_and_end(pipeline, monkeypatch, overlap, most):
     """Neighbouring columns differ by no more there than elsewhere. Without overlap they do, which shows that it is measured."""
     height, width = 260, 510
@@ -127,3 +127,11 @@ def test_volumes_and_odd_sides_are_refused(pipeline, defective):
             pipeline(defective, tile=tile)
     with pytest.raises(ValueError, match="no images"):
         pipeline([], tile=64)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_tile_without_a_finite_score_is_not_passed_over(number):
+    scores = [np.nan if index == number else 1.0 for index in range(2)]
+    none = torch.zeros(1)
+    parts = [tiles.ScoredImage(np.ones((8, 8)), score, np.zeros((8, 8, 3)), none, none) for score in scores]
+    assert np.isnan(tiles.put_together(Tiling(8, 12, 8), parts).score)

@@ -176,7 +176,7 @@ def run_detect(arguments: argparse.Namespace) -> int:
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", metavar="MODEL", help="pipeline folder, run folder or Hub id of a model on features")
+    add("model", metavar="MODEL", help="pipeline folder, run folder or Hub id of a model of images")
     add("--format", choices=("onnx",), default="onnx", help="of the file (default: onnx)")
     add("--output", required=True, type=Path, metavar="FILE.onnx", help="the file; one that is there is replaced")
 
@@ -275,7 +275,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "detect": ("score images and draw where they are wrong", add_detect_arguments, run_detect),
     "export": (
-        "write a model on features as an ONNX file that scores without torch",
+        "write a model as an ONNX file that scores without torch",
         add_export_arguments,
         run_export,
     ),

@@ -102,6 +102,19 @@ def test_equals_the_naive_form_in_large_chunks(masked):
 
 
 @pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("length", [1, 16, 49])
+def test_the_form_that_is_exported_equals_the_naive_one_and_leaves_with_the_same_sums(monkeypatch, length, masked):
+    query, key, value, projection, keep = inputs(length, masked=masked)
+    entering = torch.rand(new_state(3, 2, projection).shape, generator=torch.Generator().manual_seed(1))
+    out, leaving = prefill(query, key, value, projection, entering, keep)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    torch.testing.assert_close(prefill(query, key, value, projection, entering, keep), (out, leaving))
+    expected = naive(query, key, value, projection, keep)
+    exported = causal_attention(query, key, value, projection, keep)
+    torch.testing.assert_close(exported.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
 def test_gradcheck_in_float64(monkeypatch, masked):
     """The autograd function follows the dtype of its inputs. 37 tokens: two chunks and a part, a segment each."""
     monkeypatch.setitem(linear_attention.SEGMENT_ELEMENTS, "cpu", 1)

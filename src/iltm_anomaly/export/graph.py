@@ -1,4 +1,4 @@
-"""The score path of a pipeline on features, from pixels to its map, as one ONNX graph."""
+"""Effort "score" of a pipeline, from pixels to its map, as one ONNX graph."""
 
 import json
 import logging
@@ -16,38 +16,66 @@ from iltm_anomaly import __version__
 from iltm_anomaly.export.scorer import FORMAT, METADATA
 from iltm_anomaly.feature_map import calibrated, distances_of, looks_of, scored_surprises
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
+from iltm_anomaly.scoring import combine, negative_log_density
 
 NEEDED = ("onnx", "onnxscript")
 REACH = 4.0  # of a Gaussian filter, in standard deviations: scipy's
 
 
-class ScoreGraph(nn.Module):
-    """A pipeline on features from one image (1, C, H, W) in [0, 1] to its map (H, W), of the size of the model, and its score."""
+class Smoothing(nn.Module):
+    """`scoring.smooth` of a batch of maps (B, 1, H, W), as two convolutions."""
 
-    def __init__(self, pipeline: ILTMAnomalyPipeline):
+    def __init__(self, sigma: float):
         super().__init__()
-        self.tokenizer, self.prior, self.settings = pipeline.tokenizer, pipeline.prior, pipeline.settings
-        self.usual: Tensor | None
-        self.window: Tensor
-        self.register_buffer("usual", None if pipeline.noise is None else pipeline.noise.clone())
-        sigma = self.settings.smoothing * self.tokenizer.pixels_per_token
         radius = int(REACH * sigma + 0.5)
         window = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / max(sigma, 1e-12)) ** 2)
+        self.window: Tensor
         self.register_buffer("window", window / window.sum())
 
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        settings, spatial = self.settings, pixel_values.shape[2:]
-        _, distances = distances_of(self.tokenizer, self.prior, pixel_values)
-        looks = calibrated(looks_of(distances, settings), settings, self.usual)
-        maps = scored_surprises(looks[:, 0], settings)[:, None]
-        maps = F.interpolate(maps, size=spatial, mode="bilinear", align_corners=False)
+    def forward(self, maps: Tensor) -> Tensor:
         radius = len(self.window) // 2
         for shape, padding in (((1, 1, -1, 1), (0, 0, radius, radius)), ((1, 1, 1, -1), (radius, radius, 0, 0))):
             maps = F.conv2d(F.pad(maps, padding, mode="replicate"), self.window.view(shape))
+        return maps
+
+
+class ScoreGraph(nn.Module):
+    """A pipeline at effort "score", from one image (1, C, H, W) in [0, 1] to its map (H, W), of the size of the model, and of
+    features to its score; of pixels that is the largest value of the map at the image's own size."""
+
+    def __init__(self, pipeline: ILTMAnomalyPipeline):
+        super().__init__()
+        self.tokenizer, self.prior, self.settings = pipeline.tokenizer, pipeline.prior, pipeline.settings.at("score")
+        self.has_features = pipeline.has_features
+        self.noise: Tensor | None
+        is_used = self.has_features or self.settings.reconstruction_noise
+        noise = pipeline.noise if is_used else None
+        self.register_buffer("noise", None if noise is None else noise.clone())
+        self.smooth = Smoothing(self.settings.smoothing * self.tokenizer.pixels_per_token)
+
+    def forward(self, pixel_values: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return self._of_features(pixel_values) if self.has_features else self._of_pixels(pixel_values)
+
+    def _of_features(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        settings, spatial = self.settings, pixel_values.shape[2:]
+        _, distances = distances_of(self.tokenizer, self.prior, pixel_values)
+        looks = calibrated(looks_of(distances, settings), settings, self.noise)
+        maps = scored_surprises(looks[:, 0], settings)[:, None]
+        maps = self.smooth(F.interpolate(maps, size=spatial, mode="bilinear", align_corners=False))
         count = max(1, round(settings.score_share * spatial.numel()))
         highest = maps.flatten(1).topk(count).values.mean(1)
         summed = highest[1] / (settings.sum_scale or 1.0) + (settings.sum_offset or 0.0)
         return maps[0, 0], torch.maximum(highest[0], summed)
+
+    def _of_pixels(self, pixel_values: Tensor) -> Tensor:
+        settings, spatial = self.settings, pixel_values.shape[2:]
+        codes, observed = self.tokenizer.tokenize(pixel_values)
+        tokens = -self.prior.log_likelihood(codes.flatten(1)).view(1, *codes.shape)
+        tokens = F.interpolate(tokens, size=spatial, mode="bilinear", align_corners=False)
+        floor = settings.bandwidth_floor if self.noise is None else settings.bandwidth_floor + self.noise
+        density = negative_log_density(self.tokenizer.expect(codes), observed[0], floor, settings.relative_density)
+        maps = self.smooth(torch.cat([tokens, density.mean(0)[None, None]]))[:, 0]
+        return combine(maps[0], maps[1], settings.likelihood_share, settings.surprise_floor)
 
 
 def export_onnx(pipeline: ILTMAnomalyPipeline, output: Path) -> Path:
@@ -56,20 +84,13 @@ def export_onnx(pipeline: ILTMAnomalyPipeline, output: Path) -> Path:
 
     Raises:
         ImportError: if onnx or onnxscript is not installed.
-        ValueError: if the pipeline is not on features, or was trained on tiles.
+        ValueError: if the pipeline is of volumes, or has no threshold for effort "score".
         OSError: if the file cannot be written.
     """
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise ImportError(f"exporting to ONNX needs {' and '.join(missing)}: pip install -c constraints.txt '.[onnx]'")
-    if not pipeline.has_features:
-        raise ValueError(
-            "only models on features can be exported: ONNX takes no causal prior, as models on pixels have"
-        )
-    if pipeline.settings.tile is not None:
-        raise ValueError(
-            f"the model was trained on tiles of {pipeline.settings.tile} pixels, and an exported one takes images whole: score "
-            "large images with the pipeline itself"
-        )
+    if pipeline.image_processor.is_volumetric:
+        raise ValueError("models of volumes cannot be exported: score them with the pipeline itself")
     import onnx  # of an extra
 
     pipeline.to("cpu", torch.float32)
@@ -82,7 +103,7 @@ def export_onnx(pipeline: ILTMAnomalyPipeline, output: Path) -> Path:
             ScoreGraph(pipeline).eval(),
             (torch.zeros(shape),),
             input_names=["pixel_values"],
-            output_names=["anomaly_map", "score"],
+            output_names=["anomaly_map", "score"] if pipeline.has_features else ["anomaly_map"],
             dynamo=True,
             verbose=False,
         )
@@ -108,5 +129,6 @@ def about(pipeline: ILTMAnomalyPipeline) -> dict[str, Any]:
         "num_channels": processor.num_channels,
         "resample": processor.resample,
         "rescale_factor": processor.rescale_factor,
-        "score_threshold": settings.score_threshold,
+        "tile": settings.tile,
+        "score_threshold": settings.at("score").score_threshold,
     }

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from iltm_anomaly.data.images import read_image, to_rgb
 from iltm_anomaly.thresholds import abnormal_pixels
+from iltm_anomaly.tiling import tiling_of
 
 METADATA = "iltm_anomaly"  # key of the file's metadata, whose value is JSON
 FORMAT = 1
@@ -39,6 +40,7 @@ class OnnxScorer:
 
     Attributes:
         threshold: score from which on an image is abnormal, infinite for a pipeline that was not calibrated; may be set.
+        tile: side in pixels of the overlapping tiles that images are cut into; None takes them whole.
 
     Raises:
         ImportError: if onnxruntime is not installed.
@@ -67,7 +69,7 @@ class OnnxScorer:
                 raise ValueError(f"format {about['format']}, this version reads {FORMAT}")
             self.size, self.padded_size = tuple(about["size"]), tuple(about["padded_size"])
             self.num_channels, self.resample = int(about["num_channels"]), int(about["resample"])
-            self.rescale_factor = float(about["rescale_factor"])
+            self.rescale_factor, self.tile = float(about["rescale_factor"]), about["tile"]
             self.threshold = np.inf if about["score_threshold"] is None else float(about["score_threshold"])
         except Exception as error:  # onnxruntime has classes of its own
             raise ValueError(f"{path} is no file of `iltm-anomaly export`, or of another version: {error}") from error
@@ -84,14 +86,28 @@ class OnnxScorer:
         else:
             picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
             picture = to_rgb(ImageOps.exif_transpose(picture))
-        values, found = self.session.run(None, {self.session.get_inputs()[0].name: self.prepare(picture)})
-        values = np.ascontiguousarray(values[: self.size[0], : self.size[1]])
-        if picture.size != values.shape[::-1]:
-            values = np.asarray(Image.fromarray(values).resize(picture.size, Image.Resampling.BILINEAR))
-        score = float(found)
+        values, score = self._whole(picture) if self.tile is None else self._in_tiles(picture)
         if not np.isfinite(score):
             raise ValueError(f"the score is {score}: the file is damaged, export the model again")
         return OnnxScore(score, values, abnormal_pixels(values, score, self.threshold))
+
+    def _whole(self, picture: Image.Image) -> tuple[np.ndarray, float]:
+        """Map and score of a picture in mode "RGB", resized to what the model takes."""
+        values, *found = self.session.run(None, {self.session.get_inputs()[0].name: self.prepare(picture)})
+        values = np.ascontiguousarray(values[: self.size[0], : self.size[1]])
+        if picture.size != values.shape[::-1]:
+            values = np.asarray(Image.fromarray(values).resize(picture.size, Image.Resampling.BILINEAR))
+        return values, float(found[0] if found else values.max())  # of models on pixels it is that of the map
+
+    def _in_tiles(self, picture: Image.Image) -> tuple[np.ndarray, float]:
+        """The maps of its tiles as one, and the highest of their scores."""
+        tiling, highest = tiling_of(picture, self.tile), -np.inf
+        values = np.zeros((tiling.height, tiling.width), np.float32)
+        for number, part in enumerate(tiling.cut(picture)):
+            own, score = self._whole(part)
+            tiling.add(values, number, own)
+            highest = np.maximum(highest, score)  # NaN, if one is
+        return values, float(highest)
 
     def prepare(self, picture: Image.Image) -> np.ndarray:
         """A picture in mode "RGB" -> what the model takes, (1, C, H, W) float32 in [0, 1]."""

@@ -202,6 +202,22 @@ class _CausalAttention(torch.autograd.Function):
         return _from_chunks(grads, ctx.batch, ctx.length, ctx.dtype), None, None, None
 
 
+def _attend_in_a_graph(qkv: Tensor, keep: Tensor | None, projection: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """`_CausalAttention.forward` as a graph of a fixed size: no segments, no loop over chunks, and nothing written into parts of
+    a tensor. Features and running sums of all tokens are alive at once."""
+    _, _, _, batch, length = qkv.shape
+    size, weights = chunk_size(len(projection), length), _exponent_weights(projection)
+    chunks = F.pad(qkv.float(), (0, -length % size)).unflatten(-1, (-1, size))
+    query, key, value = chunks.permute(0, 4, 3, 1, 2, 5).flatten(2, 3)  # (T, G, D, C) each
+    value = torch.cat([value, torch.ones_like(value[..., :1, :])], -2)
+    phi_q, phi_k = query_features(weights @ query, -2), key_features(weights @ key - _half_square(key, -2))
+    mask = _chunk_mask(keep, qkv, size)
+    phi_k = phi_k if mask is None else phi_k * mask
+    sums = torch.cat([state[None], value @ phi_k.transpose(-1, -2)]).cumsum(0)
+    out = sums[:-1] @ phi_q + value @ (phi_k.transpose(-1, -2) @ phi_q).triu()
+    return _from_chunks(out[..., :-1, :] / out[..., -1:, :], batch, length, qkv.dtype), sums[-1]
+
+
 def _segment_gradients(chunks, keep, weights, state, grad, grad_state, out):
     """Writes the gradients of one segment's queries, keys and values to `out` (3, T, G, D, C); returns that of the state
     which enters it (G, D + 1, M)."""
@@ -246,10 +262,12 @@ def attend(qkv: Tensor, projection: Tensor, state: Tensor, keep: Tensor | None =
         keep: (B, n) bool, True = keep. A masked token is never attended to, not by itself either.
 
     Returns:
-        Outputs (H, D, B, n) in the dtype of `qkv`, and the state after the new tokens.
+        Outputs (H, D, B, n) in the dtype of `qkv`, and the state after the new tokens. While `torch.export` traces, there are no
+        gradients.
     """
     with torch.autocast(qkv.device.type, enabled=False):
-        out, leaving = _CausalAttention.apply(qkv, keep, projection.float(), state.flatten(0, 1))
+        attention = _attend_in_a_graph if torch.compiler.is_exporting() else _CausalAttention.apply
+        out, leaving = attention(qkv, keep, projection.float(), state.flatten(0, 1))
     return out, leaving.view_as(state)
 
 
