@@ -445,6 +445,12 @@ def test_help_is_quick_and_names_every_command():
     assert {*COMMANDS} <= first_words
 
 
+def test_the_command_alone_shows_its_help(capsys):
+    assert main([]) == 2
+    said = capsys.readouterr()
+    assert said.out == build_parser().format_help() and said.err == ""
+
+
 MISTAKES = {
     "train --data nowhere --output out": "no such folder: nowhere",
     "train --data two --output out": "two holds 2 categories, choose one: one, other",
@@ -454,6 +460,7 @@ MISTAKES = {
     "detect nothing two --output out": "no pipeline folder at nothing",
     "export two/nothing --output out.onnx": "no pipeline folder at two/nothing: two is a folder here",
     "detect org/model nothing.png --output out": "cannot read nothing.png: no such file",
+    "detect org/model two --labelled two --output out": "two must hold a subfolder good and one or more of defective images",
     "report nowhere": "no such folder: nowhere",
     "push nowhere org/model": "no folder nowhere",
     "benchmark --data nowhere --categories x --output out": "no such folder: nowhere",

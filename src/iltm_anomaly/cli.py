@@ -304,7 +304,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="iltm-anomaly", description=about, parents=[_general_options()])
     parser.set_defaults(debug=False, show_progress=True)
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (summary, add_arguments, _) in COMMANDS.items():
         description = summary[0].upper() + summary[1:] + "."
         add_arguments(commands.add_parser(name, help=summary, description=description, parents=[_general_options()]))
@@ -313,7 +313,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command. Errors that a user can mend are one line on stderr and exit code 2; `detect` has codes of its own."""
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.command is None:
+        parser.print_help()
+        return 2
     # after parsing: --help does not wait for them
     from huggingface_hub.errors import StrictDataclassError
 

@@ -10,7 +10,13 @@ from pathlib import Path
 
 from iltm_anomaly.data import HUB_ID, may_be_on_hub
 from iltm_anomaly.data.images import find_problem
-from iltm_anomaly.data.layout import existing_folder, find_category, is_dataset_folder, list_categories
+from iltm_anomaly.data.layout import (
+    existing_folder,
+    find_category,
+    is_dataset_folder,
+    labelled_folders,
+    list_categories,
+)
 from iltm_anomaly.hub.folders import check_repo_id, local_model, model_folder
 from iltm_anomaly.recipes.reading import read_preset
 
@@ -37,6 +43,8 @@ def check(words: Namespace) -> None:
         check_repo_id(words.push_to_hub)
     if command in ("train", "evaluate"):
         _check_data(words.data, words.category, getattr(words, "volumes", False), command == "evaluate")
+    if command == "detect" and words.labelled is not None:
+        labelled_folders(words.labelled)
     if command == "detect" and len(words.inputs) == 1:
         _check_input(words.inputs[0])
     if getattr(words, "preset", None) is not None:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from iltm_anomaly import feature_map, hub, masking, pixel_map, uptake_map
 from iltm_anomaly.calibration import surprise_limit, usual_error
@@ -32,6 +31,7 @@ from iltm_anomaly.modeling import share_tensors
 from iltm_anomaly.output import ILTMAnomalyOutput
 from iltm_anomaly.prior import PerformerPriorModel, PositionPriorModel, TissuePriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
+from iltm_anomaly.progress import progress
 from iltm_anomaly.saved_pipeline import SavedPipeline
 from iltm_anomaly.seeds import check_seed
 from iltm_anomaly.settings import EFFORTS, FeatureSettings, InferenceSettings, Settings, UptakeSettings, lowest_value
@@ -206,7 +206,7 @@ class ILTMAnomalyPipeline(SavedPipeline):
         check_tile(tile)
         for image, tiling in decoded_images(images, tile):
             parts = list_of_batches(tiling.cut(image), batch_size)
-            shown = tqdm(parts, desc="scoring tiles", unit="batch", disable=not show_progress)
+            shown = progress(parts, desc="scoring tiles", unit="batch", hidden=not show_progress)
             batches = (self.image_processor.preprocess(batch) for batch in shown)
             yield put_together(tiling, self._whole(batches, settings, seed))
 
@@ -257,7 +257,7 @@ class ILTMAnomalyPipeline(SavedPipeline):
         lowest = lowest_value(settings)
         for effort in EFFORTS:  # maps differ in scale
             chosen, scores = settings.at(effort), []
-            for batch in tqdm(batches, desc=f"calibrating {effort}", unit="batch", disable=not show_progress):
+            for batch in progress(batches, desc=f"calibrating {effort}", unit="batch", hidden=not show_progress):
                 scores += [float(values.max()) for values in self.score_batch(batch, chosen, 0)[0]]
             thresholds[effort] = masking.score_threshold(torch.tensor(scores), lowest)
             if effort == "full":

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from iltm_anomaly import __version__
 from iltm_anomaly.hub.checks import check_finite, check_folder, read_json
 from iltm_anomaly.hub.folders import local_folder
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
+from iltm_anomaly.progress import progress
 
 
 class SavedPipeline:
@@ -115,7 +115,7 @@ class SavedPipeline:
             raise ValueError("no images given")
         check_batch_size(batch_size)
         step = 1 if self.image_processor.is_volumetric else batch_size
-        for start in tqdm(range(0, len(images), step), desc="scoring", unit="batch", disable=not show_progress):
+        for start in progress(range(0, len(images), step), desc="scoring", unit="batch", hidden=not show_progress):
             yield self.image_processor.preprocess(images[start : start + step])
 
     def save_pretrained(self, folder: str | Path) -> None:

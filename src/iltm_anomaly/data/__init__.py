@@ -23,3 +23,6 @@ def may_be_on_hub(name: str) -> bool:
 
 GOOD = "good"
 """What the column defect holds for an image without a defect."""
+
+GOOD_NAMES = frozenset({"good", "normal", "ok", "0"})
+"""What others call such an image, in lower case."""

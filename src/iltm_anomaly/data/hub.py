@@ -11,15 +11,12 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
-from iltm_anomaly.data import GOOD
+from iltm_anomaly.data import GOOD, GOOD_NAMES
 from iltm_anomaly.data.images import ImageReadError, readable_images
 from iltm_anomaly.data.layout import is_saved, unknown_category
 from iltm_anomaly.data.schema import dataset_features, label_of, normalise_mask
 
 logger = logging.getLogger(__name__)
-
-GOOD_NAMES = frozenset({"good", "normal", "ok", "0"})
-"""What other data sets call an image without a defect, in lower case."""
 
 
 def download_tree(name: str, category: str | None, **load_kwargs) -> Path | None:

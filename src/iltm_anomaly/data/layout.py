@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from iltm_anomaly.data import GOOD
+from iltm_anomaly.data import GOOD, GOOD_NAMES
 
 DETECTED = "results"
 """Stem of the tables that `detect` writes, whose Parquet file makes no data set of its folder, or of the one above."""
@@ -25,6 +25,23 @@ def is_category(folder: str | os.PathLike) -> bool:
 def list_categories(root: str | os.PathLike) -> list[str]:
     """Names of the categories below a folder, sorted."""
     return sorted(path.name for path in Path(root).iterdir() if is_category(path))
+
+
+def labelled_folders(folder: Path) -> list[tuple[Path, bool]]:
+    """The subfolders of a folder of images whose state is known, sorted, and whether the images of each are good: those in `good`
+    (or `normal`, `ok`) are, those in all others are defective, as in `test` of MVTec AD.
+
+    Raises:
+        ValueError, OSError: if there is no such folder, or none of its subfolders is good, or all are.
+    """
+    subfolders = sorted(path for path in existing_folder(folder).glob("*") if path.is_dir() and path.name[0] != ".")
+    found = [(path, path.name.lower() in GOOD_NAMES) for path in subfolders]
+    if len({is_good for _, is_good in found}) < 2:
+        names = ", ".join(path.name for path in subfolders) or "none"
+        raise ValueError(
+            f"{folder} must hold a subfolder good and one or more of defective images; its subfolders: {names}"
+        )
+    return found
 
 
 def unknown_category(category: str, names: Sequence[str], where: str) -> str:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from iltm_anomaly.data.hub import GOOD_NAMES
+from iltm_anomaly.data.layout import labelled_folders
 from iltm_anomaly.evaluation.detect import score_blocks
 from iltm_anomaly.evaluation.inputs import Input, list_inputs
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
@@ -69,24 +69,17 @@ def threshold_of_folder(pipeline: ILTMAnomalyPipeline, folder: Path, batch_size:
     """Scores the images below a folder, and takes the threshold that tells them apart best.
 
     Args:
-        folder: with a subfolder `good` (or `normal`, `ok`); the images of all others are defective, as in `test` of MVTec AD.
+        folder: as of `data.layout.labelled_folders`.
 
     Raises:
         ValueError: if there is no such subfolder, too few images, or one that cannot be read or scored.
     """
-    subfolders = sorted(path for path in folder.glob("*") if path.is_dir() and not path.name.startswith("."))
-    good = [path for path in subfolders if path.name.lower() in GOOD_NAMES]
-    if not good or len(good) == len(subfolders):
-        names = ", ".join(path.name for path in subfolders) or "none"
-        raise ValueError(
-            f"{folder} must hold a subfolder good and one or more of defective images; its subfolders: {names}"
-        )
     files: list[Input] = []
     defective: list[bool] = []
-    for path in subfolders:
+    for path, is_good in labelled_folders(folder):
         below = list_inputs([path], pipeline.image_processor.is_volumetric)
         files += below
-        defective += [path not in good] * len(below)
+        defective += [not is_good] * len(below)
     scores = []
     blocks = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
     for _, result, _ in score_blocks(pipeline, blocks):

@@ -20,7 +20,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils.memory import should_reduce_batch_size
 from PIL import Image
-from tqdm.auto import tqdm
 
 from iltm_anomaly.data.images import MOST_PIXELS, ImageReadError
 from iltm_anomaly.data.volume_files import find_mask_beside, read_mask, volume_stem, write_volume
@@ -33,6 +32,7 @@ from iltm_anomaly.locks import LOCK_FILE, locked
 from iltm_anomaly.output import AnomalyResult
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.processing.images import restore_map
+from iltm_anomaly.progress import progress
 from iltm_anomaly.saved_pipeline import check_batch_size
 from iltm_anomaly.training.checkpoint import CheckpointError
 from iltm_anomaly.training.processes import on_main, own_accelerator
@@ -70,7 +70,7 @@ def detect(
         output: folder for everything; what an earlier call has drawn there for other images is removed.
         batch_size: images that go through the models together.
         save_maps: False writes the tables alone.
-        show_progress: a progress bar on stderr, where that is a terminal.
+        show_progress: how far it is, on stderr.
 
     Returns:
         The rows, in the order of the inputs. An image that could not be read or scored has an error and no score, and so has a
@@ -96,7 +96,7 @@ def detect(
         own = todo[processes.process_index :: processes.num_processes]
         left = sum(one.name not in done for block in own for one in block)
         try:
-            with tqdm(total=left, desc="scoring", unit="image", disable=None if show_progress else True) as bar:
+            with progress(total=left, desc="scoring", unit="image", hidden=not show_progress) as bar:
                 for row in _score_rows(pipeline, own, done, output, save_maps, only_one=len(files) == 1):
                     journal.add_row(output, processes.process_index, row)
                     bar.update()
@@ -232,10 +232,8 @@ def _score_rows(
     for one, found, seconds in score_blocks(pipeline, blocks):
         if one.name in done:
             continue
-        if isinstance(found, ValueError):
-            if only_one:
-                raise found
-            logger.warning("skipped: %s", found)
+        if only_one and isinstance(found, ValueError):
+            raise found
         yield _row(pipeline, output, one, found, seconds, save_maps)
 
 

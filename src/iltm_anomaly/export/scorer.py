@@ -91,7 +91,7 @@ class OnnxScorer:
             raise ValueError(f"the score is {score}: the file is damaged, export the model again")
         return OnnxScore(score, values, abnormal_pixels(values, score, self.threshold))
 
-    def _whole(self, picture: Image.Image) -> tuple[np.ndarray, float]:
+    def _whole(self, picture: Any) -> tuple[np.ndarray, float]:
         """Map and score of a picture in mode "RGB", resized to what the model takes."""
         values, *found = self.session.run(None, {self.session.get_inputs()[0].name: self.prepare(picture)})
         values = np.ascontiguousarray(values[: self.size[0], : self.size[1]])

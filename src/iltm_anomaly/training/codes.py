@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from iltm_anomaly.data.cache import PixelCache
 from iltm_anomaly.prior import PerformerPriorModel
 from iltm_anomaly.prior.modeling_performer_prior import SCORING_BATCH
+from iltm_anomaly.progress import progress
 from iltm_anomaly.seeds import sample_seed
 from iltm_anomaly.tokenizers.base import TokenizerModel, images_at_once
 from iltm_anomaly.training.batches import steps_per_epoch, total_steps
@@ -27,7 +27,7 @@ def encode_copies(run: RunContext, tokenizer: TokenizerModel, pixels: PixelCache
 
     def encode(rows: range) -> Tensor:
         codes = []
-        for index in tqdm(rows, desc="extracting codes", unit="image", disable=not run.shows_bars):
+        for index in progress(rows, desc="extracting codes", unit="image", hidden=not run.shows_bars):
             seeds = [sample_seed(run.seed, STREAM_CODES, index, copy) for copy in copies]
             image = pixels[index]
             parts = [

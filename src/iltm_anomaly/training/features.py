@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from iltm_anomaly import feature_map, masking, recurrence
 from iltm_anomaly.data.cache import PixelCache
@@ -16,6 +15,7 @@ from iltm_anomaly.modeling import share_tensors
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.prior import PositionPriorConfig, PositionPriorModel, block_means, coarse_tokens
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
+from iltm_anomaly.progress import progress
 from iltm_anomaly.seeds import sample_seed
 from iltm_anomaly.settings import FeatureSettings
 from iltm_anomaly.thresholds import TrainingScores
@@ -96,7 +96,7 @@ def extract(
     """Features (N, h, w, D) float16 of images, those in `rows` or all."""
     rows, found = range(len(pixels)) if rows is None else rows, []
     starts = range(rows.start, rows.stop, IMAGES_AT_ONCE)
-    for start in tqdm(starts, desc="extracting features", unit="batch", disable=not show_progress):
+    for start in progress(starts, desc="extracting features", unit="batch", hidden=not show_progress):
         batch = pixels[start : min(start + IMAGES_AT_ONCE, rows.stop)].to(tokenizer.device).float() / 255
         found.append(tokenizer.features(batch).half().cpu())
     return torch.cat(found)

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from iltm_anomaly.progress import progress
 from iltm_anomaly.recipes.recipe import StageRecipe
 from iltm_anomaly.seeds import sample_seed
 from iltm_anomaly.training.batches import Loader, StepInputs, batch_indices, split_step, steps_per_epoch, total_steps
@@ -88,7 +88,7 @@ def fit(
         lambda step: _load(accelerator, objective, stage, num_samples, settings.seed, step), settings.loading_threads
     )
     hidden = not (settings.show_progress and accelerator.is_main_process)
-    bar = tqdm(total=total, initial=first, desc=settings.name, unit="step", disable=hidden, mininterval=0.5)
+    bar = progress(total=total, initial=first, desc=settings.name, unit="step", hidden=hidden, mininterval=0.5)
     with loader, bar:
         for step, batch in loader.batches(range(first, total)):
             epoch = step // per_epoch
@@ -101,7 +101,9 @@ def fit(
             if (step + 1) % settings.log_every == 0 or is_last:
                 summary = _summarise(accelerator, loss, output, step + 1, settings)
                 summary |= objective.measure() | meter.read(step + 1, loader.seconds_waited)
-                bar.set_postfix({k: f"{v:.4g}" for k, v in summary.items() if k in ("loss", "perplexity")})
+                bar.set_postfix(
+                    {k: f"{v:.4g}" for k, v in summary.items() if k in ("loss", "perplexity")}, refresh=False
+                )
                 about = {"stage": settings.name, "epoch": epoch, "lr": rate, **settings.about}
                 settings.log.write(step=settings.steps_before + step + 1, **about, **summary)
             checkpoint.save_if_due(step + 1, meter.seconds, summary)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from iltm_anomaly.data.cache import CacheDamagedError, CacheWriteError, PixelCache, build_cache, difference
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
+from iltm_anomaly.progress import progress
 from iltm_anomaly.recipes.recipe import Recipe
 from iltm_anomaly.tiles import cut_images
 from iltm_anomaly.tokenizers.vqvae import VQVAEConfig
@@ -78,7 +78,7 @@ def _fill_cache(
     cache = _usable_cache(path, source, expected)
 
     def shown() -> Iterator[Any]:  # made when needed: a bar asks for the length, for which the images must be known
-        whole = tqdm(images, desc="loading images", unit="image", disable=not run.shows_bars)
+        whole = progress(images, desc="loading images", unit="image", hidden=not run.shows_bars)
         yield from whole if run.recipe.tile is None else cut_images(whole, run.recipe.tile)
 
     changes = None

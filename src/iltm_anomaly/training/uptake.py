@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from iltm_anomaly import masking, uptake_map
 from iltm_anomaly.data.cache import PixelCache
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.prior import TissuePriorConfig, TissuePriorModel, relative_log_odds
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
+from iltm_anomaly.progress import progress
 from iltm_anomaly.seeds import sample_seed
 from iltm_anomaly.settings import UptakeSettings
 from iltm_anomaly.tokenizers.features.fitting import fit_codebook
@@ -71,7 +71,7 @@ def _fit(
     settings = UptakeSettings(**run.recipe.inference)
     config = TissueTokenizerConfig(in_channels=processor.num_channels, **run.recipe.tissues)
     tokenizer = fit_codes(TissueTokenizerModel(config), pixels, run.seed)
-    bar = tqdm(range(len(pixels)), desc="reading tissues", unit="volume", disable=not run.shows_bars)
+    bar = progress(range(len(pixels)), desc="reading tissues", unit="volume", hidden=not run.shows_bars)
     tokens = [_tokens_of(tokenizer, _volume(pixels, number), processor, settings) for number in bar]
     rounds, given_up = run.recipe.rounds, [torch.zeros(one.codes.shape, dtype=torch.bool) for one in tokens]
     verdict: dict[str, Any] = {"masked_fraction": 0.0}

@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from iltm_anomaly import masking
 from iltm_anomaly.comparison.baselines.methods import METHODS
 from iltm_anomaly.comparison.baselines.modeling import IMAGES_AT_ONCE, BaselineModel
 from iltm_anomaly.hub.checks import read_json
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
+from iltm_anomaly.progress import progress
 from iltm_anomaly.saved_pipeline import SavedPipeline
 
 # Classes are looked up here, never imported by the name that a JSON file gives.
@@ -139,7 +139,7 @@ class BaselinePipeline(SavedPipeline):
         """
         maxima = []
         batches = pixel_values.split(IMAGES_AT_ONCE)
-        for batch in tqdm(batches, desc="calibrating", unit="batch", disable=not show_progress):
+        for batch in progress(batches, desc="calibrating", unit="batch", hidden=not show_progress):
             maxima.append(self.model.anomaly_maps(batch.to(self.device))[1].amax((1, 2)).cpu())
         self.settings.score_threshold = masking.score_threshold(torch.cat(maxima))
         return self.settings.score_threshold
