@@ -14,8 +14,10 @@ SECONDS = 30  # between two lines
 class ProgressLines(tqdm.tqdm):
     """A bar of tqdm that is written as lines, each to its end; what takes less than `SECONDS` has none."""
 
+    monitor_interval = 0  # no thread that says the same a second time
+
     def __init__(self, *arguments: Any, **options: Any):
-        options |= dict.fromkeys(("mininterval", "maxinterval", "delay"), SECONDS)
+        options |= {"mininterval": SECONDS, "delay": SECONDS, "miniters": 1}
         form = "{desc}: {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} left{postfix}"
         super().__init__(*arguments, bar_format=form, **options)
 

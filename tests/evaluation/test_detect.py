@@ -218,3 +218,18 @@ def test_an_image_that_the_memory_cannot_hold_has_a_row(pipeline, tmp_path, monk
     monkeypatch.setattr(type(pipeline), "__call__", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         detect(pipeline, [tmp_path / "in"], tmp_path / "out", show_progress=False)
+
+
+def test_of_images_of_other_proportions_than_in_training_the_first_is_named(tmp_path, caplog):
+    pipeline = tiny_pipeline(score_threshold=1.0)
+    for name, size in {"a": (32, 36), "b": (32, 64), "c": (64, 32)}.items():
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    detect(pipeline, [tmp_path], tmp_path / "unknown", save_maps=False)
+    assert not caplog.records  # a model of an earlier version does not know its own
+    pipeline.training_report["data"] = {"aspect_ratio": 1.0}
+    detect(pipeline, [tmp_path], tmp_path / "out", save_maps=False)
+    (said,) = caplog.messages
+    assert said.startswith(f"{tmp_path / 'b.png'} is 32 x 64 pixels, and the training images were 1.00 times as wide")
+    pipeline.settings.tile = 32
+    detect(pipeline, [tmp_path], tmp_path / "tiles", save_maps=False)
+    assert len(caplog.records) == 1

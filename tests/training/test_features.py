@@ -57,6 +57,16 @@ def test_every_round_is_a_pipeline_with_its_weights(run):
     assert not (run / "features.bin").exists()  # it may be large
 
 
+def test_images_that_are_far_from_square_are_told_and_their_proportions_kept(pipeline, tmp_path, caplog):
+    assert pipeline.training_report["data"]["aspect_ratio"] == 1.0
+    for number in range(8):
+        Image.effect_noise((72, 48), 40).save(tmp_path / f"{number}.png")
+    with caplog.at_level("INFO"):
+        output = train(TrainArguments(str(tmp_path), tmp_path / "run", preset="tiny-features", rounds=0))
+    assert "1.50 times as wide as high, and are stretched to 64 x 64 pixels" in caplog.text
+    assert ILTMAnomalyPipeline.from_pretrained(output).training_report["data"]["aspect_ratio"] == 1.5
+
+
 def test_the_report_tells_what_was_done(run, pipeline):
     report = pipeline.training_report
     assert [entry["round"] for entry in report["rounds"]] == [0, 1, 2]

@@ -33,6 +33,7 @@ from iltm_anomaly.output import AnomalyResult
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.processing.images import restore_map
 from iltm_anomaly.progress import progress
+from iltm_anomaly.proportions import is_far, ratio_of
 from iltm_anomaly.saved_pipeline import check_batch_size
 from iltm_anomaly.training.checkpoint import CheckpointError
 from iltm_anomaly.training.processes import on_main, own_accelerator
@@ -229,12 +230,28 @@ def _score_rows(
 ) -> Iterator[Row]:
     """Rows of the blocks but for those that are done, which are scored again for the sake of their block; `only_one` raises what
     is wrong with an image."""
+    usual = ratio_of(pipeline.training_report) if pipeline.settings.tile is None else None
     for one, found, seconds in score_blocks(pipeline, blocks):
         if one.name in done:
             continue
         if only_one and isinstance(found, ValueError):
             raise found
+        if usual is not None and not isinstance(found, ValueError) and _is_stretched(found, usual):
+            logger.warning(
+                "%s is %d x %d pixels, and the training images were %.2f times as wide as high: it is stretched to their "
+                "proportions, and may look abnormal for that alone. Crop it as they were, or train with --tile; others are not "
+                "named",
+                one.path,
+                *found.image.size,
+                usual,
+            )
+            usual = None
         yield _row(pipeline, output, one, found, seconds, save_maps)
+
+
+def _is_stretched(found: AnomalyResult, usual: float) -> bool:
+    """Whether an image, no volume, has other proportions than the training images, `usual`."""
+    return isinstance(found.image, Image.Image) and is_far(found.image.width / found.image.height, usual)
 
 
 def _row(

@@ -12,6 +12,7 @@ from torch import Tensor
 from iltm_anomaly.calibration import calibration_images, explained_share
 from iltm_anomaly.data.cache import PixelCache
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
+from iltm_anomaly.proportions import KEY, Watched, is_far
 from iltm_anomaly.provenance import provenance
 from iltm_anomaly.recipes.feature_recipe import FeatureRecipe
 from iltm_anomaly.recipes.recipe import Recipe
@@ -85,9 +86,15 @@ class TrainingRun(RunContext):
                 return model_folder
             logger.warning("settings of inference have changed: the run in %s is calibrated again", self.output)
         check_writable(self.output)
-        pixels, processor = load_pixels(self, images, source, expected)
+        watched = Watched(images)
+        pixels, processor = load_pixels(self, watched, source, expected)
         _check_images(len(pixels), self.accelerator)
-        data = self.folder.record(self.recipe, self.seed, len(pixels), pixels.digest, data_record)
+        _tell_of_stretching(watched, self.recipe)
+
+        def record() -> dict[str, Any]:
+            return data_record() | watched.report()
+
+        data = self.folder.record(self.recipe, self.seed, len(pixels), pixels.digest, record)
         self._start_log()
 
         about = {
@@ -151,6 +158,19 @@ def warn_of_junk(pipeline: ILTMAnomalyPipeline, images: Tensor) -> None:
             "the tokenizer draws its own training images hardly better than their mean does (it explains %.0f %% of what they "
             "differ by): the model is of no use. Train it longer (--set stage1.epochs=...), or take --preset features",
             100 * share,
+        )
+
+
+def _tell_of_stretching(watched: Watched, recipe: Any) -> None:
+    """Says so if the images are far from square, as those of the model are."""
+    ratio = watched.report().get(KEY)
+    if ratio is not None and recipe.tile is None and is_far(ratio, 1.0):
+        logger.info(
+            "the training images are %.2f times as wide as high, and are stretched to %d x %d pixels: give later ones of these "
+            "proportions too, or cut all to the part or, with --tile, into squares",
+            ratio,
+            recipe.image_size,
+            recipe.image_size,
         )
 
 
