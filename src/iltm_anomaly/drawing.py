@@ -89,20 +89,25 @@ def overlay(
 
     if (step := -(-max(image.size) // MOST_DRAWN)) > 1:
         image = image.convert("RGB").reduce(step)
-        anomaly_map = _largest(anomaly_map, step)
-        outline = None if outline is None else _largest(outline, step)
+        anomaly_map = largest(anomaly_map, step)
+        outline = None if outline is None else largest(outline, step)
     strength = np.clip(((anomaly_map - lowest) / max(threshold - lowest, 1e-12) - 0.5) / 1.5, 0, 1)
     colour = matplotlib.colormaps["turbo"](0.5 + 0.5 * strength)[..., :3]
     alpha = (0.75 * np.minimum(1, 2 * strength))[..., None]
     pixels = (1 - alpha) * np.asarray(image.convert("RGB"), dtype=np.float32) / 255 + alpha * colour
     if outline is not None:
-        inner = outline.copy()
-        inner[1:-1, 1:-1] &= outline[:-2, 1:-1] & outline[2:, 1:-1] & outline[1:-1, :-2] & outline[1:-1, 2:]
-        pixels[outline & ~inner] = (1, 0, 1)
+        pixels[edge(outline)] = (1, 0, 1)
     return Image.fromarray((pixels * 255).round().astype(np.uint8))
 
 
-def _largest(values: np.ndarray, step: int) -> np.ndarray:
+def edge(mask: np.ndarray) -> np.ndarray:
+    """Those pixels of a mask (H, W) bool that have a neighbour outside it, or lie at the border."""
+    inner = mask.copy()
+    inner[1:-1, 1:-1] &= mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
+    return mask & ~inner
+
+
+def largest(values: np.ndarray, step: int) -> np.ndarray:
     """Maxima of squares of `step` x `step` values, smaller at the right and lower edge, as `Image.reduce` has them."""
     for axis, side in enumerate(values.shape):
         values = np.maximum.reduceat(values, np.arange(0, side, step), axis)
