@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test test-slow test-lowest test-space fuzz chaos audit lint style bench cards schema docs
+.PHONY: help demo test test-slow test-lowest test-space page weights fuzz chaos audit lint style bench cards schema docs
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -51,6 +51,12 @@ $(SPACE)/.ready: $(READY)
 
 test-space: $(SPACE)/.ready  ## the Space in a headless Chromium (apt-get install chromium chromium-driver)
 	$(SPACE)/bin/python -m pytest tests/test_space.py -rs
+
+page: $(SPACE)/.ready  ## the Space on this machine, with MODEL=demo/run, runs/mine, ...; by default its own model
+	$(SPACE)/bin/python space/app.py $(MODEL)
+
+weights: $(READY)  ## the Space's own model and examples, from generated images: space/model, some two minutes
+	$(BIN)/python scripts/space_model.py
 
 fuzz: $(READY)  ## spoiled files and odd words through every door for SECONDS=600; prints the seed of every failure
 	$(BIN)/python tests/fuzz.py --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))

@@ -1,157 +1,302 @@
-"""Space: an image in; its score, overlay, healed image and token likelihoods out."""
+"""Space, or a page on your own machine: an image in; how abnormal it is, where, and what the model expected in its place.
+
+python space/app.py [MODEL]  # a run folder, pipeline folder or Hub id; without it $ILTM_MODEL, or the model beside this file
+"""
 
 import logging
+import math
 import os
-from functools import cache
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
 import matplotlib
 import numpy as np
 from PIL import Image
 
 from iltm_anomaly import ILTMAnomalyPipeline
 from iltm_anomaly.data.images import ImageReadError, read_image
-from iltm_anomaly.drawing import overlay
+from iltm_anomaly.drawing import edge, largest
+from iltm_anomaly.hub.folders import local_folder
 from iltm_anomaly.settings import lowest_value
+from iltm_anomaly.thresholds import TrainingScores, abnormal_pixels
+
+try:
+    import gradio as gr
+except ImportError:
+    sys.exit(
+        "this page needs gradio: run `make page`, which gives it an environment, or pip install 'iltm-anomaly[space]'"
+    )
 
 HERE = Path(__file__).parent
-MODEL = os.environ.get("ILTM_MODEL", str(HERE / "model"))
+OWN_MODEL = HERE / "model"
+MODEL = os.environ.get("ILTM_MODEL", str(OWN_MODEL))
 EXAMPLES = sorted((HERE / "examples").glob("*.png"))
-SIDE = 320  # of the shown pictures, at least
+SHOWN = (448, 1024)  # pixels along the longer side of what is shown, at least and at most
 MOST_PIXELS = 50_000_000
 Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # Pillow refuses twice as many before it decodes them
 MOST_BYTES = 50 * 2**20  # of an uploaded file
 LONGEST_QUEUE = 16
-TITLES = ("Input", "Abnormality", "Healed", "Code likelihoods")
-LEGEND = """
-Abnormality: from green to dark red, the image is ever less like what the model expects. Healed: what it expected there. Code
-likelihoods: a square for each code of the image, the darker the less likely.
+KEPT_SECONDS = 3000  # that an image is kept; every ten minutes what is older is removed
+COLOURS = matplotlib.colormaps["turbo"]
+MAP, EXPECTED = "where it is abnormal", "what the model expected"
+INTRODUCTION = """# What is wrong with this image?
+Drop an image: the page says whether it differs from the images that the model was trained on, and where.
+"""
+LIMITS = """
+**When not to use it.** The model knows one kind of object, seen in one way: anything else is abnormal to it. It overlooks
+what is smaller than one of its tokens, and what looks right but is in a wrong place. A score is no probability. Let a person
+decide where a missed defect or a false alarm does harm; it is no medical device.
+
+Images are scored on this server and sent nowhere else; within an hour they are removed.
+"""
+# Gradio has no words for its pictures: of the examples they are the names of the files, of the result the verdict.
+NAME_PICTURES = """() => {
+    const name = () => {
+        for (const image of document.querySelectorAll('#examples img'))
+            image.alt ||= image.src.split('/').pop().replace('.png', '').replaceAll('_', ' ');
+        const words = ['The image as it was given', document.querySelector('#verdict').innerText];
+        document.querySelectorAll('#pictures img').forEach((image, index) => image.alt = words[index]);
+    };
+    new MutationObserver(name).observe(document.body, {childList: true, characterData: true, subtree: true});
+    name();
+}"""
+STYLE = """
+#card .prose { overflow-wrap: anywhere }
+#bar { padding: 0 2px; font-size: 0.9em }
+#bar p { display: flex; justify-content: space-between; margin: 0 }
+#bar span { position: relative; left: var(--at); display: inline-block; transform: translateX(calc(-1 * var(--at))) }
+#bar .scale { height: 1.1em; border-radius: 4px; position: relative }
+#bar .scale i { position: absolute; left: var(--at); width: 3px; margin-left: -1px; height: 0.8em; background: currentColor }
+#bar .scale i:first-child { top: -0.4em }
+#bar .scale i:last-child { bottom: -0.4em }
 """
 logger = logging.getLogger(__name__)
 
-Shown = tuple[str, Image.Image | None, Image.Image | None, Image.Image | None, Image.Image | None]
+Shown = tuple[str, str, Any]  # the verdict and the colour bar, as Markdown and HTML, and both pictures
 
 
-@cache
-def load_model() -> ILTMAnomalyPipeline:
-    """The model, once."""
-    pipe = ILTMAnomalyPipeline.from_pretrained(MODEL)
-    if pipe.image_processor.is_volumetric:
-        raise ValueError(f"{MODEL} is a model of volumes, and this page shows images")
-    return pipe
+@dataclass(frozen=True)
+class Found:
+    """What is kept of a scored image, so that another threshold costs no scoring.
+
+    Args:
+        image, expected: as they are shown, RGB.
+        values: (H, W), the map of the image as it is shown.
+        score: of the image.
+    """
+
+    image: Image.Image
+    expected: Image.Image
+    values: np.ndarray
+    score: float
 
 
-def likelihood_picture(log_likelihoods: np.ndarray) -> Image.Image:
-    """A square for each code, the darker the less likely: (h, w), natural log."""
-    lowest = min(float(log_likelihoods.min()), -1e-6)
-    colours = matplotlib.colormaps["magma"](1 - log_likelihoods / lowest)[..., :3]
-    squares = Image.fromarray((colours * 255).round().astype(np.uint8))
-    return squares.resize((SIDE, SIDE), Image.Resampling.NEAREST)
+class Page:
+    """
+    Args:
+        model: run folder, pipeline folder or Hub id.
 
+    Raises:
+        ValueError: if it is none of these, is of volumes, or has no threshold.
+        OSError: if it cannot be read, or the Hub not be reached.
+    """
 
-def enlarge(image: Image.Image) -> Image.Image:
-    """A small picture at a size that can be looked at."""
-    factor = -(-SIDE // max(image.size))
-    return (
-        image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST) if factor > 1 else image
-    )
+    def __init__(self, model: str):
+        folder = local_folder(model)
+        self.pipe = ILTMAnomalyPipeline.from_pretrained(folder)
+        threshold = self.pipe.settings.score_threshold
+        if self.pipe.image_processor.is_volumetric:
+            raise ValueError(f"{model} is a model of volumes, and this page shows images")
+        if threshold is None:
+            raise ValueError(f"{model} has no threshold: continue its training with `iltm-anomaly train ... --resume`")
+        self.threshold = float(threshold)
+        self.lowest = lowest_value(self.pipe.settings)
+        width = 2 * max(self.threshold - self.lowest, 1e-3)
+        self.digits = max(0, 3 - math.floor(math.log10(width)))  # that are shown of a score
+        self.highest = round(self.lowest + width, self.digits)
+        self.known = TrainingScores.of_report(self.pipe.training_report)
+        self.card = card_text(folder / "README.md")
+        self.examples = EXAMPLES if folder.resolve() == OWN_MODEL.resolve() else []
+
+    def detect(self, path: str | None, threshold: float, seen: str) -> tuple[Found | None, *Shown]:
+        """Scores a file; one that cannot be used gives a line that says why."""
+        if path is None:
+            return None, *message("Drop an image, or take an example.")
+        try:
+            image = read_image(path)
+        except ImageReadError as error:
+            reason = str(error).replace(str(Path(path)), Path(path).name)  # where it lies here is nobody's business
+            return None, *message(f"This file cannot be used: {reason}")
+        try:
+            out = self.pipe(image)
+        except ValueError as error:  # sizes that the model cannot take, and scores that are not finite
+            return None, *message(f"This image cannot be scored: {error}")
+        least, most = SHOWN
+        step = -(-max(image.size) // most)
+        factor = max(1, -(-least // max(image.size)))
+        pictures = [one.convert("RGB").reduce(step) for one in (image, out.healed_images[0])]
+        size = (pictures[0].width * factor, pictures[0].height * factor)
+        found = Found(
+            *(picture.resize(size, Image.Resampling.BICUBIC) for picture in pictures),
+            largest(out.anomaly_maps[0], step).repeat(factor, 0).repeat(factor, 1),
+            float(out.scores[0]),
+        )
+        return found, *self.show(found, threshold, seen)
+
+    def show(self, found: Found | None, threshold: float, seen: str) -> Shown:
+        """The verdict and the pictures at a threshold."""
+        if found is None:
+            return message("Drop an image, or take an example.")
+        mask = abnormal_pixels(found.values, found.score, threshold)
+        words = self.verdict(found, threshold, mask)
+        drawn = np.array(found.expected if seen == EXPECTED else self.coloured(found))
+        for _ in range(2):  # pixels wide
+            drawn[edge(mask)] = 255, 0, 255
+            mask = mask & ~edge(mask)
+        return words, self.bar(found, threshold), (found.image, Image.fromarray(drawn))
+
+    def coloured(self, found: Found) -> Image.Image:
+        """The image under its map: every value has its colour, the lowest ones too."""
+        share = self.share(found.values)
+        colour, opacity = COLOURS(share)[..., :3], 0.45 + 0.3 * share[..., None]
+        grey = np.asarray(found.image.convert("L"), dtype=np.float32)[..., None] / 255
+        return Image.fromarray((255 * ((1 - opacity) * grey + opacity * colour)).round().astype(np.uint8))
+
+    def share(self, values: Any) -> Any:
+        """Where values lie on the scale of colours, in [0, 1]."""
+        return np.clip((values - self.lowest) / (self.highest - self.lowest), 0, 1)
+
+    def verdict(self, found: Found, threshold: float, mask: np.ndarray) -> str:
+        """In plain words; they also stand for the pictures where these are not seen."""
+        score, limit = (f"{value:.{self.digits}f}" for value in (found.score, threshold))
+        lines = [f"### {'Abnormal' if found.score >= threshold else 'Normal'}: score {score}, threshold {limit}"]
+        if self.known is not None:
+            lower, count = float((self.known.good < found.score).mean()), len(self.known.good)
+            part = "All" if lower == 1 else "None" if lower == 0 else f"{max(1, int(100 * lower))}\u00a0%"
+            lines.append(f"{part} of the {count} training images that look good score lower than this.")
+            alarms = 100 * self.known.false_alarms(threshold)
+            expected = "fewer than 0.1\u00a0%" if alarms < 0.1 else f"about {alarms:.1f}\u00a0%"
+            lines.append(f"At this threshold {expected} of good images are to be expected to be called abnormal.")
+        outlined = f"{100 * mask.mean():.1f}\u00a0% of the image" if mask.any() else "nothing"
+        lines.append(f"Its map is highest {place_of_highest(found.values)}; the outline holds {outlined}.")
+        return "\n\n".join((lines[0], " ".join(lines[1:])))
+
+    def bar(self, found: Found, threshold: float) -> str:
+        """The colours with what they mean, and where score and threshold lie."""
+        stops = ", ".join(matplotlib.colors.to_hex(COLOURS(value)) for value in np.linspace(0, 1, 17))
+        score, limit = (f'style="--at: {100 * float(self.share(value)):.1f}%"' for value in (found.score, threshold))
+        return (
+            f"<div {score}><span>score {found.score:.{self.digits}f}</span></div>"
+            f'<div class="scale" style="background: linear-gradient(to right, {stops})"><i {score}></i><i {limit}></i></div>'
+            f"<div {limit}><span>threshold {threshold:.{self.digits}f}</span></div>"
+            f"<p><b>{self.lowest:g}: as expected</b><b>{self.highest:g} and above</b></p>"
+        )
+
+    def build(self) -> gr.Blocks:
+        """The page."""
+        with gr.Blocks(
+            title="ILTM anomaly detection", analytics_enabled=False, delete_cache=(600, KEPT_SECONDS)
+        ) as page:
+            gr.Markdown(INTRODUCTION)
+            found = gr.State(time_to_live=KEPT_SECONDS)
+            with gr.Row():
+                with gr.Column(scale=1, min_width=280):
+                    file = gr.File(label="Image", file_count="single", type="filepath", elem_id="file", height=140)
+                    examples = gr.Dataset(
+                        components=[gr.Image(visible=False)],
+                        samples=[[str(example)] for example in self.examples],
+                        type="index",
+                        label="Examples",
+                        elem_id="examples",
+                        visible=bool(self.examples),
+                    )
+                    threshold = gr.Slider(
+                        self.lowest,
+                        self.highest,
+                        value=round(self.threshold, self.digits),
+                        step=10**-self.digits,
+                        label="Threshold: abnormal from here on",
+                        elem_id="threshold",
+                    )
+                    seen = gr.Radio([MAP, EXPECTED], value=MAP, label="On the right, show", elem_id="seen")
+                with gr.Column(scale=2, min_width=320):
+                    verdict = gr.Markdown(message("Drop an image, or take an example.")[0], elem_id="verdict")
+                    pictures = gr.ImageSlider(
+                        type="pil",
+                        format="png",
+                        interactive=False,
+                        show_label=False,
+                        slider_position=10,
+                        elem_id="pictures",
+                        buttons=["fullscreen", "download"],
+                    )
+                    bar = gr.HTML(elem_id="bar")
+                    gr.Markdown(LIMITS)
+            if self.card:
+                with gr.Accordion("The model and its limits", open=False, elem_id="card"):
+                    gr.Markdown(self.card)
+            shown = [verdict, bar, pictures]
+            examples.click(lambda index: str(self.examples[index]), examples, file)
+            file.change(self.detect, [file, threshold, seen], [found, *shown])
+            gr.on(
+                [threshold.input, seen.input],
+                self.show,
+                [found, threshold, seen],
+                shown,
+                show_progress="hidden",
+                trigger_mode="always_last",
+            )
+            page.load(None, js=NAME_PICTURES)
+        return page
 
 
 def message(text: str) -> Shown:
     """A line in place of a result."""
-    return f"### {text}", None, None, None, None
+    return f"### {text}", "", None
 
 
-def detect(path: str | None, num_samples: int, progress: Any = gr.Progress()) -> Shown:  # noqa: B008 - Gradio reads it
-    """What the page shows for a file; a file that cannot be used gives a line that says why."""
-    if path is None:
-        return message("Drop an image first.")
-    progress(0.0, desc="reading the image")
+def place_of_highest(values: np.ndarray) -> str:
+    """Where a map (H, W) is highest, in words."""
+    row, column = np.unravel_index(int(values.argmax()), values.shape)
+    rows, columns = ("upper", "", "lower"), ("left", "", "right")
+    words = rows[3 * int(row) // values.shape[0]], columns[3 * int(column) // values.shape[1]]
+    return (
+        "in the middle"
+        if not any(words)
+        else f"at the {' '.join(filter(None, words))} {'edge' if '' in words else 'corner'}"
+    )
+
+
+def card_text(path: Path) -> str:
+    """The model card without what is for machines, and without its picture; "" if there is none."""
+    if not path.is_file():
+        return ""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    text = text.split("---\n", 2)[-1] if text.startswith("---\n") else text
+    return "\n".join(line for line in text.splitlines() if not line.startswith(("<!--", "![")))
+
+
+def build(model: str) -> gr.Blocks:
+    """The page of a model; of one that cannot be loaded, a page that says so."""
     try:
-        image = read_image(path)
-    except ImageReadError as error:
-        reason = str(error).replace(str(Path(path)), Path(path).name)  # its place on the server is nobody's business
-        return message(f"This file cannot be used: {reason}")
-    progress(0.1, desc="loading the model")
-    try:
-        pipe = load_model()
+        return Page(model).build()
     except (OSError, ValueError) as error:
-        logger.exception("cannot load %s", MODEL)
-        return message(f"The model cannot be loaded: {error}. Set the variable ILTM_MODEL of this Space.")
-    progress(0.3, desc="healing and scoring")
-    out = pipe(image, num_samples=int(num_samples))
-    score, values, threshold = float(out.scores[0]), out.anomaly_maps[0], pipe.settings.score_threshold
-    verdict = f"### Score {score:.2f}"
-    if threshold is not None:
-        share = 100 * float(out.masks[0].mean())
-        verdict += f", threshold {threshold:.2f}: {'abnormal' if out.masks[0].any() else 'normal'}"
-        verdict += f" ({share:.1f} % of the pixels)"
-    log_likelihoods = out.token_log_likelihoods[0].numpy()
-    verdict += (
-        f"\n\nLog-likelihood of the codes: {log_likelihoods.min():.1f} (black) to {log_likelihoods.max():.1f}; "
-        f"{int(out.resampled_tokens[0].sum())} of {log_likelihoods.size} healed."
-    )
-    progress(1.0, desc="done")
-    abnormality = overlay(
-        image,
-        values,
-        float(values.max()) if threshold is None else threshold,
-        lowest=lowest_value(pipe.settings),
-    )
-    pictures = map(enlarge, (image, abnormality, out.healed_images[0]))
-    return verdict, *pictures, likelihood_picture(log_likelihoods)
+        logger.exception("cannot load %s", model)
+        with gr.Blocks(title="ILTM anomaly detection", analytics_enabled=False) as page:
+            advice = "Set the variable ILTM_MODEL of this Space, or name another model: `python space/app.py MODEL`."
+            gr.Markdown(f"### The model cannot be loaded\n{error}\n\n{advice}", elem_id="verdict")
+        return page
 
 
-def build() -> gr.Blocks:
-    """The page."""
-    with gr.Blocks(title="ILTM anomaly detection") as page:
-        gr.Markdown(
-            "# ILTM anomaly detection\nFinds what an image has that the images the model was trained on do not."
-        )
-        with gr.Row():
-            with gr.Column(scale=1):
-                file = gr.File(label="Image", file_count="single", type="filepath", elem_id="file")
-                samples = gr.Slider(1, 50, value=20, step=1, label="Healed samples")
-                button = gr.Button("Detect", variant="primary", elem_id="detect")
-                examples = gr.Dataset(
-                    components=[gr.Image(visible=False)],
-                    samples=[[str(example)] for example in EXAMPLES],
-                    type="index",
-                    label="Examples",
-                    elem_id="examples",
-                    visible=bool(EXAMPLES),
-                )
-            with gr.Column(scale=3):
-                verdict = gr.Markdown("### Drop an image.", elem_id="verdict")
-                pictures = []
-                with gr.Row():
-                    for name in TITLES:
-                        with gr.Column(min_width=160):
-                            gr.Markdown(f"**{name}**")
-                            picture = gr.Image(
-                                type="pil",
-                                format="png",
-                                interactive=False,
-                                show_label=False,
-                                alt_text=name,
-                                buttons=["fullscreen", "download"],
-                                elem_id=f"picture{len(pictures)}",
-                            )
-                            pictures.append(picture)
-                gr.Markdown(LEGEND)
-        examples.click(lambda index: str(EXAMPLES[index]), examples, file)
-        gr.on([button.click, file.change], detect, [file, samples], [verdict, *pictures])
-    return page
-
-
-def serve() -> None:
+def serve(model: str) -> None:
     """Shows the page. One image at a time is scored, so that memory is bounded; who finds the queue full comes again."""
-    page = build()
+    page = build(model)
     page.queue(max_size=LONGEST_QUEUE, default_concurrency_limit=1)
-    page.launch(max_file_size=MOST_BYTES)
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}  # of the visitor's machine
+    page.launch(max_file_size=MOST_BYTES, run_history=False, theme=gr.themes.Default(**fonts), css=STYLE)
 
 
 if __name__ == "__main__":
-    serve()
+    serve(sys.argv[1] if len(sys.argv) > 1 else MODEL)

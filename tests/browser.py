@@ -48,6 +48,16 @@ class Browser:
         found = self.ask("POST", "/element", using="css selector", value="#file input[type=file]")
         self.ask("POST", f"/element/{found[ELEMENT]}/value", text=str(path))
 
+    def errors(self) -> list[str]:
+        """What the console has had to complain of since it was last asked."""
+        found = self.ask("POST", "/se/log", type="browser")
+        return [entry["message"] for entry in found if entry["level"] == "SEVERE"]
+
+    def resize(self, width: int, height: int) -> None:
+        """Gives the page's own area this size; a window is no narrower than 500 pixels."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.ask("POST", "/goog/cdp/execute", cmd="Emulation.setDeviceMetricsOverride", params=metrics)
+
     def screenshot(self) -> Image.Image:
         return Image.open(io.BytesIO(base64.b64decode(self.ask("GET", "/screenshot")))).convert("RGB")
 

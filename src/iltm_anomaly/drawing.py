@@ -89,14 +89,14 @@ def overlay(
 
     if (step := -(-max(image.size) // MOST_DRAWN)) > 1:
         image = image.convert("RGB").reduce(step)
-        anomaly_map = _largest(anomaly_map, step)
-        outline = None if outline is None else _largest(outline, step)
+        anomaly_map = largest(anomaly_map, step)
+        outline = None if outline is None else largest(outline, step)
     strength = np.clip(((anomaly_map - lowest) / max(threshold - lowest, 1e-12) - 0.5) / 1.5, 0, 1)
     colour = matplotlib.colormaps["turbo"](0.5 + 0.5 * strength)[..., :3]
     alpha = (0.75 * np.minimum(1, 2 * strength))[..., None]
     pixels = (1 - alpha) * np.asarray(image.convert("RGB"), dtype=np.float32) / 255 + alpha * colour
     if outline is not None:
-        pixels[_edge(outline)] = (1, 0, 1)
+        pixels[edge(outline)] = (1, 0, 1)
     return Image.fromarray((pixels * 255).round().astype(np.uint8))
 
 
@@ -106,18 +106,18 @@ def outlined(image: Image.Image, mask: np.ndarray, colour: tuple[int, int, int] 
     if mask.shape != pixels.shape[:2]:  # a share of a pixel is enough
         shares = Image.fromarray(mask.astype(np.float32)).resize(image.size, Image.Resampling.BOX)
         mask = np.asarray(shares) > 0
-    pixels[_edge(mask)] = colour
+    pixels[edge(mask)] = colour
     return Image.fromarray(pixels)
 
 
-def _edge(mask: np.ndarray) -> np.ndarray:
-    """The pixels of a mask (H, W) bool that are not inside of it."""
+def edge(mask: np.ndarray) -> np.ndarray:
+    """Those pixels of a mask (H, W) bool that have a neighbour outside it, or lie at the border."""
     inner = mask.copy()
     inner[1:-1, 1:-1] &= mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
     return mask & ~inner
 
 
-def _largest(values: np.ndarray, step: int) -> np.ndarray:
+def largest(values: np.ndarray, step: int) -> np.ndarray:
     """Maxima of squares of `step` x `step` values, smaller at the right and lower edge, as `Image.reduce` has them."""
     for axis, side in enumerate(values.shape):
         values = np.maximum.reduceat(values, np.arange(0, side, step), axis)

@@ -408,7 +408,7 @@ def test_links_do_not_go_up(run, name):
     ("folder", "files"),
     [
         ("src/iltm_anomaly/metrics/aupro", {"README.md", "app.py", "aupro.py", "requirements.txt"}),
-        ("space", {"README.md", "app.py", "requirements.txt", "examples/good.png", "examples/blob.png"}),
+        ("space", {"README.md", "app.py", "requirements.txt", "examples/good.png", "model/model_index.json"}),
     ],
 )
 def test_the_metric_and_the_page_go_up_as_spaces(hub, work, folder, files):
@@ -417,4 +417,13 @@ def test_the_metric_and_the_page_go_up_as_spaces(hub, work, folder, files):
     space = hub.repositories["org/page"]
     assert space.kind == "space" and space.sdk == "gradio"
     names = {*space.commits[space.branches["main"]]} - {".gitattributes"}
-    assert names >= files and all(name in files or name.startswith("examples/") for name in names)
+    assert names >= files and all(name in files or name.startswith(("examples/", "model/")) for name in names)
+
+
+def test_what_a_space_tells_of_its_model_names_no_folder_of_the_machine(tmp_path):
+    shutil.copytree(REPOSITORY / "space", tmp_path / "space")
+    report = tmp_path / "space" / "model" / "training_report.json"
+    report.write_text(
+        json.dumps({"data": {"source": "/home/somebody/parts"}, "command": "train --data /home/somebody"})
+    )
+    assert b"somebody" not in plan_upload(tmp_path / "space", NAME).files["model/training_report.json"]

@@ -22,6 +22,7 @@ from iltm_anomaly.hub.parts import expected_classes, read_calibration
 # Nothing but these ever goes up: no data, no checkpoints, no logs.
 MODEL_FILES = (*PIPELINE_FILES, "picture.png", ".eval_results/*.yaml")
 SPACE_FILES = ("README.md", "*.py", "requirements.txt", "packages.txt", "examples/*.png")
+SPACE_FILES += tuple(f"model/{name}" for name in MODEL_FILES)  # a Space may carry its model
 SECRETS = {
     "a Hugging Face token": r"\bhf_[A-Za-z0-9]{20,}",
     "a GitHub token": r"\b(gh[pousr]|github_pat)_[A-Za-z0-9_]{20,}",
@@ -122,6 +123,8 @@ def plan_upload(
         plan.files |= _card_files(folder, repo_id, results or [], picture, tags)
     elif results or picture or tags:
         raise ValueError("results, tags and a picture belong to the card of a pipeline; a Space has its own README.md")
+    elif (name := "model/training_report.json") in plan.files:
+        plan.files[name] = _public_report(folder / name)
     for name, content in plan.files.items():
         _refuse_secrets(name, content)
     return plan
