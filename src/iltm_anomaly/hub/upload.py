@@ -21,7 +21,7 @@ from iltm_anomaly.hub.parts import expected_classes, read_calibration
 
 # Nothing but these ever goes up: no data, no checkpoints, no logs.
 MODEL_FILES = (*PIPELINE_FILES, "picture.png", ".eval_results/*.yaml")
-SPACE_FILES = ("README.md", "*.py", "requirements.txt", "packages.txt", "examples/*.png")
+SPACE_FILES: tuple[str, ...] = ("README.md", "*.py", "requirements.txt", "packages.txt", "examples/*.png")
 SPACE_FILES += tuple(f"model/{name}" for name in MODEL_FILES)  # a Space may carry its model
 SECRETS = {
     "a Hugging Face token": r"\bhf_[A-Za-z0-9]{20,}",
