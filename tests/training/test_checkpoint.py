@@ -86,6 +86,15 @@ def test_never_writes_into_the_file_itself(path, monkeypatch):
     assert seen == [b"old"] and path.read_bytes() == b"new"
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no such files here")
+def test_what_is_no_file_is_not_replaced(path):
+    path.parent.mkdir(exist_ok=True)
+    os.mkfifo(path)
+    with pytest.raises(CheckpointError, match="no file"):
+        write_atomically(path, b"new")
+    assert path.is_fifo()
+
+
 def test_folder_that_cannot_be(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(CheckpointError, match="cannot write"):

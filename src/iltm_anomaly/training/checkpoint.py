@@ -31,6 +31,8 @@ def write_atomically(path: Path, *parts: bytes | memoryview, keep_as: Path | Non
     partial = path.with_name(path.name + ".partial")
     kept = None if keep_as is None else keep_as.with_name(keep_as.name + ".partial")
     try:
+        if path.exists() and not path.is_file():  # a rename would take the place of /dev/null itself
+            raise OSError("it is no file")
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:
             for part in parts:
