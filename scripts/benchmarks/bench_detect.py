@@ -62,7 +62,7 @@ def rows_of(output: Path) -> list[dict]:
 
 
 def files_of(output: Path) -> dict[str, bytes]:
-    folders = ("overlays", "maps", "masks")
+    folders = ("overlays", "maps", "masks", "healed")
     return {str(p.relative_to(output)): p.read_bytes() for name in folders for p in sorted(output.glob(f"{name}/*"))}
 
 

@@ -87,7 +87,7 @@ def overlay(
     """
     import matplotlib
 
-    if (step := -(-max(image.size) // MOST_DRAWN)) > 1:
+    if (step := reduction(image.size)) > 1:
         image = image.convert("RGB").reduce(step)
         anomaly_map = largest(anomaly_map, step)
         outline = None if outline is None else largest(outline, step)
@@ -98,6 +98,11 @@ def overlay(
     if outline is not None:
         pixels[edge(outline)] = (1, 0, 1)
     return Image.fromarray((pixels * 255).round().astype(np.uint8))
+
+
+def reduction(size: tuple[int, int]) -> int:
+    """The whole number that a picture of so many pixels is reduced by, so that no side has more than `MOST_DRAWN`."""
+    return -(-max(size) // MOST_DRAWN)
 
 
 def outlined(image: Image.Image, mask: np.ndarray, colour: tuple[int, int, int] = (255, 0, 255)) -> Image.Image:

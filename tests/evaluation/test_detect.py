@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from tiny_models import tiny_pipeline
 
+from iltm_anomaly import drawing
 from iltm_anomaly.cli import main
 from iltm_anomaly.evaluation import detect as module
 from iltm_anomaly.evaluation import inputs
@@ -42,6 +43,22 @@ def test_a_name_may_be_as_long_as_a_disk_allows(pipeline, tmp_path):
     assert len(rows) == 2 and all(row["score"] and not row["error"] for row in rows)
     row = table(tmp_path / "out")[str(long)]
     assert (tmp_path / "out" / row["map"]).is_file() and (tmp_path / "out" / row["overlay"]).is_file()
+
+
+def test_what_was_expected_in_place_of_the_abnormal_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(drawing, "MOST_DRAWN", 10)
+    path = save(tmp_path / "in" / "a.png")
+    for threshold, token_threshold, is_there in ((-1e9, 0.9, True), (-1e9, 0.0, False), (1e9, 0.9, False)):
+        pipe = tiny_pipeline(score_threshold=threshold, token_threshold=token_threshold)
+        detect(pipe, [path], tmp_path / "out", show_progress=False)
+        row = table(tmp_path / "out")[str(path)]
+        assert bool(row["healed"]) == (float(row["unlikely_share"]) > 0 and row["abnormal"] == "1") == is_there
+        assert [file.name for file in (tmp_path / "out").glob("healed/*")] == (
+            [Path(row["healed"]).name] if is_there else []
+        )
+        if is_there:
+            with Image.open(tmp_path / "out" / row["healed"]) as healed:
+                assert healed.size == (10, 8)
 
 
 def test_what_is_no_file_has_a_row(pipeline, tmp_path):

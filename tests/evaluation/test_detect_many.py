@@ -67,7 +67,9 @@ def stored(output: Path) -> list[dict]:
 
 def drawn(output: Path) -> set[str]:
     return {
-        str(path.relative_to(output)) for name in ("overlays", "maps", "masks") for path in output.glob(f"{name}/*")
+        str(path.relative_to(output))
+        for name in ("overlays", "maps", "masks", "healed")
+        for path in output.glob(f"{name}/*")
     }
 
 

@@ -125,7 +125,9 @@ def test_what_detect_writes(tmp_path, save_maps):
     assert main(["report", str(tmp_path / "found")]) == 0
     page = Page(tmp_path / "found" / "report.html")
     pictures = [one for one in page.all("img") if not one["alt"].startswith("where it is most so")]
-    assert len(page.cards()) == 3 and len(pictures) == (6 if save_maps else 3)
+    healed = [one for one in pictures if one["alt"].startswith("what was expected")]
+    assert len(page.cards()) == 3 and len(pictures) == (6 + len(healed) if save_maps else 3)
+    assert len(healed) == sum(row["healed"] is not None for row in rows) == (3 if save_maps else 0)
     assert not page.all("section", id="truth") and not page.all("p", id="found") and page.data["known"] is False
     expected = {row["path"]: row["abnormal"] == 1 for row in rows if not row["error"]}
     assert {row["path"]: row["abnormal"] for row in page.data["rows"]} == expected

@@ -25,6 +25,7 @@ from iltm_anomaly.data.dicom_segmentation import write_segmentation
 from iltm_anomaly.data.images import MOST_PIXELS, ImageReadError
 from iltm_anomaly.data.volume_files import find_mask_beside, read_mask, volume_stem, write_volume
 from iltm_anomaly.data.volume_grid import Volume
+from iltm_anomaly.drawing import reduction
 from iltm_anomaly.evaluation import rows as journal
 from iltm_anomaly.evaluation.inputs import Input, list_inputs
 from iltm_anomaly.evaluation.regions import regions_of
@@ -60,9 +61,10 @@ def detect(
 ) -> list[Row]:
     """Scores images and writes `results.csv` and `results.parquet`, one row an image (docs/detect.md tells the columns), and for
     each image an overlay (PNG, reduced where the image is large), its map (.npy, float32, at most as large as the model's
-    images, unless these are tiles) and its mask (PNG). Of a volume: map and mask as NIfTI on the input's own grid, and its
-    projections as overlay, with the outline of the ground truth if that lies beside the file
-    (`data.volume_files.find_mask_beside`); of a DICOM series the mask as a DICOM segmentation too, beside the other one.
+    images, unless these are tiles), its mask (PNG) and, if it is abnormal, what the model expected in its place (PNG). Of a
+    volume: map and mask as NIfTI on the input's own grid, and its projections as overlay, with the outline of the ground truth if
+    that lies beside the file (`data.volume_files.find_mask_beside`); of a DICOM series the mask as a DICOM segmentation too,
+    beside the other one.
 
     A call that was interrupted, in whatever way, goes on when it is repeated: rows of the same model and settings are kept,
     unless their image has changed. Processes that a launcher has started share the images out, and all get all rows.
@@ -307,8 +309,8 @@ def _file_name(one: Input, is_volume: bool) -> str:
 
 
 def _write_maps(output: Path, one: Input, found: AnomalyResult, size: tuple[int, ...]) -> dict[str, str]:
-    """Writes overlay, map and mask of an image; returns their paths below `output`. A map is stored at most as large as `size`
-    (height, width), that of the model's images: beyond, it is interpolated anyway."""
+    """Writes overlay, map, mask and healed image; returns their paths below `output`. A map is stored at most as large
+    as `size` (height, width), that of the model's images: beyond, it is interpolated anyway."""
     image, name = found.image, _file_name(one, isinstance(found.image, Volume))
     suffixes = (".nii.gz", ".nii.gz") if isinstance(image, Volume) else (".npy", ".png")
     row = {"overlay": f"overlays/{name}.png", "map": f"maps/{name}{suffixes[0]}", "mask": f"masks/{name}{suffixes[1]}"}
@@ -329,6 +331,11 @@ def _write_maps(output: Path, one: Input, found: AnomalyResult, size: tuple[int,
             np.save(paths["map"], restore_map(torch.from_numpy(found.anomaly_map), stored))
         with writing(paths["mask"]):
             Image.fromarray(found.mask).save(paths["mask"])
+        if found.is_abnormal and found.unlikely_share:  # else nothing was healed
+            row["healed"] = f"healed/{name}.png"
+            with writing(healed := output / row["healed"]):
+                healed.parent.mkdir(exist_ok=True)
+                found.healed_image.reduce(reduction(found.healed_image.size)).save(healed)
         picture = found.overlay()
     with writing(paths["overlay"]):
         picture.save(paths["overlay"])

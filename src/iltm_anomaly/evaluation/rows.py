@@ -40,6 +40,7 @@ SCHEMA = pa.schema(
         ("overlay", pa.string()),
         ("map", pa.string()),
         ("mask", pa.string()),
+        ("healed", pa.string()),
         ("error", pa.string()),
     ]
 )
@@ -47,7 +48,7 @@ COLUMNS: list[str] = SCHEMA.names
 TABLE, PARQUET = f"{DETECTED}.csv", f"{DETECTED}.parquet"
 MODEL = "model.json"  # what a report tells of the model
 JOURNAL, JOURNALS = ".rows.{}.jsonl", ".rows.*.jsonl"  # of a process, and of all
-OWN_FOLDERS = ("overlays", "maps", "masks")
+OWN_FOLDERS = ("overlays", "maps", "masks", "healed")
 OWN_FILE = re.compile(r".*_[0-9a-f]{10}\.(png|npy|nii\.gz|dcm)", re.DOTALL)  # names that `file_name` gives
 STAMP = "stamp"  # in the journal alone: what changes when the image does
 
@@ -141,7 +142,7 @@ def write_tables(folder: Path, rows: list[Row]) -> None:
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(plain, SCHEMA), buffer)
     write_atomically(folder / PARQUET, buffer.getbuffer())
-    kept = {row[name] for row in rows for name in ("overlay", "map", "mask") if row[name]}
+    kept = {row[name] for row in rows for name in ("overlay", "map", "mask", "healed") if row[name]}
     _clear(folder, kept | {segmentation_of(name) for name in kept})
 
 

@@ -19,7 +19,7 @@ from iltm_anomaly.thresholds import TrainingScores
 from iltm_anomaly.training.checkpoint import load_json
 
 NEEDED = {"path", "score", "threshold", "abnormal", "overlay", "mask", "error"}  # columns
-MORE = {"boxes", "areas", "map"}  # columns that the report can do without
+MORE = {"boxes", "areas", "map", "healed"}  # columns that the report can do without
 
 Row = dict[str, str]
 
@@ -143,8 +143,9 @@ def _is_volume(row: Row) -> bool:
 
 
 def _pictures(folder: Path, row: Row, path: Path, known: Known | None) -> tuple[list[Picture], str]:
-    """Input, overlay and, where that is red all over, where the map is highest; those that can be read, and what is to be said of
-    one that cannot. Of a volume the overlay alone, which shows the volume too. A known defect is outlined in the input."""
+    """Input, overlay, where that is red all over also where the map is highest, and what the model expected in place of what is
+    abnormal; those that can be read, and what is to be said of one that cannot. Of a volume the overlay alone, which shows the
+    volume too. A known defect is outlined in the input."""
     found, detail, is_volume, image = [], "", _is_volume(row), None
     if not is_volume:
         try:
@@ -155,14 +156,16 @@ def _pictures(folder: Path, row: Row, path: Path, known: Known | None) -> tuple[
             found.append(picture(shown, "input" if mask is None else "input, true defect"))
         except (ImageReadError, OSError) as error:
             detail = str(error)
-    if row["overlay"]:
-        try:
+    try:
+        if row["overlay"]:
             shown = read_image(folder / row["overlay"])
             found.append(picture(shown, "where it is abnormal", 3 * SIDE if is_volume else SIDE))
             if image is not None and row["map"] and (peak := _peak(folder, row, image)) is not None:
                 found.append(picture(peak, "where it is most so"))
-        except (ImageReadError, OSError) as error:
-            detail = detail or str(error)
+        if row["healed"]:
+            found.append(picture(read_image(folder / row["healed"]), "what was expected"))
+    except (ImageReadError, OSError) as error:
+        detail = detail or str(error)
     return found, detail
 
 

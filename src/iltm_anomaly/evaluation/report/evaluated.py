@@ -67,5 +67,5 @@ def _pictures(found: AnomalyResult, image: Any, mask: np.ndarray, threshold: flo
     if (peak := peak_of(found.anomaly_map, small, threshold)) is not None:
         shown.append(picture(peak, "where it is most so"))
     if isinstance(found.healed_image, Image.Image):
-        shown.append(picture(found.healed_image.convert("RGB"), "healed"))
+        shown.append(picture(found.healed_image.convert("RGB"), "what was expected"))
     return shown
