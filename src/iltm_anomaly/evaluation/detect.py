@@ -61,10 +61,9 @@ def detect(
 ) -> list[Row]:
     """Scores images and writes `results.csv` and `results.parquet`, one row an image (docs/detect.md tells the columns), and for
     each image an overlay (PNG, reduced where the image is large), its map (.npy, float32, at most as large as the model's
-    images, unless these are tiles), its mask (PNG) and, if it is abnormal, what the model expected in its place (PNG). Of a
-    volume: map and mask as NIfTI on the input's own grid, and its projections as overlay, with the outline of the ground truth if
-    that lies beside the file (`data.volume_files.find_mask_beside`); of a DICOM series the mask as a DICOM segmentation too,
-    beside the other one.
+    images, unless these are tiles), its mask (PNG) and, if it is abnormal, what was expected in its place (PNG). Of a volume: map
+    and mask as NIfTI on the input's own grid, and its projections as overlay, with the outline of ground truth that lies beside
+    the file (`data.volume_files.find_mask_beside`); of a DICOM series the mask as a DICOM segmentation too.
 
     A call that was interrupted, in whatever way, goes on when it is repeated: rows of the same model and settings are kept,
     unless their image has changed. Processes that a launcher has started share the images out, and all get all rows.
