@@ -481,6 +481,7 @@ MISTAKES = {
     "export two/nothing --output out.onnx": "no pipeline folder at two/nothing: two is a folder here",
     "detect org/model nothing.png --output out": "cannot read nothing.png: no such file",
     "detect org/model two --labelled two --output out": "two must hold a subfolder good and one or more of defective images",
+    "detect org/model two --output file": "file is a file: --output takes a folder",
     "report nowhere": "no such folder: nowhere",
     "push nowhere org/model": "no folder nowhere",
     "benchmark --data nowhere --categories x --output out": "no such folder: nowhere",
@@ -492,7 +493,7 @@ def test_a_wrong_argument_is_told_before_torch_is_imported(command, run_fresh, t
     program = """
     import sys, os
     from iltm_anomaly.cli import main
-    os.chdir(sys.argv[1]), os.makedirs("two/one/train"), os.makedirs("two/other/train")
+    os.chdir(sys.argv[1]), os.makedirs("two/one/train"), os.makedirs("two/other/train"), open("file", "w").close()
     sys.stderr = sys.stdout
     print(main(sys.argv[2].split()), *{"torch", "transformers", "datasets"} & set(sys.modules))
     """

@@ -136,6 +136,8 @@ def test_what_cannot_be_exported_is_said(pipelines, tmp_path, monkeypatch):
     monkeypatch.setattr("iltm_anomaly.export.graph.find_spec", lambda name: name)
     with pytest.raises(ValueError, match="no threshold for effort 'score'"):
         export_onnx(without, tmp_path / "a.onnx")
+    with pytest.raises(ValueError, match=r"is no file: give a name such as .*model.onnx"):
+        export_onnx(pipelines["features"], tmp_path)
     monkeypatch.setattr("iltm_anomaly.export.graph.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"needs onnx and onnxscript: pip install .*\[onnx\]"):
         export_onnx(pipelines["features"], tmp_path / "a.onnx")

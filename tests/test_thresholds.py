@@ -76,7 +76,7 @@ def test_a_calibrated_pipeline_keeps_its_training_scores(tmp_path):
     assert again.settings.score_threshold == 7.0
 
 
-def test_a_folder_of_labelled_images_sets_the_threshold(tmp_path):
+def test_a_folder_of_labelled_images_sets_the_threshold(tmp_path, caplog):
     pipeline = tiny_pipeline()
     with pytest.raises(ValueError, match="keeps no scores of its training images"):
         choose_threshold(pipeline, false_alarms=0.01)
@@ -92,6 +92,13 @@ def test_a_folder_of_labelled_images_sets_the_threshold(tmp_path):
     assert "by 4 good and 4 defective images, expected precision" in said
     expected = labelled_threshold(list(scores.values()), [path.parent.name != "good" for path in scores])
     assert pipeline.settings.score_threshold == pytest.approx(expected.threshold)
+    for lead, is_doubted in ((1.0, True), (-1.0, False)):  # of training images over the threshold
+        pipeline.training_report |= TrainingScores(
+            np.full(12, expected.threshold + lead), None, np.empty(0)
+        ).to_report()
+        caplog.clear()
+        choose_threshold(pipeline, labelled=tmp_path)
+        assert ("were its images trained on?" in caplog.text) == is_doubted
     shutil.rmtree(tmp_path / "good")
     with pytest.raises(ValueError, match=r"must hold a subfolder good .* its subfolders: kind_0, kind_1"):
         choose_threshold(pipeline, labelled=tmp_path)

@@ -45,6 +45,9 @@ def check(words: Namespace) -> None:
         _check_data(words.data, words.category, getattr(words, "volumes", False), command == "evaluate")
     if command == "detect" and words.labelled is not None:
         labelled_folders(words.labelled)
+    output = getattr(words, "output", None)
+    if command in ("train", "evaluate", "detect") and output is not None and Path(output).is_file():
+        raise ValueError(f"{output} is a file: --output takes a folder")
     if command == "detect" and len(words.inputs) == 1:
         _check_input(words.inputs[0])
     if getattr(words, "preset", None) is not None:

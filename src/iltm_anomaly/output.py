@@ -129,7 +129,7 @@ class AnomalyResult:
         Show it in a notebook by its name, or save it by `figure.savefig`."""
         from matplotlib.figure import Figure  # not of pyplot, which would keep every figure
 
-        panels = [("where it is abnormal", self.overlay())]
+        panels = [("where it differs", self.overlay())]
         if self.anomaly_map.ndim == 2:
             panels = [("input", self._picture()), *panels, ("healed", self.healed_image)]
         width = 3.2 * len(panels) if len(panels) > 1 else 12

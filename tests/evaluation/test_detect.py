@@ -45,6 +45,16 @@ def test_a_name_may_be_as_long_as_a_disk_allows(pipeline, tmp_path):
     assert (tmp_path / "out" / row["map"]).is_file() and (tmp_path / "out" / row["overlay"]).is_file()
 
 
+def test_masks_of_a_category_are_no_input(pipeline, tmp_path):
+    save(tmp_path / "part" / "test" / "scratch" / "0.png")
+    save(tmp_path / "part" / "ground_truth" / "scratch" / "0_mask.png")
+    save(tmp_path / "ground_truth" / "b.png")  # somebody's own folder of that name
+    detect(pipeline, [tmp_path], tmp_path / "out", show_progress=False)
+    assert [Path(path).name for path in table(tmp_path / "out")] == ["b.png", "0.png"]
+    with_masks = tmp_path / "part" / "ground_truth"
+    assert len(detect(pipeline, [with_masks], tmp_path / "out", show_progress=False)) == 1
+
+
 def test_what_was_expected_in_place_of_the_abnormal_is_there(tmp_path, monkeypatch):
     monkeypatch.setattr(drawing, "MOST_DRAWN", 10)
     path = save(tmp_path / "in" / "a.png")

@@ -124,7 +124,7 @@ def test_what_detect_writes(tmp_path, save_maps):
     rows = detect(pipeline, [tmp_path / "new"], tmp_path / "found", save_maps=save_maps, show_progress=False)
     assert main(["report", str(tmp_path / "found")]) == 0
     page = Page(tmp_path / "found" / "report.html")
-    pictures = [one for one in page.all("img") if not one["alt"].startswith("where it is most so")]
+    pictures = [one for one in page.all("img") if not one["alt"].startswith("where it differs most")]
     healed = [one for one in pictures if one["alt"].startswith("what was expected")]
     assert len(page.cards()) == 3 and len(pictures) == (6 + len(healed) if save_maps else 3)
     assert len(healed) == sum(row["healed"] is not None for row in rows) == (3 if save_maps else 0)

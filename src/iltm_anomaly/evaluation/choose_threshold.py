@@ -1,5 +1,6 @@
 """The threshold of `detect`: given, by a share of false alarms, or by a folder of images whose state is known."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,12 @@ from iltm_anomaly.evaluation.detect import score_blocks
 from iltm_anomaly.evaluation.inputs import Input, list_inputs
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.thresholds import KEY, LabelledThreshold, TrainingScores, findings_told, labelled_threshold
+
+logger = logging.getLogger(__name__)
+
+MOST_REACH = (
+    0.5  # share of the training images that look good, from where on a threshold of labelled images is doubted
+)
 
 
 def choose_threshold(
@@ -60,13 +67,24 @@ def choose_threshold(
     if threshold is None:
         said += findings_told(pipeline.training_report)
     if known is not None:
-        expected, reached = 100 * known.false_alarms(used), 100 * known.reached(used)
-        share = "less than 0.1" if expected < 0.1 else f"{expected:.2g}"
-        of_what = "images" if pipeline.settings.tile is None else "tiles"
-        said += f": by their spread {share} % of good {of_what} are expected to reach it; "
-        said += f"{int((known.good >= used).sum())} of {len(known.good)} training images that look good do, of all "
-        said += f"{reached:.2g} %, defective ones among them"
+        said += _expected(known, used, "images" if pipeline.settings.tile is None else "tiles")
+        if labelled is not None and (known.good >= used).mean() > MOST_REACH:
+            logger.warning(
+                "most training images that look good reach the threshold that %s gives: were its images trained on? These score "
+                "far lower than others. Label images that were not",
+                labelled,
+            )
     return said + told
+
+
+def _expected(known: TrainingScores, threshold: float, of_what: str) -> str:
+    """What training scores lead one to expect of a threshold, to be said behind it."""
+    expected, reached = 100 * known.false_alarms(threshold), 100 * known.reached(threshold)
+    share = "less than 0.1" if expected < 0.1 else f"{expected:.3g}"
+    return (
+        f": by their spread {share} % of good {of_what} are expected to reach it; {int((known.good >= threshold).sum())} of "
+        f"{len(known.good)} training images that look good do, of all {reached:.3g} %, defective ones among them"
+    )
 
 
 def threshold_of_folder(pipeline: ILTMAnomalyPipeline, folder: Path, batch_size: int = 8) -> LabelledThreshold:

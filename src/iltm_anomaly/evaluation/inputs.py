@@ -120,6 +120,7 @@ def _expand(item: Path, volumes: bool, output: Path | None) -> Iterator[Input]:
     found = (find_volumes if volumes else find_images)(item, recursive=True, refused=refused.append)
     wrote = cache(_wrote)
     found = [path for path in found if not any(wrote(folder, item, output) for folder in path.parents)]
+    found = [path for path in found if not any(_holds_masks(folder, item) for folder in path.parents)]
     if not found and volumes:
         found = find_dicom_folders(item)
     if not found and not refused:
@@ -136,6 +137,11 @@ def _is_dataset(item: Path) -> bool:
         return is_dataset_folder(item)
     is_file = os.path.lexists(item) or item.name.lower().endswith((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES))
     return not is_file and may_be_on_hub(str(item))
+
+
+def _holds_masks(folder: Path, root: Path) -> bool:
+    """Whether a folder below `root` has the ground truth of a category in the layout of MVTec AD."""
+    return folder.name == "ground_truth" and root in folder.parents and (folder.parent / "test").is_dir()
 
 
 def _wrote(folder: Path, root: Path, output: Path | None) -> bool:

@@ -84,13 +84,15 @@ def export_onnx(pipeline: ILTMAnomalyPipeline, output: Path) -> Path:
 
     Raises:
         ImportError: if onnx or onnxscript is not installed.
-        ValueError: if the pipeline is of volumes, or has no threshold for effort "score".
+        ValueError: if the pipeline is of volumes, or has no threshold for effort "score", or `output` is a folder.
         OSError: if the file cannot be written.
     """
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise ImportError(f"exporting to ONNX needs {' and '.join(missing)}: pip install -c constraints.txt '.[onnx]'")
     if pipeline.image_processor.is_volumetric:
         raise ValueError("models of volumes cannot be exported: score them with the pipeline itself")
+    if output.exists() and not output.is_file():
+        raise ValueError(f"{output} is no file: give a name such as {output / 'model.onnx'}")
     import onnx  # of an extra
 
     pipeline.to("cpu", torch.float32)

@@ -52,7 +52,7 @@ def report_suspects(folder: Path, pixels: PixelCache, scores: Tensor, weights: T
     defective = [names[image] for image in order if looks_defective[image]]
     examples = ", ".join("/".join(Path(name).parts[-2:]) for name in defective[:3])
     logger.info(
-        "%d of %d training images look defective%s: %s lists all, the most suspicious first, %s shows these",
+        "%d of %d training images look defective%s: %s lists all, to be read from the top, %s shows the first",
         len(defective),
         len(order),
         f" ({examples}{', ...' if len(defective) > 3 else ''})" if defective else "",

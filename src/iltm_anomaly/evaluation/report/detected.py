@@ -159,9 +159,9 @@ def _pictures(folder: Path, row: Row, path: Path, known: Known | None) -> tuple[
     try:
         if row["overlay"]:
             shown = read_image(folder / row["overlay"])
-            found.append(picture(shown, "where it is abnormal", 3 * SIDE if is_volume else SIDE))
+            found.append(picture(shown, "where it differs", 3 * SIDE if is_volume else SIDE))
             if image is not None and row["map"] and (peak := _peak(folder, row, image)) is not None:
-                found.append(picture(peak, "where it is most so"))
+                found.append(picture(peak, "where it differs most"))
         if row["healed"]:
             found.append(picture(read_image(folder / row["healed"]), "what was expected"))
     except (ImageReadError, OSError) as error:

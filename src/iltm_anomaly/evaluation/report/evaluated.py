@@ -58,14 +58,14 @@ def evaluated(
 def _pictures(found: AnomalyResult, image: Any, mask: np.ndarray, threshold: float) -> list[Picture]:
     """Input, overlay, where the map is highest, and the healed image; of a volume the overlay alone, which shows all."""
     if mask.ndim == 3:
-        return [picture(found.overlay(mask), "where it is abnormal; the true lesion outlined", 3 * SIDE)]
+        return [picture(found.overlay(mask), "where it differs; the true lesion outlined", 3 * SIDE)]
     whole = to_rgb(image)
     small = whole.copy()
     small.thumbnail((2 * SIDE, 2 * SIDE))
     shown = [picture(outlined(small, mask), "input, true defect") if mask.any() else picture(small, "input")]
-    shown.append(picture(found.overlay(), "where it is abnormal"))
+    shown.append(picture(found.overlay(), "where it differs"))
     if (peak := peak_of(found.anomaly_map, small, threshold)) is not None:
-        shown.append(picture(peak, "where it is most so"))
+        shown.append(picture(peak, "where it differs most"))
     if isinstance(found.healed_image, Image.Image):
         shown.append(picture(found.healed_image.convert("RGB"), "what was expected"))
     return shown

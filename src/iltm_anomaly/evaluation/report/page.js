@@ -65,7 +65,7 @@ function tellExpected({ good, others, of, expected }) {
   const way = to[0] > from[0] ? Math.min(Math.max((threshold - from[0]) / (to[0] - from[0]), 0), 1) : 1;
   const share = 100 * (from[1] + way * (to[1] - from[1]));
   const reach = (scores) => scores.filter((score) => score >= threshold).length;
-  byId("expected").textContent = `To be expected: ${share < 0.1 ? "less than 0.1" : Number(share.toPrecision(2))} % of good ${of} called abnormal. ` +
+  byId("expected").textContent = `To be expected: ${share < 0.1 ? "less than 0.1" : Number(share.toPrecision(3))} % of good ${of} called abnormal. ` +
     `Of ${good.length} training ${of} that look good, ${reach(good)} reach the threshold; of ${others.length} others, ${reach(others)} do.`;
 }
 

@@ -35,7 +35,7 @@ class Usual:
         thresholds, shares = zip(*self.expected, strict=True)
         share = 100 * float(np.interp(threshold, thresholds, shares))
         reached = sum(score >= threshold for score in self.good)
-        words = "less than 0.1" if share < 0.1 else f"{share:.2g}"
+        words = "less than 0.1" if share < 0.1 else f"{share:.3g}"
         return (
             f"To be expected: {words} % of good {self.of} called abnormal. Of {len(self.good)} training {self.of} that look "
             f"good, {reached} reach the threshold; of {len(self.others)} others, "
