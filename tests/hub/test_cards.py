@@ -118,6 +118,7 @@ def test_without_results_nothing_is_claimed():
     assert files.keys() == {"README.md"} and "Not measured" in text and "128 pixels" in text
     assert ModelCard(text).data.eval_results is None
     assert "some of which may be defective" in text
+    assert "iltm-anomaly train " in text and "iltm-anomaly evaluate " not in text, "a plain folder has no test images"
     assert "bolts" in text and "somebody" not in text  # nothing of the path but its last part
 
 

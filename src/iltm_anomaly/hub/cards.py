@@ -372,5 +372,6 @@ def _commands(subject: _Subject) -> str:
         lines.append("# recipe.yaml holds what training_report.json has under `recipe`")
     for seed in seeds:
         lines.append(f"iltm-anomaly train {where}{options} --seed {seed} --output runs/{seed}")
-        lines.append(f"iltm-anomaly evaluate runs/{seed} {where} --output runs/{seed}/evaluation")
+        if documents:  # else there may be no test images
+            lines.append(f"iltm-anomaly evaluate runs/{seed} {where} --output runs/{seed}/evaluation")
     return "\n".join(lines)
