@@ -11,7 +11,7 @@ from PIL import Image
 from tiny_models import tiny_pipeline
 
 from iltm_anomaly.evaluation.choose_threshold import choose_threshold
-from iltm_anomaly.thresholds import KEY, TrainingScores, labelled_threshold
+from iltm_anomaly.thresholds import KEY, TrainingScores, abnormal_pixels, labelled_threshold
 
 
 @pytest.mark.parametrize("share", [0.2, 0.01, 0.001])
@@ -102,3 +102,18 @@ def test_a_folder_of_labelled_images_sets_the_threshold(tmp_path, caplog):
     shutil.rmtree(tmp_path / "good")
     with pytest.raises(ValueError, match=r"must hold a subfolder good .* its subfolders: kind_0, kind_1"):
         choose_threshold(pipeline, labelled=tmp_path)
+
+
+def test_a_mask_ends_near_what_stands_out():
+    values = np.zeros((6, 12), dtype=np.float32)
+    values[1:4, 1:4] = 5  # what smoothing leaves around a peak
+    values[2, 2:4] = 40, 13
+    values[4, 8:10] = 6, 5.5  # a weak defect elsewhere is kept whole
+    expected = np.zeros_like(values, dtype=bool)
+    expected[2, 2:4] = expected[4, 8:10] = True
+    assert (abnormal_pixels(values, 40.0, 5.0) == expected).all()
+    assert not abnormal_pixels(values, 4.0, 5.0).any()
+    assert abnormal_pixels(values, 50.0, 45.0).sum() == 1, "the highest hundredth"
+    assert (abnormal_pixels(values - 50, -10.0, -45.0) == (values >= 5)).all(), "below 0 there are no shares"
+    volume = np.stack([values, values])
+    assert (abnormal_pixels(volume, 40.0, 5.0) == (volume >= 5)).all()

@@ -26,7 +26,8 @@ class ILTMAnomalyOutput:
         scores: (B,) float32, higher is more anomalous: the highest value of each map, of features the mean of its highest ones;
             of an image in tiles the highest score of a tile.
         anomaly_maps: (H, W) or (D, H, W) float32 per image, at the image's own size; higher is more anomalous.
-        masks: bool maps of the same sizes, True where the map reaches the calibrated threshold, in images whose score does.
+        masks: bool maps of the same sizes, True where an image whose score reaches the threshold is abnormal
+            (`thresholds.abnormal_pixels`).
         healed_images: the image as the model expected it: a PIL image each, an array for volumes. Of features: the image with
             patches of training images in place of the tokens that were healed.
         token_log_likelihoods: (B, *grid) float32, natural log, always finite; of features up to a constant. Of images in tiles a

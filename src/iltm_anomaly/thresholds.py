@@ -12,6 +12,7 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 KEY = "training_scores"  # in a training report
 FINDINGS = (
@@ -19,15 +20,24 @@ FINDINGS = (
 )
 FEWEST_SCORES = 8
 UPPER_QUARTILE = NormalDist().inv_cdf(0.75)
+OWN_SHARE = 0.3  # of a region's highest value, where its edge is drawn
 LEAST_SPREAD = 1e-3  # scores that are all alike still have an order
 
 
 def abnormal_pixels(values: np.ndarray, score: float, threshold: float) -> np.ndarray:
     """Which values of a map are abnormal, a bool array: none of a normal image; of an abnormal one those from the threshold on,
-    or if there are none (its score may be higher than its map) the highest hundredth."""
+    or if there are none (its score may be higher than its map) the highest hundredth. A map falls off smoothly around what is far
+    above the threshold: so of an image, (H, W), each connected region begins at `OWN_SHARE` of its own highest value."""
     if score < threshold:
         return np.zeros(values.shape, dtype=bool)
-    return values >= (threshold if values.max() >= threshold else np.quantile(values, 0.99))
+    if values.max() < threshold:
+        return values >= np.quantile(values, 0.99)
+    mask = values >= threshold
+    if values.ndim == 2:
+        regions, count = ndimage.label(mask, np.ones((3, 3)))
+        begins = OWN_SHARE * np.append(0.0, ndimage.maximum(values, regions, np.arange(1, count + 1)))
+        mask &= (values >= begins[regions]) | (values <= 0)  # a map below 0 has no such share
+    return mask
 
 
 def findings_told(report: dict[str, Any]) -> str:

@@ -1,5 +1,5 @@
-"""`OnnxScorer`: scores images with a file of `iltm-anomaly export`. It needs numpy, Pillow and onnxruntime, neither torch nor
-transformers."""
+"""`OnnxScorer`: scores images with a file of `iltm-anomaly export`. It needs numpy, scipy, Pillow and onnxruntime,
+neither torch nor transformers."""
 
 import json
 import os
