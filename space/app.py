@@ -153,8 +153,9 @@ class Page:
         words = self.verdict(found, threshold, mask)
         drawn = np.array(found.expected if seen == EXPECTED else self.coloured(found))
         for _ in range(2):  # pixels wide
-            drawn[edge(mask)] = 255, 0, 255
-            mask = mask & ~edge(mask)
+            rim = edge(mask)
+            drawn[rim] = 255, 0, 255
+            mask = mask & ~rim
         return words, self.bar(found, threshold), (found.image, Image.fromarray(drawn))
 
     def coloured(self, found: Found) -> Image.Image:

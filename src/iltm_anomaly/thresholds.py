@@ -48,6 +48,11 @@ def findings_told(report: dict[str, Any]) -> str:
     return f": training volumes have {found:.2g} findings each from it on in the mean, their lesions among them"
 
 
+def share_told(share: float) -> str:
+    """A share that is to be expected, 0 to 1, as a number in per cent; the script of a report says the same."""
+    return "less than 0.1" if share < 0.001 else f"{100 * share:.3g}"
+
+
 @dataclass(frozen=True)
 class TrainingScores:
     """

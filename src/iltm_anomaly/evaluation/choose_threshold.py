@@ -8,7 +8,14 @@ from iltm_anomaly.data.layout import labelled_folders
 from iltm_anomaly.evaluation.detect import score_blocks
 from iltm_anomaly.evaluation.inputs import Input, list_inputs
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
-from iltm_anomaly.thresholds import KEY, LabelledThreshold, TrainingScores, findings_told, labelled_threshold
+from iltm_anomaly.thresholds import (
+    KEY,
+    LabelledThreshold,
+    TrainingScores,
+    findings_told,
+    labelled_threshold,
+    share_told,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -79,10 +86,9 @@ def choose_threshold(
 
 def _expected(known: TrainingScores, threshold: float, of_what: str) -> str:
     """What training scores lead one to expect of a threshold, to be said behind it."""
-    expected, reached = 100 * known.false_alarms(threshold), 100 * known.reached(threshold)
-    share = "less than 0.1" if expected < 0.1 else f"{expected:.3g}"
+    expected, reached = share_told(known.false_alarms(threshold)), 100 * known.reached(threshold)
     return (
-        f": by their spread {share} % of good {of_what} are expected to reach it; {int((known.good >= threshold).sum())} of "
+        f": by their spread {expected} % of good {of_what} are expected to reach it; {int((known.good >= threshold).sum())} of "
         f"{len(known.good)} training images that look good do, of all {reached:.3g} %, defective ones among them"
     )
 

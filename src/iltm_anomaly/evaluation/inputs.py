@@ -118,9 +118,8 @@ def _expand(item: Path, volumes: bool, output: Path | None) -> Iterator[Input]:
         return
     refused: list[OSError] = []
     found = (find_volumes if volumes else find_images)(item, recursive=True, refused=refused.append)
-    wrote = cache(_wrote)
-    found = [path for path in found if not any(wrote(folder, item, output) for folder in path.parents)]
-    found = [path for path in found if not any(_holds_masks(folder, item) for folder in path.parents)]
+    left_out = cache(lambda folder: _wrote(folder, item, output) or _holds_masks(folder, item))
+    found = [path for path in found if not any(map(left_out, path.parents))]
     if not found and volumes:
         found = find_dicom_folders(item)
     if not found and not refused:

@@ -64,9 +64,9 @@ def report_suspects(folder: Path, pixels: PixelCache, scores: Tensor, weights: T
 def report_masked(folder: Path, pixels: PixelCache, round_folder: Path) -> None:
     """`report_suspects` of a run on codes, whose score of an image is the share of its tokens that the last round masked; an
     outlier among these shares looks defective. There is nothing to report of a run without masks."""
-    found = masks_of(round_folder)
-    if found is not None:
-        shares, weights = found
+    weights = weights_of(round_folder)
+    if weights is not None:
+        shares = masked_shares(weights)
         report_suspects(folder, pixels, shares, weights, outlier_share(shares))
 
 
@@ -75,30 +75,24 @@ def outlier_share(shares: Tensor) -> float:
     return math.nextafter(masking.outlier_limit(shares), math.inf)
 
 
-def masks_of(round_folder: Path) -> tuple[Tensor, Tensor] | None:
-    """What a round of a run on codes has masked: the share of each image's tokens, (N,), over all of its augmented copies; and
-    how often each token was kept, (N, *grid): copies differ by small shifts and turns. None if it has masked nothing.
-
-    Raises:
-        OSError, KeyError, ValueError: if a file is damaged.
-    """
-    state, _ = load_checkpoint(round_folder / MASKS_FILE)
-    if state is None:
-        return None
-    kept = state["keep"].float().mean(1)
-    return 1 - kept.mean(1), kept.unflatten(1, tuple(load_json(round_folder / "config.json")["grid_shape"]))
+def masked_shares(weights: Tensor) -> Tensor:
+    """Share (N,) of each image's tokens that were masked, of `weights_of` a run on codes or tissues."""
+    return 1 - weights.float().flatten(1).mean(1)
 
 
 def weights_of(round_folder: Path) -> Tensor | None:
-    """Weights (N, *grid) of the tokens that a round was fitted with, of a run of any kind; None if it kept all.
+    """Weights (N, *grid) of the tokens that a round was fitted with, of a run of any kind; None if it kept all. Of a run on codes
+    it is how often each token was kept in the augmented copies of its image, which differ by small shifts and turns.
 
     Raises:
         OSError, SafetensorError, KeyError, ValueError: if a file is damaged or missing.
     """
     if not (round_folder / "stage.json").is_file():  # it is a pipeline of its own
         return load_file(round_folder / WEIGHTS_FILE)["weights"]
-    found = masks_of(round_folder)
-    return None if found is None else found[1]
+    state, _ = load_checkpoint(round_folder / MASKS_FILE)
+    if state is None:
+        return None
+    return state["keep"].float().mean(1).unflatten(1, tuple(load_json(round_folder / "config.json")["grid_shape"]))
 
 
 def names_of(pixels: PixelCache) -> list[str]:

@@ -21,7 +21,7 @@ from iltm_anomaly.training.checkpoint import load_json
 from iltm_anomaly.training.suspects import (
     LIST,
     MASKS_FILE,
-    masks_of,
+    masked_shares,
     names_of,
     outlier_share,
     picture_of,
@@ -77,7 +77,7 @@ def read_run(folder: Path, most_pictures: int) -> Report:
         if is_scored:
             judged, threshold = _listed(folder / LIST, pixels, weights[last]), float(limit)
         else:
-            judged, threshold = _by_share(pixels, folders[last], weights[last])
+            judged, threshold = _by_share(pixels, weights[last])
         rows = _rows(judged, pixels, weights[last], most_pictures, is_scored)
         scores = TrainingScores.of_report(report)
         usual = usual_of(scores, [threshold], is_drawn=False) if scores is not None and is_scored else None
@@ -131,14 +131,10 @@ def _listed(path: Path, pixels: PixelCache, weights: Tensor | None) -> list[Judg
     return found
 
 
-def _by_share(pixels: PixelCache, folder: Path, weights: Tensor | None) -> tuple[list[Judged], float]:
-    """Training images by falling share of the tokens that the last round, in `folder`, was fitted without; and from which share
-    on an image looks defective."""
-    masks, names = masks_of(folder), names_of(pixels)
-    if masks is not None:
-        shares = masks[0]
-    else:
-        shares = torch.zeros(len(pixels)) if weights is None else torch.tensor(rejected_shares(weights))
+def _by_share(pixels: PixelCache, weights: Tensor | None) -> tuple[list[Judged], float]:
+    """Training images by falling share of the tokens that the last round was fitted without, by its `weights` (N, *grid), and
+    from which share on an image looks defective."""
+    names, shares = names_of(pixels), torch.zeros(len(pixels)) if weights is None else masked_shares(weights)
     if len(shares) != len(pixels):
         raise ValueError(f"what the rounds gave up is not of the images of the run ({len(shares)} of {len(pixels)})")
     threshold = outlier_share(shares)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from iltm_anomaly.thresholds import TrainingScores
+from iltm_anomaly.thresholds import TrainingScores, share_told
 
 OFFERED = (10, 20, 100, 1000)  # a false alarm in so many good images
 STEPS = 200  # thresholds whose false alarms the page knows; between them it interpolates
@@ -33,12 +33,11 @@ class Usual:
     def told(self, threshold: float) -> str:
         """What is to be expected of a threshold, in a sentence; the page's script says the same."""
         thresholds, shares = zip(*self.expected, strict=True)
-        share = 100 * float(np.interp(threshold, thresholds, shares))
+        share = float(np.interp(threshold, thresholds, shares))
         reached = sum(score >= threshold for score in self.good)
-        words = "less than 0.1" if share < 0.1 else f"{share:.3g}"
         return (
-            f"To be expected: {words} % of good {self.of} called abnormal. Of {len(self.good)} training {self.of} that look "
-            f"good, {reached} reach the threshold; of {len(self.others)} others, "
+            f"To be expected: {share_told(share)} % of good {self.of} called abnormal. Of {len(self.good)} training "
+            f"{self.of} that look good, {reached} reach the threshold; of {len(self.others)} others, "
             f"{sum(score >= threshold for score in self.others)} do."
         )
 
