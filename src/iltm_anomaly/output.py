@@ -2,13 +2,15 @@
 saved."""
 
 import io
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -16,6 +18,13 @@ from iltm_anomaly.data.volume_files import volume_stem
 from iltm_anomaly.drawing import draw_projections, overlay
 from iltm_anomaly.processing.images import decode_image
 from iltm_anomaly.processing.volumes import as_volume
+from iltm_anomaly.settings import Settings, lowest_value
+from iltm_anomaly.thresholds import abnormal_pixels
+from iltm_anomaly.tiles import ScoredImage
+
+
+class NonFiniteScoreError(ValueError):
+    """The score of an image is NaN or infinite, so that nothing can be said of it."""
 
 
 @dataclass
@@ -66,6 +75,39 @@ class ILTMAnomalyOutput:
 
     def __iter__(self) -> Iterator["AnomalyResult"]:
         return (self[index] for index in range(len(self)))
+
+
+def collected(
+    found: Iterable[ScoredImage], images: list[Any], settings: Settings, in_tiles: bool
+) -> ILTMAnomalyOutput:
+    """What was found in images, one after the other, as one output; nothing is abnormal without a threshold."""
+    scored = []
+    for number, one in enumerate(found, 1):
+        _check_score(one.score, number)
+        scored.append(one)
+    maps, scores = [one.anomaly_map for one in scored], [one.score for one in scored]
+    limit = math.inf if settings.score_threshold is None else settings.score_threshold
+    likelihoods, resampled = [one.log_likelihood for one in scored], [one.resampled for one in scored]
+    return ILTMAnomalyOutput(
+        scores=torch.tensor(scores),
+        anomaly_maps=maps,
+        masks=[abnormal_pixels(values, score, limit) for values, score in zip(maps, scores, strict=True)],
+        healed_images=[one.healed for one in scored],
+        token_log_likelihoods=likelihoods if in_tiles else torch.stack(likelihoods),
+        resampled_tokens=resampled if in_tiles else torch.stack(resampled),
+        images=images,
+        threshold=settings.score_threshold,
+        lowest=lowest_value(settings),
+    )
+
+
+def _check_score(score: float, number: int) -> None:
+    """Raises NonFiniteScoreError unless the score of image `number` is finite."""
+    if not math.isfinite(score):
+        raise NonFiniteScoreError(
+            f"the score of image {number} is {score}: its values are too large to compute with, or weights or image processor of "
+            "the pipeline are damaged. If other images fail too, get the folder of the pipeline again"
+        )
 
 
 @dataclass(repr=False)

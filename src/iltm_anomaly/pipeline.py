@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,27 +14,28 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from iltm_anomaly import feature_map, hub, masking, pixel_map, uptake_map
+from iltm_anomaly import feature_map, hub, masking, pixel_map, second_view, uptake_map
 from iltm_anomaly.calibration import surprise_limit, usual_error
 from iltm_anomaly.data.cache import PixelCache
-from iltm_anomaly.hub.folders import NOISE_FILE
+from iltm_anomaly.hub.folders import NOISE_FILE, SECOND_VIEW
 from iltm_anomaly.hub.parts import (
     FORMER_TOKENIZER,
     check_fit,
+    check_views,
     expected_classes,
     needs_noise,
     read_calibration,
     read_noise,
 )
 from iltm_anomaly.modeling import share_tensors
-from iltm_anomaly.output import ILTMAnomalyOutput
+from iltm_anomaly.output import ILTMAnomalyOutput, collected
 from iltm_anomaly.prior import PerformerPriorModel, PositionPriorModel, TissuePriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.progress import progress
 from iltm_anomaly.saved_pipeline import SavedPipeline
 from iltm_anomaly.seeds import check_seed
 from iltm_anomaly.settings import EFFORTS, FeatureSettings, InferenceSettings, Settings, UptakeSettings, lowest_value
-from iltm_anomaly.thresholds import TrainingScores, abnormal_pixels
+from iltm_anomaly.thresholds import TrainingScores
 from iltm_anomaly.tiles import ScoredImage, check_tile, decoded_images, list_of_batches, put_together
 from iltm_anomaly.tokenizers.base import TokenizerModel, images_at_once
 from iltm_anomaly.tokenizers.vqvae import VQVAEModel
@@ -50,10 +50,6 @@ TASK_MODEL_TYPE = "iltm"  # of the whole pipeline, for `transformers.pipeline`
 SETTINGS_OF: dict[type, Any] = {PositionPriorModel: FeatureSettings, TissuePriorModel: UptakeSettings}
 
 
-class NonFiniteScoreError(ValueError):
-    """The score of an image is NaN or infinite, so that nothing can be said of it."""
-
-
 class ILTMAnomalyPipeline(SavedPipeline):
     """Finds what an image has that the training images, taken together, do not.
 
@@ -65,6 +61,7 @@ class ILTMAnomalyPipeline(SavedPipeline):
         training_report: how the parts came about, saved along.
         noise: float32, the usual error of what is expected, (*observed) of each pixel for a VQ-VAE, (2, *grid) of both looks at
             each token for features; `calibrate` measures it.
+        pixels: of a pipeline on features, one on pixels, whose map is added to its own (`second_view`).
 
     Raises:
         ValueError: if the parts do not fit each other.
@@ -86,6 +83,7 @@ class ILTMAnomalyPipeline(SavedPipeline):
         settings: Settings | None = None,
         training_report: dict[str, Any] | None = None,
         noise: Tensor | None = None,
+        pixels: "ILTMAnomalyPipeline | None" = None,
     ):
         check_fit(tokenizer, prior, image_processor)
         self.tokenizer: Any = tokenizer.eval()
@@ -96,6 +94,13 @@ class ILTMAnomalyPipeline(SavedPipeline):
         if noise is not None and tuple(noise.shape) != self._noise_shape:
             raise ValueError(f"noise has shape {tuple(noise.shape)}, not {self._noise_shape}")
         self.noise = noise
+        if pixels is not None:
+            check_views(self.image_processor, self.prior, pixels.image_processor, pixels.prior)
+        self.pixels = pixels
+
+    @property
+    def models(self) -> list[Any]:
+        return super().models + ([] if self.pixels is None else self.pixels.models)
 
     @property
     def has_features(self) -> bool:
@@ -171,7 +176,7 @@ class ILTMAnomalyPipeline(SavedPipeline):
             found = self._in_tiles(images, tile, chosen, seed, batch_size, show_progress)
         else:
             found = self._whole(self.batches(images, batch_size, show_progress), chosen, seed)
-        return _collected(found, images, chosen, bool(tile))
+        return collected(found, images, chosen, bool(tile))
 
     def _chosen(self, effort: str, values: dict[str, Any]) -> Settings:
         """The settings at an effort, with the values that are not None in place of theirs."""
@@ -226,7 +231,8 @@ class ILTMAnomalyPipeline(SavedPipeline):
         (B, *grid), all on the CPU, and scores of the images; None where the score is the largest value of the map."""
         pixel_values = pixel_values.to(self.device)
         if isinstance(settings, FeatureSettings):
-            return feature_map.score_images(self.tokenizer, self.prior, pixel_values, settings, self.noise)
+            scored = feature_map.score_images(self.tokenizer, self.prior, pixel_values, settings, self.noise)
+            return second_view.added(scored[0], self.pixels, pixel_values, settings), *scored[1:]
         if isinstance(settings, UptakeSettings):
             in_units = self.image_processor.in_units
             found = uptake_map.score_volumes(self.tokenizer, self.prior, pixel_values, settings, in_units)
@@ -317,7 +323,10 @@ class ILTMAnomalyPipeline(SavedPipeline):
                 "or of a VQ-VAE set reconstruction_noise to False"
             )
         (folder / NOISE_FILE).unlink(missing_ok=True)
-        shutil.rmtree(folder / FORMER_TOKENIZER, ignore_errors=True)
+        for part in (FORMER_TOKENIZER, SECOND_VIEW):
+            shutil.rmtree(folder / part, ignore_errors=True)
+        if self.pixels is not None:
+            self.pixels.save_pretrained(folder / SECOND_VIEW)
         (folder / "config.json").write_text(json.dumps({"model_type": TASK_MODEL_TYPE}, indent=2) + "\n")
         if self.noise is not None:
             save_file({"noise": self.noise.float().cpu().contiguous()}, folder / NOISE_FILE)
@@ -325,6 +334,10 @@ class ILTMAnomalyPipeline(SavedPipeline):
 
     def load_extra_files(self, folder: Path) -> None:
         self.noise = read_noise(folder / NOISE_FILE, self._noise_shape)
+        if (folder / SECOND_VIEW).is_dir():
+            pixels = type(self).from_pretrained(folder / SECOND_VIEW)
+            check_views(self.image_processor, self.prior, pixels.image_processor, pixels.prior)
+            self.pixels = pixels
 
     def save_pretrained(
         self, folder: str | Path, *, push_to_hub: bool = False, repo_id: str | None = None, **kwargs: Any
@@ -356,36 +369,3 @@ class ILTMAnomalyPipeline(SavedPipeline):
             self.save_pretrained(folder)
             plan = hub.upload.plan_upload(folder, repo_id, [Path(path) for path in results], tags=tags)
             return hub.upload.upload(plan, commit_message=commit_message, **kwargs)
-
-
-def _collected(
-    found: Iterable[ScoredImage], images: list[Any], settings: Settings, in_tiles: bool
-) -> ILTMAnomalyOutput:
-    """What was found in images, one after the other, as one output; nothing is abnormal without a threshold."""
-    scored = []
-    for number, one in enumerate(found, 1):
-        _check_score(one.score, number)
-        scored.append(one)
-    maps, scores = [one.anomaly_map for one in scored], [one.score for one in scored]
-    limit = math.inf if settings.score_threshold is None else settings.score_threshold
-    likelihoods, resampled = [one.log_likelihood for one in scored], [one.resampled for one in scored]
-    return ILTMAnomalyOutput(
-        scores=torch.tensor(scores),
-        anomaly_maps=maps,
-        masks=[abnormal_pixels(values, score, limit) for values, score in zip(maps, scores, strict=True)],
-        healed_images=[one.healed for one in scored],
-        token_log_likelihoods=likelihoods if in_tiles else torch.stack(likelihoods),
-        resampled_tokens=resampled if in_tiles else torch.stack(resampled),
-        images=images,
-        threshold=settings.score_threshold,
-        lowest=lowest_value(settings),
-    )
-
-
-def _check_score(score: float, number: int) -> None:
-    """Raises NonFiniteScoreError unless the score of image `number` is finite."""
-    if not math.isfinite(score):
-        raise NonFiniteScoreError(
-            f"the score of image {number} is {score}: its values are too large to compute with, or weights or image processor of "
-            "the pipeline are damaged. If other images fail too, get the folder of the pipeline again"
-        )

@@ -34,6 +34,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "map_scale": (1e-12, 1e12),
     "sum_scale": (1e-12, 1e12),
     "sum_offset": (-1e12, 1e12),
+    "pixel_weight": (0, 1e3),
+    "usual_pixels": (-1e12, 1e12),
+    "pixel_scale": (1e-12, 1e12),
     "token_limit": (-1e12, 1e12),
     "false_alarm_share": (0, 1),
     "tissue_weight": (0, 100),
@@ -173,7 +176,7 @@ class InferenceSettings:
 
 @dataclass
 class FeatureSettings:
-    """How the map of a pipeline on features is made (`feature_map`); calibration sets the last eleven.
+    """How the map of a pipeline on features is made (`feature_map`); calibration sets those that are None.
 
     Args:
         code_share: weight of a token's distance to the nearest code, from 0 to 1; its distance to what its position usually holds
@@ -182,10 +185,13 @@ class FeatureSettings:
         detail_weight: how much more what is abnormal counts where detail confirms it.
         smoothing: standard deviation, in tokens, of the Gaussian filter over the map.
         score_share: the score of an image rests on the mean of this share of its map, its highest values.
+        pixel_weight: weight in the map of the view of pixels, where there is one; that of the features has 1.
         code_scale, position_scale: what a distance of either kind is divided by, so that both are on one scale.
         usual_fine, usual_coarse, usual_detail: medians of the looks at normal tokens, which count as 0.
         map_scale: what a map is divided by, so that its highest values are on the scale of scores.
         sum_scale, sum_offset: by which the sum of the fine and the coarse look is brought to that scale.
+        usual_pixels, pixel_scale: the median of the view of pixels, which counts as 0, and what it is divided by to be on the
+            scale of the map; None where there is no such view.
         token_limit: surprise from which on a token is healed.
         score_threshold: score from which on an image is called abnormal, and a pixel of its map; None before calibration.
         false_alarm_share: share of training images that reach the threshold, defective ones among them: about the most that false
@@ -201,6 +207,7 @@ class FeatureSettings:
     detail_weight: float = 10.0
     smoothing: float = 0.6
     score_share: float = 0.01
+    pixel_weight: float = 0.5
     code_scale: float | None = None
     position_scale: float | None = None
     usual_fine: float | None = None
@@ -209,6 +216,8 @@ class FeatureSettings:
     map_scale: float | None = None
     sum_scale: float | None = None
     sum_offset: float | None = None
+    usual_pixels: float | None = None
+    pixel_scale: float | None = None
     token_limit: float | None = None
     score_threshold: float | None = None
     false_alarm_share: float | None = None

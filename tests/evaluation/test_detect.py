@@ -17,7 +17,8 @@ from iltm_anomaly.evaluation import inputs
 from iltm_anomaly.evaluation.detect import detect
 from iltm_anomaly.evaluation.rows import JOURNAL
 from iltm_anomaly.locks import InUseError, locked
-from iltm_anomaly.pipeline import ILTMAnomalyPipeline, NonFiniteScoreError
+from iltm_anomaly.output import NonFiniteScoreError
+from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 
 
 @pytest.fixture(scope="module")

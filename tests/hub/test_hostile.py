@@ -17,7 +17,7 @@ from transformers import AutoModel, pipeline
 from iltm_anomaly import ILTMAnomalyPipeline
 from iltm_anomaly.hub.parts import read_calibration
 from iltm_anomaly.hub.upload import plan_upload
-from iltm_anomaly.pipeline import NonFiniteScoreError
+from iltm_anomaly.output import NonFiniteScoreError
 from iltm_anomaly.settings import FeatureSettings, InferenceSettings
 from iltm_anomaly.tokenizers.vqvae import VQVAEModel
 

@@ -14,7 +14,7 @@ from tiny_models import some_codes, tiny_prior, tiny_vqvae
 from two_processes import joined
 
 from iltm_anomaly.data.augmentation import AugmentationConfig, augment, sample_seed
-from iltm_anomaly.recipes.recipe import StageRecipe
+from iltm_anomaly.recipes.pixel_recipe import StageRecipe
 from iltm_anomaly.training.checkpoint import load_checkpoint, save_checkpoint
 from iltm_anomaly.training.loop_settings import LoopSettings
 from iltm_anomaly.training.tracking import RunLog

@@ -13,7 +13,7 @@ from objectives import Hooks, fit
 from tiny_models import some_codes, tiny_prior, tiny_vqvae
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from iltm_anomaly.recipes.recipe import StageRecipe
+from iltm_anomaly.recipes.pixel_recipe import StageRecipe
 from iltm_anomaly.training import fit as loop
 from iltm_anomaly.training import stage_checkpoint
 from iltm_anomaly.training.batches import batch_indices, split_step, steps_per_epoch

@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from iltm_anomaly.recipes.recipe import Recipe
+from iltm_anomaly.recipes.pixel_recipe import Recipe
 from iltm_anomaly.tokenizers.vqvae import VQVAEModel
 from iltm_anomaly.training.run import TrainingRun
 

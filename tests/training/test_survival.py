@@ -21,7 +21,8 @@ from accelerate.utils import LoggerType
 from safetensors.torch import load_file
 
 from iltm_anomaly.locks import InUseError, locked
-from iltm_anomaly.recipes.recipe import Recipe, load_recipe
+from iltm_anomaly.recipes.pixel_recipe import Recipe
+from iltm_anomaly.recipes.recipe import load_recipe
 from iltm_anomaly.training import checkpoint, pixels, rounds, stage_checkpoint
 from iltm_anomaly.training import fit as loop
 from iltm_anomaly.training.accelerator import make_accelerator

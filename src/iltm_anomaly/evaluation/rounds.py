@@ -57,10 +57,11 @@ def each_round(
         ValueError: if the run's cache of the training images is damaged or was deleted.
     """
     if not pipeline.draws_codes:
-        for entry, own in rounds:
+        settings = pipeline.settings  # the last round alone has a second view
+        for number, (entry, own) in enumerate(rounds, 1):
             device = pipeline.device
-            pipeline.tokenizer, pipeline.prior, pipeline.settings = own.tokenizer, own.prior, own.settings
-            pipeline.noise = own.noise
+            pipeline.tokenizer, pipeline.prior, pipeline.noise = own.tokenizer, own.prior, own.noise
+            pipeline.settings = settings if number == len(rounds) else own.settings
             pipeline.to(device)
             yield entry
         return

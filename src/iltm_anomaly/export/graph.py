@@ -17,6 +17,7 @@ from iltm_anomaly.export.scorer import FORMAT, METADATA
 from iltm_anomaly.feature_map import calibrated, distances_of, looks_of, scored_surprises
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.scoring import combine, negative_log_density
+from iltm_anomaly.second_view import shrunk
 
 NEEDED = ("onnx", "onnxscript")
 REACH = 4.0  # of a Gaussian filter, in standard deviations: scipy's
@@ -52,6 +53,8 @@ class ScoreGraph(nn.Module):
         noise = pipeline.noise if is_used else None
         self.register_buffer("noise", None if noise is None else noise.clone())
         self.smooth = Smoothing(self.settings.smoothing * self.tokenizer.pixels_per_token)
+        self.pixels = None if pipeline.pixels is None else ScoreGraph(pipeline.pixels)
+        self.pixels_size = () if pipeline.pixels is None else pipeline.pixels.image_processor.padded_size
 
     def forward(self, pixel_values: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         return self._of_features(pixel_values) if self.has_features else self._of_pixels(pixel_values)
@@ -65,7 +68,12 @@ class ScoreGraph(nn.Module):
         count = max(1, round(settings.score_share * spatial.numel()))
         highest = maps.flatten(1).topk(count).values.mean(1)
         summed = highest[1] / (settings.sum_scale or 1.0) + (settings.sum_offset or 0.0)
-        return maps[0, 0], torch.maximum(highest[0], summed)
+        own = maps[0, 0]
+        if self.pixels is not None and settings.pixel_scale is not None:
+            theirs = self.pixels(shrunk(pixel_values, self.pixels_size))[None, None]
+            theirs = F.interpolate(theirs, size=spatial, mode="bilinear", align_corners=False)[0, 0]
+            own = own + settings.pixel_weight / settings.pixel_scale * (theirs - settings.usual_pixels)
+        return own, torch.maximum(highest[0], summed)
 
     def _of_pixels(self, pixel_values: Tensor) -> Tensor:
         settings, spatial = self.settings, pixel_values.shape[2:]

@@ -7,8 +7,10 @@ from huggingface_hub.utils import validate_repo_id
 
 NOISE_FILE = "calibration.safetensors"
 
+SECOND_VIEW = "pixels"  # a whole pipeline on pixels, within one on features
+
 # The files of a pipeline of ILTM or of a baseline. Nothing else is downloaded or read. Version 0.1 wrote vqvae/ for tokenizer/.
-PIPELINE_FILES = (
+ONE_VIEW = (
     "model_index.json",
     "config.json",
     "calibration.json",
@@ -22,6 +24,7 @@ PIPELINE_FILES = (
     ),
     "image_processor/preprocessor_config.json",
 )
+PIPELINE_FILES = (*ONE_VIEW, *(f"{SECOND_VIEW}/{name}" for name in ONE_VIEW))
 
 
 def local_folder(

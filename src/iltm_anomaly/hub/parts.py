@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from iltm_anomaly.hub.checks import Stored, check_finite, read_json, stored_tensors
-from iltm_anomaly.hub.folders import NOISE_FILE
+from iltm_anomaly.hub.folders import NOISE_FILE, SECOND_VIEW
 from iltm_anomaly.prior import PerformerPriorModel, PositionPriorModel, TissuePriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.settings import FeatureSettings, InferenceSettings, Settings, read_settings
@@ -67,6 +67,10 @@ def read_calibration(path: Path) -> Settings:
             "images abnormal. Copy the whole folder again; if it is the model of a run, remove it and continue the run with "
             "`iltm-anomaly train ... --resume`, which makes it anew"
         )
+    if getattr(settings, "pixel_scale", None) is not None and not (path.parent / SECOND_VIEW).is_dir():
+        raise ValueError(
+            f"{path.parent} is not complete: it has no {SECOND_VIEW}/, its second view. Copy the whole folder again"
+        )
     return settings
 
 
@@ -97,6 +101,19 @@ def check_fit(tokenizer: Any, prior: Any, processor: ILTMImageProcessor) -> None
         raise ValueError(
             f"the image processor makes {processor.num_channels} x {processor.padded_size} pixels and a grid of {grid} codes, "
             f"the models take {tokenizer.config.in_channels} channels and a grid of {prior.config.grid_shape}"
+        )
+
+
+def check_views(processor: ILTMImageProcessor, prior: Any, theirs: ILTMImageProcessor, their_prior: Any) -> None:
+    """Raises ValueError unless a pipeline with these parts, of features, can have a second view by one with those, of pixels."""
+    if not isinstance(prior, PositionPriorModel) or not isinstance(their_prior, PerformerPriorModel):
+        raise ValueError("a second view is a pipeline on pixels within one on features")
+    own, other = processor.padded_size, theirs.padded_size
+    fits = len(own) == len(other) and not any(side % small for side, small in zip(own, other, strict=True))
+    if not fits or processor.num_channels != theirs.num_channels:
+        raise ValueError(
+            f"the second view has images of {theirs.num_channels} x {other}: these do not divide the {processor.num_channels} x "
+            f"{own} of the first"
         )
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from iltm_anomaly.hub.cards import MARKER, load_results, render_card
 from iltm_anomaly.hub.checks import REPORT, belongs, check_folder, check_shape, read_json
 from iltm_anomaly.hub.data_sources import public_name
-from iltm_anomaly.hub.folders import PIPELINE_FILES, check_repo_id
+from iltm_anomaly.hub.folders import PIPELINE_FILES, SECOND_VIEW, check_repo_id
 from iltm_anomaly.hub.parts import expected_classes, read_calibration
 
 # Nothing but these ever goes up: no data, no checkpoints, no logs.
@@ -101,6 +101,9 @@ def plan_upload(
     if (folder / "model_index.json").is_file():
         check_folder(folder, expected_classes(folder))
         read_calibration(folder / "calibration.json")
+        if (view := folder / SECOND_VIEW).is_dir():
+            check_folder(view, expected_classes(view))
+            read_calibration(view / "calibration.json")
         plan = UploadPlan(repo_id, "model")
     elif sdk:
         plan = UploadPlan(repo_id, "space", space_sdk=sdk)
@@ -119,7 +122,9 @@ def plan_upload(
             else:
                 plan.left_out.append(name)
     if plan.repo_type == "model":
-        plan.files["training_report.json"] = _public_report(folder / "training_report.json")
+        for name in ("training_report.json", f"{SECOND_VIEW}/training_report.json"):
+            if name in plan.files:
+                plan.files[name] = _public_report(folder / name)
         plan.files |= _card_files(folder, repo_id, results or [], picture, tags)
     elif results or picture or tags:
         raise ValueError("results, tags and a picture belong to the card of a pipeline; a Space has its own README.md")

@@ -5,10 +5,11 @@ from typing import Annotated, Any
 
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
-from pydantic import Field, StrictBool, StrictFloat, StrictInt, model_validator
+from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, model_validator
 from pydantic.dataclasses import dataclass
 
 from iltm_anomaly.recipes.kinds import CONFIG, LEAST_TILE, AnyRecipe
+from iltm_anomaly.recipes.pixel_recipe import Recipe
 from iltm_anomaly.recipes.tables import TableOf
 from iltm_anomaly.tokenizers.features import FeatureTokenizerConfig
 
@@ -45,6 +46,11 @@ class FeatureRecipe(AnyRecipe):
     null takes images whole."""
     rounds: FeatureRoundsRecipe = field(default_factory=FeatureRoundsRecipe)
     """How tokens are weighted between rounds."""
+    pixels: Annotated[Recipe | None, BeforeValidator(lambda v: Recipe.from_dict(v) if isinstance(v, dict) else v)] = (
+        None
+    )
+    """A second view: a model on codes of pixels, trained on images in which the rounds rejected nothing, and added to the map.
+    Its `image_size` divides that of the features. null leaves it out."""
 
     @model_validator(mode="after")
     def _check_parts(self):
@@ -56,12 +62,19 @@ class FeatureRecipe(AnyRecipe):
         side = config.pixels_per_token
         if self.image_size < side or self.image_size % side:
             raise ValueError(f"recipe.image_size must be a positive multiple of {side}, got {self.image_size}")
+        if self.pixels is not None:
+            own = {"image_size": self.image_size, "num_channels": self.num_channels, "tile": None}
+            theirs = {name: getattr(self.pixels, name) for name in own}
+            if self.pixels.is_volumetric or own["image_size"] % theirs["image_size"]:
+                raise ValueError(f"recipe.pixels.image_size must divide {self.image_size}, got {theirs['image_size']}")
+            if wrong := next((name for name in ("num_channels", "tile") if own[name] != theirs[name]), None):
+                raise ValueError(f"recipe.pixels.{wrong} must be {own[wrong]}, got {theirs[wrong]}")
         return self
 
     # What a run asks of any recipe
     is_volumetric = False
     volume = None
-    mixed_precision = "no"
+    mixed_precision = property(lambda self: "no" if self.pixels is None else self.pixels.mixed_precision)
     resample = Image.Resampling.BILINEAR  # what Lanczos adds to edges of enlarged images, fine tokens see
     augmentation = property(lambda self: {})
     inference = property(lambda self: {})

@@ -14,7 +14,7 @@ from accelerate.tracking import GeneralTracker, get_available_trackers
 from accelerate.utils import broadcast_object_list
 
 from iltm_anomaly.recipes.feature_recipe import FeatureRecipe
-from iltm_anomaly.recipes.recipe import Recipe
+from iltm_anomaly.recipes.pixel_recipe import Recipe
 from iltm_anomaly.training.precision import faster_precision
 from iltm_anomaly.training.run_folder import RunFolderError, read_record
 
@@ -88,8 +88,9 @@ def _launched(recipe: Recipe) -> str | None:
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if asked == "no":
         return None
-    if isinstance(recipe, FeatureRecipe) or asked not in ("bf16", "fp16"):
-        what = "a run on features optimises no network" if isinstance(recipe, FeatureRecipe) else "it does not train"
+    is_fitted = isinstance(recipe, FeatureRecipe) and recipe.pixels is None
+    if is_fitted or asked not in ("bf16", "fp16"):
+        what = "a run on features optimises no network" if is_fitted else "it does not train"
         raise ValueError(f"accelerate asks for mixed_precision {asked}, but {what}: launch with --mixed_precision no")
     return asked
 
@@ -104,7 +105,7 @@ def _chosen(recipe: Recipe, output: Path, state: PartialState) -> str:
         if sittings:
             found = [sittings[-1].get("precision")]
         elif _has_precision(state.device, "bf16"):
-            found = [faster_precision(recipe, state.device)]
+            found = [faster_precision(getattr(recipe, "pixels", recipe), state.device)]
     return broadcast_object_list(found)[0] or "no"
 
 

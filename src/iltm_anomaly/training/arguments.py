@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from iltm_anomaly.recipes.feature_recipe import FeatureRecipe
-from iltm_anomaly.recipes.recipe import Recipe
+from iltm_anomaly.recipes.pixel_recipe import Recipe
 from iltm_anomaly.recipes.uptake_recipe import UptakeRecipe
 
 

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from iltm_anomaly.recipes.recipe import StageRecipe
+from iltm_anomaly.recipes.pixel_recipe import StageRecipe
 from iltm_anomaly.seeds import sample_seed
 
 

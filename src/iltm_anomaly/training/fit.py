@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from iltm_anomaly.progress import progress
-from iltm_anomaly.recipes.recipe import StageRecipe
+from iltm_anomaly.recipes.pixel_recipe import StageRecipe
 from iltm_anomaly.seeds import sample_seed
 from iltm_anomaly.training.batches import Loader, StepInputs, batch_indices, split_step, steps_per_epoch, total_steps
 from iltm_anomaly.training.loop_settings import LoopSettings

@@ -12,7 +12,7 @@ import numpy as np
 from iltm_anomaly.data.cache import CacheDamagedError, CacheWriteError, PixelCache, build_cache, difference
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.progress import progress
-from iltm_anomaly.recipes.recipe import Recipe
+from iltm_anomaly.recipes.pixel_recipe import Recipe
 from iltm_anomaly.tiles import cut_images
 from iltm_anomaly.tokenizers.vqvae import VQVAEConfig
 from iltm_anomaly.training.checkpoint import CheckpointError

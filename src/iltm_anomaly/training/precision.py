@@ -5,7 +5,7 @@ import time
 import torch
 from torch import Tensor
 
-from iltm_anomaly.recipes.recipe import Recipe
+from iltm_anomaly.recipes.pixel_recipe import Recipe
 from iltm_anomaly.tokenizers.vqvae import VQVAEConfig, VQVAEModel
 
 STEPS = 3  # of training that are timed in each precision, in turn; the fastest counts

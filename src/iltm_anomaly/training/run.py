@@ -1,33 +1,38 @@
 """A whole training run: tokenizer, rounds of the prior, calibration, pipeline folder. Every part can be resumed."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor
 
 from iltm_anomaly.calibration import calibration_images, explained_share
 from iltm_anomaly.data.cache import PixelCache
+from iltm_anomaly.feature_map import looks_good
+from iltm_anomaly.hub.folders import SECOND_VIEW
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.proportions import KEY, Watched, is_far
 from iltm_anomaly.provenance import provenance
 from iltm_anomaly.recipes.feature_recipe import FeatureRecipe
-from iltm_anomaly.recipes.recipe import Recipe
+from iltm_anomaly.recipes.pixel_recipe import Recipe
 from iltm_anomaly.recipes.retired import REFUSED
 from iltm_anomaly.recipes.uptake_recipe import UptakeRecipe
+from iltm_anomaly.second_view import EFFORT, calibrate, map_of_pixels, shrunk
 from iltm_anomaly.settings import InferenceSettings
 from iltm_anomaly.training.checkpoint import check_writable, fill_folder, load_json, remove_checkpoint
 from iltm_anomaly.training.context import RunContext
-from iltm_anomaly.training.features import fit_features
+from iltm_anomaly.training.features import IMAGES_AT_ONCE, fit_features
 from iltm_anomaly.training.fit_tokenizer import fit_tokenizer
 from iltm_anomaly.training.pixels import load_pixels
 from iltm_anomaly.training.processes import on_main
 from iltm_anomaly.training.rounds import fit_rounds
 from iltm_anomaly.training.run_folder import flat
-from iltm_anomaly.training.suspects import report_masked
+from iltm_anomaly.training.suspects import names_of, report_masked, weights_of
 from iltm_anomaly.training.tracking import RunLog
 from iltm_anomaly.training.uptake import fit_uptake
 
@@ -107,6 +112,10 @@ class TrainingRun(RunContext):
         if fit_calibrated is not None:
             pipeline, rounds = fit_calibrated(self, pixels, processor)
             seconds = rounds
+            if getattr(self.recipe, "pixels", None) is not None:
+                view = self._second_view(pixels, rounds[-1]["round"], data)
+                on_main(self.accelerator, lambda: self._combine(pipeline, view, pixels))
+                seconds = [*rounds, {"seconds": view.training_report["training_seconds"]}]
         else:
             tokenizer, stage1 = fit_tokenizer(self, pixels)
             prior, rounds = fit_rounds(self, tokenizer, pixels, follows=stage1["weights_sha256"])
@@ -118,6 +127,39 @@ class TrainingRun(RunContext):
         pipeline.training_report |= about | {"rounds": rounds, "training_seconds": total}
         on_main(self.accelerator, lambda: self._finish(pipeline, pixels, model_folder))
         return model_folder
+
+    def _second_view(self, pixels: PixelCache, last: int, data: dict[str, Any]) -> ILTMAnomalyPipeline:
+        """A pipeline on pixels, trained in a run of its own within the folder, on the images in which round `last` rejected
+        nothing (all, where it did so in most)."""
+        weights = weights_of(self.output / "rounds" / f"round_{last}")
+        assert weights is not None  # of every round on features
+        kept = looks_good((weights > 0.5).flatten(1).all(1)).nonzero().flatten().tolist()
+        recipe, names = self.recipe.pixels, names_of(pixels)
+
+        def images() -> Iterator[Image.Image]:
+            for number in kept:
+                small = shrunk(pixels[number].float()[None], (recipe.image_size,) * 2)[0].round().byte()
+                image = Image.fromarray(small.permute(1, 2, 0).squeeze(2).numpy())
+                image.filename = names[number]  # type: ignore[attr-defined]
+                yield image
+
+        logger.info("second view: %d of %d images, in which nothing was rejected", len(kept), len(pixels))
+        run = TrainingRun(
+            recipe, self.output / SECOND_VIEW, self.seed, self.accelerator, self.show_progress, self.checkpoint_seconds
+        )
+        source, is_begun = f"{pixels.digest} {kept}", (run.output / "run.json").exists()
+        folder = run.train(images(), lambda: data, resume=is_begun, source=lambda: source)
+        return ILTMAnomalyPipeline.from_pretrained(folder, device=self.device)
+
+    def _combine(self, pipeline: ILTMAnomalyPipeline, view: ILTMAnomalyPipeline, pixels: PixelCache) -> None:
+        """Gives a pipeline on features its second view, on the scale of the first."""
+        pipeline.to(self.device)
+        own, theirs = [], []
+        for batch in calibration_images(pixels, self.seed).split(IMAGES_AT_ONCE):
+            own += pipeline.score_batch(batch, pipeline.settings.at(EFFORT), 0)[0]
+            theirs.append(map_of_pixels(view, batch.to(self.device)))
+        calibrate(torch.stack(own), torch.cat(theirs), pipeline.settings)
+        pipeline.pixels = view
 
     def _finish(self, pipeline: ILTMAnomalyPipeline, pixels: PixelCache, folder: Path) -> None:
         """Calibrates the pipeline on the training images and saves it."""
@@ -159,7 +201,7 @@ def warn_of_junk(pipeline: ILTMAnomalyPipeline, images: Tensor) -> None:
     if len(images) > 1 and share < LEAST_EXPLAINED:
         logger.warning(
             "the tokenizer draws its own training images hardly better than their mean does (it explains %.0f %% of what they "
-            "differ by): the model is of no use. Train it longer (--set stage1.epochs=...), or take --preset features",
+            "differ by): the model is of no use. Train its stage1 longer (--set stage1.epochs=...), or take --preset features",
             100 * share,
         )
 

@@ -26,7 +26,8 @@ from accelerate import Accelerator
 from iltm_anomaly.hub.checks import REPORT, check_shape
 from iltm_anomaly.locks import LOCK_FILE, locked
 from iltm_anomaly.provenance import provenance
-from iltm_anomaly.recipes.recipe import Recipe, recipe_from_dict
+from iltm_anomaly.recipes.pixel_recipe import Recipe
+from iltm_anomaly.recipes.recipe import recipe_from_dict
 from iltm_anomaly.training.checkpoint import load_checkpoint, load_json, save_checkpoint, write_atomically, write_json
 from iltm_anomaly.training.processes import on_main
 from iltm_anomaly.training.stage import Stage

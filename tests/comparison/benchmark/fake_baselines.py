@@ -11,7 +11,7 @@ from iltm_anomaly.comparison.baselines.methods import BASELINES, METHODS
 from iltm_anomaly.comparison.baselines.modeling import BaselineRecipe
 from iltm_anomaly.comparison.baselines.round_zero import load_round_zero
 from iltm_anomaly.comparison.benchmark import dry_run, runner
-from iltm_anomaly.recipes.recipe import StageRecipe
+from iltm_anomaly.recipes.pixel_recipe import StageRecipe
 
 NAMES = ("mean_image", "autoencoder", "vae", "cutpaste", "nsa", "patchcore", "patchcore_coreset", "softpatch")
 

@@ -17,7 +17,7 @@ from iltm_anomaly.comparison.baselines.modeling import (
     BaselineModel,
     BaselineRecipe,
 )
-from iltm_anomaly.recipes.recipe import StageRecipe
+from iltm_anomaly.recipes.pixel_recipe import StageRecipe
 
 BOTTLENECK_SIDE = 8  # pixels of the smallest feature map
 LEAK = 0.3  # slope of LeakyReLU below 0: the default of Keras, which the source uses

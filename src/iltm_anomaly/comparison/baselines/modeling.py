@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 
 from iltm_anomaly.modeling import SafetensorsModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
-from iltm_anomaly.recipes.recipe import StageRecipe
+from iltm_anomaly.recipes.pixel_recipe import StageRecipe
 from iltm_anomaly.scoring import smooth
 
 MAX_SIDE = 4096  # pixels of an image's side; a configuration that claims more is a mistake or malice

@@ -28,7 +28,7 @@ from iltm_anomaly.comparison.baselines.modeling import (
 from iltm_anomaly.comparison.baselines.resnet import ResNetBaselineConfig, ResNetBaselineModel, narrow
 from iltm_anomaly.data.augmentation import AugmentationConfig, augment
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
-from iltm_anomaly.recipes.recipe import StageRecipe
+from iltm_anomaly.recipes.pixel_recipe import StageRecipe
 from iltm_anomaly.seeds import sample_seed
 from iltm_anomaly.tokenizers.features.backbones import imagenet_normalized
 

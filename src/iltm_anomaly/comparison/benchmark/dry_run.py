@@ -18,7 +18,8 @@ from iltm_anomaly.comparison.benchmark.cells import is_finished
 from iltm_anomaly.comparison.benchmark.plan import OWN_SCHEDULE, Group, Plan, digest_of
 from iltm_anomaly.prior import PerformerPriorConfig, PerformerPriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
-from iltm_anomaly.recipes.recipe import Recipe, StageRecipe, load_recipe
+from iltm_anomaly.recipes.pixel_recipe import Recipe, StageRecipe
+from iltm_anomaly.recipes.recipe import load_recipe
 from iltm_anomaly.tokenizers.features import FeatureTokenizerModel
 from iltm_anomaly.tokenizers.vqvae import VQVAEConfig, VQVAEModel
 from iltm_anomaly.training.batches import total_steps

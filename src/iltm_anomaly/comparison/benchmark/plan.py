@@ -26,7 +26,8 @@ from iltm_anomaly.data.layout import is_category, list_categories
 from iltm_anomaly.data.mvtec import load_mvtec
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.recipes.feature_recipe import FeatureRecipe
-from iltm_anomaly.recipes.recipe import Recipe, load_recipe
+from iltm_anomaly.recipes.pixel_recipe import Recipe
+from iltm_anomaly.recipes.recipe import load_recipe
 from iltm_anomaly.settings import InferenceSettings
 from iltm_anomaly.training.bounds import check_sizes
 from iltm_anomaly.training.checkpoint import file_digest
