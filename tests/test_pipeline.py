@@ -151,9 +151,15 @@ def test_save_and_reload_is_bit_equal(pipeline, images, tmp_path):
         "tokenizer",
         "prior",
         "image_processor",
+        "inference_config.json",
         "calibration.json",
         "training_report.json",
     }
+    chosen, measured = (
+        json.loads((tmp_path / "model" / f"{name}.json").read_text()) for name in ("inference_config", "calibration")
+    )
+    assert measured.keys() == {"surprise_limit", "score_threshold", "threshold_at_fast", "threshold_at_score"}
+    assert chosen | measured == vars(pipeline.settings) and not chosen.keys() & measured.keys()
     after = ILTMAnomalyPipeline.from_pretrained(tmp_path / "model")(images)
     assert torch.equal(before.scores, after.scores)
     for one, two in zip(before.anomaly_maps, after.anomaly_maps, strict=True):

@@ -5,13 +5,16 @@ from pathlib import Path
 import huggingface_hub  # what is of it is imported with its first use
 from huggingface_hub.utils import validate_repo_id
 
+SETTINGS_FILE = "inference_config.json"  # what somebody chose
+CALIBRATION_FILE = "calibration.json"  # what was measured; in folders of earlier versions the settings too
 NOISE_FILE = "calibration.safetensors"
 
 # The files of a pipeline of ILTM or of a baseline. Nothing else is downloaded or read. Version 0.1 wrote vqvae/ for tokenizer/.
 PIPELINE_FILES = (
     "model_index.json",
     "config.json",
-    "calibration.json",
+    SETTINGS_FILE,
+    CALIBRATION_FILE,
     NOISE_FILE,
     "training_report.json",
     "README.md",

@@ -17,7 +17,7 @@ from iltm_anomaly.hub.cards import MARKER, load_results, render_card
 from iltm_anomaly.hub.checks import REPORT, belongs, check_folder, check_shape, read_json
 from iltm_anomaly.hub.data_sources import public_name
 from iltm_anomaly.hub.folders import PIPELINE_FILES, check_repo_id
-from iltm_anomaly.hub.parts import expected_classes, read_calibration
+from iltm_anomaly.hub.parts import expected_classes, read_folder_settings
 
 # Nothing but these ever goes up: no data, no checkpoints, no logs.
 MODEL_FILES = (*PIPELINE_FILES, "picture.png", ".eval_results/*.yaml")
@@ -100,7 +100,7 @@ def plan_upload(
     folder, sdk = Path(folder), space_sdk(Path(folder))
     if (folder / "model_index.json").is_file():
         check_folder(folder, expected_classes(folder))
-        read_calibration(folder / "calibration.json")
+        read_folder_settings(folder)
         plan = UploadPlan(repo_id, "model")
     elif sdk:
         plan = UploadPlan(repo_id, "space", space_sdk=sdk)
