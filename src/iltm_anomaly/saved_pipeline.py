@@ -86,13 +86,17 @@ class SavedPipeline:
     def to(
         self, device: str | torch.device | torch.dtype | None = None, dtype: torch.dtype | str | None = None
     ) -> Self:
-        """Moves all models to a device, or to a type: `pipe.to("cuda")`, `pipe.to(torch.float16)`, `pipe.to("cuda", "float16")`.
+        """Moves all models to a device, a type or both: `pipe.to("cuda")`, `pipe.to(torch.float16)` or `pipe.to("float16")`,
+        `pipe.to("cuda", "float16")`.
 
         Raises:
-            ValueError: if `dtype` is neither float32 nor float16.
+            ValueError: if `dtype` is neither float32 nor float16, or two types are given.
         """
-        if isinstance(device, torch.dtype):
-            device, dtype = None, device
+        named = getattr(torch, device.removeprefix("torch."), None) if isinstance(device, str) else device
+        if isinstance(named, torch.dtype):
+            if dtype is not None:
+                raise ValueError(f"two types, {device} and {dtype}: give one, or a device before it")
+            device, dtype = None, named
         dtype = _as_dtype(dtype)
         for model in self.models:
             model.to(device=device, dtype=dtype)
