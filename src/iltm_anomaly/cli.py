@@ -250,7 +250,7 @@ def add_push_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="run folder, pipeline folder, or folder of a Space or metric")
     add("repo_id", metavar="REPO_ID", help="owner/name on the Hub; made if it does not exist")
-    add("--dry-run", action="store_true", help="list exactly what would go up, and send nothing")
+    add("--dry-run", action="store_true", help="show the card, list exactly what would go up, and send nothing")
     add("--private", action="store_true", help="make the repository private, if it is made")
     results = (
         "what evaluate has written, for the model card, one file a seed (default: evaluation/results.json of the run)"
@@ -267,9 +267,11 @@ def run_push(arguments: argparse.Namespace) -> None:
 
     results = arguments.results or results_of(arguments.model)
     plan = plan_upload(model_folder(arguments.model), arguments.repo_id, results, arguments.picture)
+    if arguments.dry_run:
+        print(plan.card())
     print(plan.describe())
     if arguments.dry_run:
-        print("dry run: nothing was sent")
+        print("dry run: nothing was sent; above is what README.md, the card, says")
     else:
         print(upload(plan, private=arguments.private or None, revision=arguments.revision))
 

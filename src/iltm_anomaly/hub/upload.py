@@ -71,6 +71,11 @@ class UploadPlan:
         lines += [f"    left here  {path}" for path in self.left_out]
         return "\n".join(lines)
 
+    def card(self) -> str:
+        """The text of README.md; empty if there is none."""
+        content = self.files.get("README.md", b"")
+        return (content if isinstance(content, bytes) else content.read_bytes()).decode(errors="replace")
+
 
 def _size(content: Path | bytes) -> int:
     return len(content) if isinstance(content, bytes) else content.stat().st_size
