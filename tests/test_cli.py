@@ -418,7 +418,7 @@ def test_values_of_the_recipe_on_the_command_line(data, recipe, tmp_path):
     assert train(data, recipe, tmp_path / "run", *more) == 0
     report = json.loads((tmp_path / "run" / "model" / "training_report.json").read_text())
     assert report["stage1"]["steps"] == 2 and len(report["rounds"]) == 1
-    assert json.loads((tmp_path / "run" / "model" / "calibration.json").read_text())["num_samples"] == 3
+    assert json.loads((tmp_path / "run" / "model" / "inference_config.json").read_text())["num_samples"] == 3
     assert train(data, tmp_path / "run" / "recipe.yaml", tmp_path / "run", "--resume") == 0, (
         "what is saved is read again"
     )

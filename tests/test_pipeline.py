@@ -151,9 +151,15 @@ def test_save_and_reload_is_bit_equal(pipeline, images, tmp_path):
         "tokenizer",
         "prior",
         "image_processor",
+        "inference_config.json",
         "calibration.json",
         "training_report.json",
     }
+    chosen, measured = (
+        json.loads((tmp_path / "model" / f"{name}.json").read_text()) for name in ("inference_config", "calibration")
+    )
+    assert measured.keys() == {"surprise_limit", "score_threshold", "threshold_at_fast", "threshold_at_score"}
+    assert chosen | measured == vars(pipeline.settings) and not chosen.keys() & measured.keys()
     after = ILTMAnomalyPipeline.from_pretrained(tmp_path / "model")(images)
     assert torch.equal(before.scores, after.scores)
     for one, two in zip(before.anomaly_maps, after.anomaly_maps, strict=True):
@@ -326,6 +332,15 @@ def test_types_parts_and_folders_are_named_as_those_of_any_pipeline(tmp_path):
     assert {model.dtype for model in half.models} == {torch.float16}
     assert {model.dtype for model in half.to(torch.float32).models} == {torch.float32}
     assert {model.dtype for model in half.to("cpu", "float16").models} == {torch.float16}
+    assert {model.dtype for model in half.to("float32").models} == {torch.float32}
+    assert {model.dtype for model in half.to("torch.float16").models} == {torch.float16}
+    for words, said in (
+        (("bfloat16",), "does not compute in torch.bfloat16"),
+        (("float16", "float32"), "two types, float16 and float32: give one, or a device before it"),
+        ((torch.float16, torch.float32), "two types"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            half.to(*words)
     assert {model.dtype for model in load(dtype="auto").models} == {torch.float32}
     assert load(prior=half.prior).prior is half.prior
     for device_map in ("cpu", "auto", {"": "cpu"}, torch.device("cpu")):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from iltm_anomaly import __version__
 from iltm_anomaly.cli_benchmark import PROTOCOL_HELP, PROTOCOLS, add_benchmark_arguments, run_benchmark
+from iltm_anomaly.colours import PaintedLevels, painted
 
 IS_MAIN_PROCESS = os.environ.get("RANK", "0") == "0"  # of those that a launcher started, if one did
 MOST_FAILED = 20  # images that are listed at the end of `detect`
@@ -249,7 +250,7 @@ def add_push_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="run folder, pipeline folder, or folder of a Space or metric")
     add("repo_id", metavar="REPO_ID", help="owner/name on the Hub; made if it does not exist")
-    add("--dry-run", action="store_true", help="list exactly what would go up, and send nothing")
+    add("--dry-run", action="store_true", help="show the card, list exactly what would go up, and send nothing")
     add("--private", action="store_true", help="make the repository private, if it is made")
     results = (
         "what evaluate has written, for the model card, one file a seed (default: evaluation/results.json of the run)"
@@ -266,9 +267,11 @@ def run_push(arguments: argparse.Namespace) -> None:
 
     results = arguments.results or results_of(arguments.model)
     plan = plan_upload(model_folder(arguments.model), arguments.repo_id, results, arguments.picture)
+    if arguments.dry_run:
+        print(plan.card())
     print(plan.describe())
     if arguments.dry_run:
-        print("dry run: nothing was sent")
+        print("dry run: nothing was sent; above is what README.md, the card, says")
     else:
         print(upload(plan, private=arguments.private or None, revision=arguments.revision))
 
@@ -335,7 +338,9 @@ def main(argv: list[str] | None = None) -> int:
     level = logging.INFO if arguments.show_progress else logging.WARNING
     if not IS_MAIN_PROCESS:  # what one of many processes has to say is said once
         level = logging.ERROR
-    logging.basicConfig(level=level, format="%(levelname)s %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PaintedLevels(sys.stderr))
+    logging.basicConfig(level=level, handlers=[handler])
     try:
         check(arguments)
         quiet_libraries()
@@ -347,7 +352,8 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(error, MemoryError | OverflowError):  # which often say nothing, or not of what
             what = "the memory is too small" if isinstance(error, MemoryError) else "a number is too large"
             said = f"{what} for what was asked ({said or type(error).__name__}): give smaller images, sizes or batches"
-        print(f"iltm-anomaly {arguments.command}: {said}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr)
+        name = painted(f"iltm-anomaly {arguments.command}:", logging.ERROR, sys.stderr)
+        print(f"{name} {said}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(

@@ -24,7 +24,7 @@ from iltm_anomaly.hub.parts import (
     check_views,
     expected_classes,
     needs_noise,
-    read_calibration,
+    read_folder_settings,
     read_noise,
 )
 from iltm_anomaly.modeling import share_tensors
@@ -308,8 +308,8 @@ class ILTMAnomalyPipeline(SavedPipeline):
         return expected_classes(folder)
 
     @classmethod
-    def read_settings(cls, path: Path) -> Settings:
-        return read_calibration(path)
+    def read_settings(cls, folder: Path) -> Settings:
+        return read_folder_settings(folder)
 
     def save_extra_files(self, folder: Path) -> None:
         """`noise`, and what makes `transformers.pipeline` take the folder. What another pipeline has left there goes.

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -12,18 +11,20 @@ from transformers import PreTrainedModel
 
 from iltm_anomaly import __version__
 from iltm_anomaly.hub.checks import check_finite, check_folder, read_json
-from iltm_anomaly.hub.folders import local_folder
+from iltm_anomaly.hub.folders import CALIBRATION_FILE, SETTINGS_FILE, local_folder
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.progress import progress
+from iltm_anomaly.settings import chosen_and_measured
 
 
 class SavedPipeline:
     """Parts with `save_pretrained` and `from_pretrained` (models and an image processor), the settings that calibration has
     found, and the report of their training.
 
-    A folder has one sub-folder per part, model_index.json with the parts' classes, calibration.json with the settings, and
-    training_report.json. A subclass lists its parts in `part_names`. Its constructor takes them under these names, and `settings`
-    and `training_report` besides, and sets each as an attribute of the same name.
+    A folder has one sub-folder per part, model_index.json with the parts' classes, inference_config.json with the settings that
+    somebody chose, if there are any, calibration.json with those that were measured, and training_report.json. A subclass lists
+    its parts in `part_names`. Its constructor takes them under these names, and `settings` and `training_report` besides, and
+    sets each as an attribute of the same name.
 
     Attributes:
         part_names: names of the parts, which are attributes, sub-folders and arguments of the constructor at once.
@@ -52,11 +53,11 @@ class SavedPipeline:
         raise NotImplementedError
 
     @classmethod
-    def read_settings(cls, path: Path) -> Any:
-        """The settings in a calibration.json.
+    def read_settings(cls, folder: Path) -> Any:
+        """The settings in a folder of such a pipeline.
 
         Raises:
-            ValueError: if it holds anything else.
+            ValueError: if its files hold anything else.
         """
         raise NotImplementedError
 
@@ -85,13 +86,17 @@ class SavedPipeline:
     def to(
         self, device: str | torch.device | torch.dtype | None = None, dtype: torch.dtype | str | None = None
     ) -> Self:
-        """Moves all models to a device, or to a type: `pipe.to("cuda")`, `pipe.to(torch.float16)`, `pipe.to("cuda", "float16")`.
+        """Moves all models to a device, a type or both: `pipe.to("cuda")`, `pipe.to(torch.float16)` or `pipe.to("float16")`,
+        `pipe.to("cuda", "float16")`.
 
         Raises:
-            ValueError: if `dtype` is neither float32 nor float16.
+            ValueError: if `dtype` is neither float32 nor float16, or two types are given.
         """
-        if isinstance(device, torch.dtype):
-            device, dtype = None, device
+        named = getattr(torch, device.removeprefix("torch."), None) if isinstance(device, str) else device
+        if isinstance(named, torch.dtype):
+            if dtype is not None:
+                raise ValueError(f"two types, {device} and {dtype}: give one, or a device before it")
+            device, dtype = None, named
         dtype = _as_dtype(dtype)
         for model in self.models:
             model.to(device=device, dtype=dtype)
@@ -119,7 +124,7 @@ class SavedPipeline:
             yield self.image_processor.preprocess(images[start : start + step])
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes model_index.json, one sub-folder per part, calibration.json and training_report.json."""
+        """Writes model_index.json, one sub-folder per part, the settings and training_report.json."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         index: dict[str, Any] = {"_class_name": type(self).__name__, "_version": __version__}
@@ -127,13 +132,16 @@ class SavedPipeline:
             part.save_pretrained(folder / name)
             index[name] = ["iltm_anomaly", type(part).__name__]
         self.save_extra_files(folder)
+        chosen, measured = chosen_and_measured(self.settings)
         documents = {
-            "model_index": index,
-            "calibration": asdict(self.settings),
-            "training_report": self.training_report,
+            "model_index.json": index,
+            SETTINGS_FILE: chosen,
+            CALIBRATION_FILE: measured,
+            "training_report.json": self.training_report,
         }
         for name, value in documents.items():
-            (folder / f"{name}.json").write_text(json.dumps(value, indent=2) + "\n")
+            if value or name != SETTINGS_FILE:  # of some methods nothing is chosen
+                (folder / name).write_text(json.dumps(value, indent=2) + "\n")
 
     @classmethod
     def from_pretrained(
@@ -181,7 +189,7 @@ class SavedPipeline:
         )
         classes = cls.part_classes(folder)
         check_folder(folder, classes)
-        settings = cls.read_settings(folder / "calibration.json")
+        settings = cls.read_settings(folder)
         report = read_json(folder / "training_report.json")
         named = {cls.older_names.get(name, name): (folder / name, part) for name, part in classes.items()}
         for name, part in ready.items():

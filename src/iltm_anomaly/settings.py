@@ -1,7 +1,7 @@
 """What a user may choose at inference."""
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -44,6 +44,27 @@ RANGES: dict[str, tuple[float, float]] = {
     "threshold_at_score": (-1e30, 1e30),
     "tile": (8, 1e6),
 }
+MEASURED = frozenset(
+    {
+        "surprise_limit",
+        "score_threshold",
+        "threshold_at_fast",
+        "threshold_at_score",
+        "code_scale",
+        "position_scale",
+        "usual_fine",
+        "usual_coarse",
+        "usual_detail",
+        "map_scale",
+        "sum_scale",
+        "sum_offset",
+        "usual_pixels",
+        "pixel_scale",
+        "token_limit",
+        "false_alarm_share",
+    }
+)
+"""Settings that calibration finds out from the training images, stored apart from those that somebody chose."""
 EFFORTS = ("full", "fast", "score")
 """What an image is worth: "full" is as the settings say, "fast" a few samples, "score" one pass of tokenizer and prior in which
 nothing is healed. Of features, where nothing is drawn, "score" leaves out the healed image alone."""
@@ -288,8 +309,15 @@ def _check_effort(effort: str) -> None:
         raise ValueError(f"effort must be one of {', '.join(EFFORTS)}, got {effort!r}")
 
 
+def chosen_and_measured(settings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings of any kind as plain data, those that were chosen and those that are `MEASURED`."""
+    values = asdict(settings)
+    measured = {name: values.pop(name) for name in list(values) if name in MEASURED}
+    return values, measured
+
+
 def read_settings(values: dict[str, Any], where: str | Path) -> Settings:
-    """The settings of any kind of pipeline from the plain data in its folder, `where`.
+    """The settings of any kind of pipeline from plain data that comes from `where`.
 
     Raises:
         ValueError: if a setting does not exist or is out of range.

@@ -15,7 +15,7 @@ from tiny_models import tiny_pipeline
 from transformers import AutoModel, pipeline
 
 from iltm_anomaly import ILTMAnomalyPipeline
-from iltm_anomaly.hub.parts import read_calibration
+from iltm_anomaly.hub.parts import read_folder_settings
 from iltm_anomaly.hub.upload import plan_upload
 from iltm_anomaly.output import NonFiniteScoreError
 from iltm_anomaly.settings import FeatureSettings, InferenceSettings
@@ -39,6 +39,7 @@ PRIOR = "prior/config.json"
 VQVAE = "tokenizer/config.json"
 HEAD = "tokenizer/model.safetensors"
 CALIBRATION = "calibration.json"
+SETTINGS = "inference_config.json"
 NOISE = "calibration.safetensors"
 PROCESSOR = "image_processor/preprocessor_config.json"
 
@@ -165,22 +166,33 @@ ATTACKS = {
     ),
     "10 GB by padding": (lambda f: edit(f / PROCESSOR, size_divisor=80_000), r"the image processor makes"),
     "endless sampling": (
-        lambda f: edit(f / CALIBRATION, num_samples=10**9),
+        lambda f: edit(f / SETTINGS, num_samples=10**9),
         r"'num_samples' must be a whole number",
     ),
     "no sampling": (
-        lambda f: edit(f / CALIBRATION, num_dropout_passes=-1),
+        lambda f: edit(f / SETTINGS, num_dropout_passes=-1),
         r"'num_dropout_passes' must be a whole number",
     ),
-    "endless filter": (lambda f: edit(f / CALIBRATION, smoothing=1e9), r"'smoothing' must be a number from 0 to 100"),
-    "no bandwidth": (lambda f: edit(f / CALIBRATION, bandwidth_floor=0.0), r"'bandwidth_floor' must be a number"),
-    "null setting": (lambda f: edit(f / CALIBRATION, likelihood_share=None), r"'likelihood_share' must be a number"),
+    "endless filter": (lambda f: edit(f / SETTINGS, smoothing=1e9), r"'smoothing' must be a number from 0 to 100"),
+    "no bandwidth": (lambda f: edit(f / SETTINGS, bandwidth_floor=0.0), r"'bandwidth_floor' must be a number"),
+    "null setting": (lambda f: edit(f / SETTINGS, likelihood_share=None), r"'likelihood_share' must be a number"),
     "NaN setting": (
         lambda f: edit(f / CALIBRATION, score_threshold=float("nan")),
         r"'score_threshold' must be a number",
     ),
     "huge number": (lambda f: edit(f / CALIBRATION, score_threshold=10**400), r"'score_threshold' must be a number"),
-    "unknown setting": (lambda f: edit(f / CALIBRATION, file="../x"), r"calibration.json has no setting 'file'"),
+    "unknown setting": (lambda f: edit(f / SETTINGS, file="../x"), r"inference_config.json has no setting 'file'"),
+    "unknown number": (lambda f: edit(f / CALIBRATION, file="../x"), r"calibration.json has no setting 'file'"),
+    "setting among what was measured": (
+        lambda f: edit(f / CALIBRATION, num_samples=3),
+        r"calibration.json has no setting 'num_samples'",
+    ),
+    "measured among the settings": (
+        lambda f: edit(f / SETTINGS, score_threshold=3.0),
+        r"inference_config.json has no setting 'score_threshold'",
+    ),
+    "no settings": (lambda f: (f / SETTINGS).unlink(), r"has no inference_config.json"),
+    "broken settings": (lambda f: (f / SETTINGS).write_text("{"), r"inference_config.json is not valid JSON"),
     "negative noise": (lambda f: save_file({"noise": torch.full((32, 32), -1.0)}, f / NOISE), r"is negative"),
     "NaN in the processor": (
         lambda f: edit(f / PROCESSOR, rescale_factor=float("nan")),
@@ -252,11 +264,11 @@ def test_a_folder_of_version_0_1_is_checked_too(folder, name):
 
 @pytest.mark.parametrize("settings", [FeatureSettings(score_threshold=1.0), InferenceSettings(score_threshold=1.0)])
 def test_what_the_threshold_needs_belongs_to_either_kind_of_folder(tmp_path, settings):
-    (tmp_path / CALIBRATION).write_text(json.dumps(asdict(settings)))
+    (tmp_path / CALIBRATION).write_text(json.dumps(asdict(settings)))  # of earlier versions
     with pytest.raises(ValueError, match="not complete"):
-        read_calibration(tmp_path / CALIBRATION)
+        read_folder_settings(tmp_path)
     (tmp_path / CALIBRATION).write_text(json.dumps(asdict(settings) | {"score_threshold": None}))
-    assert read_calibration(tmp_path / CALIBRATION).score_threshold is None
+    assert read_folder_settings(tmp_path).score_threshold is None
 
 
 def test_a_folder_without_its_noise_is_not_pushed(folder):

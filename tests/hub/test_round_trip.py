@@ -86,11 +86,13 @@ def test_readme_round_trip_is_bit_equal_online_and_offline(hub, work, tmp_path):
 
     pushed = run_shell(readme_block("bash"), folder)
     assert pushed.returncode == 0, pushed.stderr
-    dry, sent = pushed.stdout.split("dry run: nothing was sent\n")
-    assert sent.startswith(dry) and f"{hub.url}/{NAME}/commit/" in sent
+    dry, sent = pushed.stdout.split("dry run: nothing was sent; above is what README.md, the card, says\n")
+    card, files = re.split(rf"^(?=model {NAME}: )", dry, flags=re.MULTILINE)
+    assert sent.startswith(files) and f"{hub.url}/{NAME}/commit/" in sent
     tree = hub.repositories[NAME].commits[hub.repositories[NAME].branches["main"]]
+    assert card.strip() == tree["README.md"].content.decode().strip() and "pipeline_tag" in card
     listed = {
-        line.split()[1]: int(line.split()[0].replace(",", "")) for line in dry.splitlines()[1:] if "left" not in line
+        line.split()[1]: int(line.split()[0].replace(",", "")) for line in files.splitlines()[1:] if "left" not in line
     }
     assert {name: len(file.content) for name, file in tree.items() if name != ".gitattributes"} == listed
     assert len(hub.repositories[NAME].commits) == 2  # that of its creation, and one for all files
@@ -300,7 +302,8 @@ def test_a_push_never_takes_data_logs_or_secrets(run, tmp_path, capsys):
     assert left == [".env", "customer.png", "images.arrow", "stage.json"] and "nothing was sent" in nothing
     plan = plan_upload(model, NAME)
     assert plan.left_out == left and not {*left} & {*plan.files} and "README.md" in plan.files
-    assert {line.split()[-1] for line in listed[1:]} == {*left, *plan.files}
+    files = listed[next(number for number, line in enumerate(listed, 1) if line.startswith(f"model {NAME}: ")) :]
+    assert {line.split()[-1] for line in files} == {*left, *plan.files}
     report = json.loads((model / "training_report.json").read_text())
     (model / "training_report.json").write_text(json.dumps(report | {"note": "hf_" + "a" * 30}))
     with pytest.raises(ValueError, match=r"training_report.json line \d+ holds what looks like a Hugging Face token"):

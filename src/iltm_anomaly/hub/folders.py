@@ -5,6 +5,8 @@ from pathlib import Path
 import huggingface_hub  # what is of it is imported with its first use
 from huggingface_hub.utils import validate_repo_id
 
+SETTINGS_FILE = "inference_config.json"  # what somebody chose
+CALIBRATION_FILE = "calibration.json"  # what was measured; in folders of earlier versions the settings too
 NOISE_FILE = "calibration.safetensors"
 
 SECOND_VIEW = "pixels"  # a whole pipeline on pixels, within one on features
@@ -13,7 +15,8 @@ SECOND_VIEW = "pixels"  # a whole pipeline on pixels, within one on features
 ONE_VIEW = (
     "model_index.json",
     "config.json",
-    "calibration.json",
+    SETTINGS_FILE,
+    CALIBRATION_FILE,
     NOISE_FILE,
     "training_report.json",
     "README.md",

@@ -1,5 +1,6 @@
 """What a pipeline folder consists of, which of our classes each part is, and whether the parts fit each other."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from iltm_anomaly.hub.checks import Stored, check_finite, read_json, stored_tensors
-from iltm_anomaly.hub.folders import NOISE_FILE, SECOND_VIEW
+from iltm_anomaly.hub.folders import CALIBRATION_FILE, NOISE_FILE, SECOND_VIEW, SETTINGS_FILE
 from iltm_anomaly.prior import PerformerPriorModel, PositionPriorModel, TissuePriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
-from iltm_anomaly.settings import FeatureSettings, InferenceSettings, Settings, read_settings
+from iltm_anomaly.settings import MEASURED, FeatureSettings, InferenceSettings, Settings, read_settings
 from iltm_anomaly.tokenizers.features import FeatureTokenizerModel
 from iltm_anomaly.tokenizers.tissue import TissueTokenizerModel
 from iltm_anomaly.tokenizers.vqvae import VQVAEModel
@@ -54,22 +55,34 @@ def needs_noise(settings: Settings) -> bool:
     return uses_noise and settings.score_threshold is not None
 
 
-def read_calibration(path: Path) -> Settings:
-    """The settings in the calibration.json of a pipeline folder.
+def read_folder_settings(folder: Path) -> Settings:
+    """The settings of a pipeline folder: those chosen, and those measured; in folders of earlier versions one file has both.
 
     Raises:
-        ValueError: if it holds anything else, or the usual error of training images that they need is not beside it.
+        ValueError: if a file of them is not there or holds anything else, or the usual error of training images that they need is
+            not beside it.
     """
-    settings = read_settings(read_json(path), path)
-    if needs_noise(settings) and not (path.parent / NOISE_FILE).is_file():
+    path, chosen_path = folder / CALIBRATION_FILE, folder / SETTINGS_FILE
+    values = read_json(path)
+    if values.keys() <= MEASURED or chosen_path.exists():
+        chosen = read_json(chosen_path)
+        for file, misplaced in ((chosen_path, chosen.keys() & MEASURED), (path, values.keys() - MEASURED)):
+            if misplaced:
+                raise ValueError(
+                    f"{file} has no setting {min(misplaced)!r}: what was measured stands in {CALIBRATION_FILE}, what somebody "
+                    f"chose in {SETTINGS_FILE}"
+                )
+        values = asdict(read_settings(chosen, chosen_path)) | values
+    settings = read_settings(values, path)
+    if needs_noise(settings) and not (folder / NOISE_FILE).is_file():
         raise ValueError(
-            f"{path.parent} is not complete: it has no {NOISE_FILE}, without which the threshold in {path.name} calls good "
+            f"{folder} is not complete: it has no {NOISE_FILE}, without which the threshold in {path.name} calls good "
             "images abnormal. Copy the whole folder again; if it is the model of a run, remove it and continue the run with "
             "`iltm-anomaly train ... --resume`, which makes it anew"
         )
-    if getattr(settings, "pixel_scale", None) is not None and not (path.parent / SECOND_VIEW).is_dir():
+    if getattr(settings, "pixel_scale", None) is not None and not (folder / SECOND_VIEW).is_dir():
         raise ValueError(
-            f"{path.parent} is not complete: it has no {SECOND_VIEW}/, its second view. Copy the whole folder again"
+            f"{folder} is not complete: it has no {SECOND_VIEW}/, its second view. Copy the whole folder again"
         )
     return settings
 

@@ -17,7 +17,7 @@ from iltm_anomaly.hub.cards import MARKER, load_results, render_card
 from iltm_anomaly.hub.checks import REPORT, belongs, check_folder, check_shape, read_json
 from iltm_anomaly.hub.data_sources import public_name
 from iltm_anomaly.hub.folders import PIPELINE_FILES, SECOND_VIEW, check_repo_id
-from iltm_anomaly.hub.parts import expected_classes, read_calibration
+from iltm_anomaly.hub.parts import expected_classes, read_folder_settings
 
 # Nothing but these ever goes up: no data, no checkpoints, no logs.
 MODEL_FILES = (*PIPELINE_FILES, "picture.png", ".eval_results/*.yaml")
@@ -71,6 +71,11 @@ class UploadPlan:
         lines += [f"    left here  {path}" for path in self.left_out]
         return "\n".join(lines)
 
+    def card(self) -> str:
+        """The text of README.md; empty if there is none."""
+        content = self.files.get("README.md", b"")
+        return (content if isinstance(content, bytes) else content.read_bytes()).decode(errors="replace")
+
 
 def _size(content: Path | bytes) -> int:
     return len(content) if isinstance(content, bytes) else content.stat().st_size
@@ -100,10 +105,10 @@ def plan_upload(
     folder, sdk = Path(folder), space_sdk(Path(folder))
     if (folder / "model_index.json").is_file():
         check_folder(folder, expected_classes(folder))
-        read_calibration(folder / "calibration.json")
+        read_folder_settings(folder)
         if (view := folder / SECOND_VIEW).is_dir():
             check_folder(view, expected_classes(view))
-            read_calibration(view / "calibration.json")
+            read_folder_settings(view)
         plan = UploadPlan(repo_id, "model")
     elif sdk:
         plan = UploadPlan(repo_id, "space", space_sdk=sdk)

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,16 @@ from iltm_anomaly.calibration import calibration_images, explained_share
 from iltm_anomaly.data.cache import PixelCache
 from iltm_anomaly.feature_map import looks_good
 from iltm_anomaly.hub.folders import SECOND_VIEW
+from iltm_anomaly.hub.parts import read_folder_settings
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.proportions import KEY, Watched, is_far
 from iltm_anomaly.provenance import provenance
 from iltm_anomaly.recipes.feature_recipe import FeatureRecipe
 from iltm_anomaly.recipes.pixel_recipe import Recipe
-from iltm_anomaly.recipes.retired import REFUSED
 from iltm_anomaly.recipes.uptake_recipe import UptakeRecipe
 from iltm_anomaly.second_view import EFFORT, calibrate, map_of_pixels, shrunk
-from iltm_anomaly.settings import InferenceSettings
-from iltm_anomaly.training.checkpoint import check_writable, fill_folder, load_json, remove_checkpoint
+from iltm_anomaly.settings import InferenceSettings, chosen_and_measured
+from iltm_anomaly.training.checkpoint import check_writable, fill_folder, remove_checkpoint
 from iltm_anomaly.training.context import RunContext
 from iltm_anomaly.training.features import IMAGES_AT_ONCE, fit_features
 from iltm_anomaly.training.fit_tokenizer import fit_tokenizer
@@ -178,14 +177,14 @@ class TrainingRun(RunContext):
         """Whether a finished pipeline has the recipe's settings of inference, whatever calibration has added to them."""
         if not isinstance(self.recipe, Recipe):
             return True  # by the run itself
-        measured: dict[str, Any] = dict.fromkeys(REFUSED["inference"])
         try:
-            found = InferenceSettings.from_dict(load_json(model_folder / "calibration.json"))
-        except (OSError, ValueError, TypeError):
+            found = read_folder_settings(model_folder)
+        except ValueError:
             return False
-        if found.threshold_at_score is None:  # of version 0.1
+        expected = InferenceSettings(**self.recipe.inference, tile=self.recipe.tile)
+        if not isinstance(found, InferenceSettings) or found.threshold_at_score is None:  # of version 0.1
             return False
-        return replace(found, **measured) == replace(InferenceSettings(**self.recipe.inference), **measured)
+        return chosen_and_measured(found)[0] == chosen_and_measured(expected)[0]
 
     def _start_log(self) -> None:
         """Starts the run's own log, and the trackers that `make_accelerator` was asked for."""

@@ -295,7 +295,7 @@ def test_changed_settings_of_inference_score_again_and_train_nothing(
     shutil.copytree(finished[0], output)
     recorded = {}
     for path in (output / "runs").glob("*/iltm"):
-        path = path / "model" / "calibration.json"
+        path = path / "model" / "inference_config.json"
         values = json.loads(path.read_text())
         recorded[path] = values["likelihood_share"]
         path.write_text(json.dumps(values | {"likelihood_share": 0.9}))  # as of a version with another default

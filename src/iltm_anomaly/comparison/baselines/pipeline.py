@@ -13,6 +13,7 @@ from iltm_anomaly import masking
 from iltm_anomaly.comparison.baselines.methods import METHODS
 from iltm_anomaly.comparison.baselines.modeling import IMAGES_AT_ONCE, BaselineModel
 from iltm_anomaly.hub.checks import read_json
+from iltm_anomaly.hub.folders import CALIBRATION_FILE
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.progress import progress
 from iltm_anomaly.saved_pipeline import SavedPipeline
@@ -101,7 +102,8 @@ class BaselinePipeline(SavedPipeline):
         return {"model": MODEL_CLASSES[name], "image_processor": ILTMImageProcessor}
 
     @classmethod
-    def read_settings(cls, path: Path) -> BaselineSettings:
+    def read_settings(cls, folder: Path) -> BaselineSettings:
+        path = folder / CALIBRATION_FILE
         values = read_json(path)
         if set(values) != {"score_threshold"}:
             raise ValueError(f"{path} must hold score_threshold alone, got {sorted(values)}")

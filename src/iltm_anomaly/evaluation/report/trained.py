@@ -15,7 +15,7 @@ from iltm_anomaly.data.cache import PixelCache
 from iltm_anomaly.evaluation.report.content import Picture, Report, ReportRow, Training, picture
 from iltm_anomaly.evaluation.report.plots import Plot, Points, histogram, make_plot
 from iltm_anomaly.evaluation.report.usual import usual_of
-from iltm_anomaly.hub.folders import resolve_model_folder
+from iltm_anomaly.hub.folders import CALIBRATION_FILE, resolve_model_folder
 from iltm_anomaly.thresholds import TrainingScores
 from iltm_anomaly.training.checkpoint import load_json
 from iltm_anomaly.training.suspects import (
@@ -60,7 +60,7 @@ def read_run(folder: Path, most_pictures: int) -> Report:
     model = Path(resolve_model_folder(folder)[0])
     try:
         report = load_json(model / "training_report.json")
-        limit = load_json(model / "calibration.json").get("score_threshold")
+        limit = load_json(model / CALIBRATION_FILE).get("score_threshold")
         pixels = PixelCache(folder / "images.arrow")
         folders = {int(entry["round"]): folder / "rounds" / f"round_{entry['round']}" for entry in report["rounds"]}
         weights = {number: weights_of(path) for number, path in folders.items()}
