@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
 READY := $(VENV)/.ready
 export HF_HUB_OFFLINE := 1
 
@@ -10,14 +11,19 @@ export HF_HUB_OFFLINE := 1
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-# Installs the pinned versions once, and again when they change.
-$(READY): pyproject.toml constraints.txt
+# Installs the pinned versions once, and again when they change: the package, and for development its tools too.
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "installing iltm-anomaly and what it needs into $(VENV): some minutes, the most of it for torch"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --constraint constraints.txt --editable .
+	touch $@
+
+$(READY): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: $(READY)  ## train and test on a generated contaminated set; results and pictures in demo/
+demo: $(INSTALLED)  ## train and test on a generated contaminated set; results and pictures in demo/
 	$(BIN)/iltm-anomaly demo --output demo
 
 # Two at a time; tests of one file share what they have trained, and stay together.
@@ -55,7 +61,7 @@ test-space: $(SPACE)/.ready  ## the Space in a headless Chromium (apt-get instal
 page: $(SPACE)/.ready  ## the Space on this machine, with MODEL=demo/run, runs/mine, ...; by default its own model
 	$(SPACE)/bin/python space/app.py $(MODEL)
 
-weights: $(READY)  ## the Space's own model and examples, from generated images: space/model, some two minutes
+weights: $(INSTALLED)  ## the Space's own model and examples, from generated images: space/model, some two minutes
 	$(BIN)/python scripts/space_model.py
 
 fuzz: $(READY)  ## spoiled files and odd words through every door for SECONDS=600; prints the seed of every failure

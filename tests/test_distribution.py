@@ -1,5 +1,6 @@
 """Wheel and sdist, built as for PyPI from the files under version control, hold all that the package reads."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from iltm_anomaly import __version__
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BUILD = "from setuptools import build_meta as b; b.build_sdist('dist'); b.build_wheel('dist')"
@@ -41,6 +44,37 @@ def test_both_hold_every_file_of_the_package(built):
     with tarfile.open(source) as archive:
         held = {name.split("/", 1)[-1].removeprefix("src/") for name in archive.getnames()}
     assert files <= held and {"README.md", "LICENSE", "pyproject.toml"} <= held
+
+
+def test_the_wheel_alone_scores_and_has_the_command(built, tmp_path):
+    """Outside of the repository, without its `src` on the path; what it depends on is that of the tests."""
+    (wheel,) = built.glob("*.whl")
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", "site", wheel]
+    subprocess.run(install, cwd=tmp_path, check=True)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+
+    def run(*words: str) -> str:
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert run(sys.executable, "-c", "import iltm_anomaly as i; print(i.__file__)").startswith(str(tmp_path / "site"))
+    command = (sys.executable, "site/bin/iltm-anomaly")
+    assert run(*command, "--version").strip() == __version__
+    space = REPOSITORY / "space"
+    assert "1 scored, 1 abnormal" in run(
+        *command, "detect", space / "model", space / "examples" / "scratch.png", "--output", "found"
+    )
+
+
+def test_the_demo_is_installed_without_tools_of_development(tmp_path):
+    def planned(target: str) -> str:
+        command = ["make", "--dry-run", target, f"VENV={tmp_path}"]
+        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+
+    demo, test = planned("demo"), planned("test")
+    assert "--editable .\n" in demo and "[dev]" not in demo and "iltm-anomaly demo" in demo
+    assert "--editable .\n" in test and "[dev]" in test and "pytest" in test
 
 
 def test_the_lowest_constraints_are_the_lower_bounds_that_are_declared():

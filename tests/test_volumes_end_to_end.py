@@ -2,6 +2,8 @@
 
 import csv
 import json
+from functools import partial
+from unittest.mock import MagicMock
 
 import nibabel as nib
 import numpy as np
@@ -118,8 +120,9 @@ def test_detect_writes_maps_on_the_grid_of_the_input(root, tmp_path, capsys):
         list_inputs([root / "run"], volumes=True)
 
 
-def test_the_demo_of_volumes_leaves_what_it_says(tmp_path, capsys):
-    document = demo_volumes(tmp_path, preset="tiny-volumes", num_train=10, spacing=20)
+def test_the_demo_of_volumes_leaves_what_it_says(tmp_path, capsys, monkeypatch):
+    small = partial(demo_volumes, tmp_path, preset="tiny-volumes", num_train=10, spacing=20)
+    document = small()
     assert [entry["round"] for entry in document["results"]] == [0, 1]
     for entry in document["results"]:
         assert {"aupr", "best_dice", "aupro", "pixel_auroc", "lesion_sensitivity_at_2_fp"} <= entry.keys()
@@ -131,7 +134,15 @@ def test_the_demo_of_volumes_leaves_what_it_says(tmp_path, capsys):
     found = nib.load(next((tmp_path / "detected" / "maps").glob("*.nii.gz")))
     assert found.shape == scan.shape and np.array_equal(found.affine, scan.affine)
     assert np.asarray(Image.open(tmp_path / "gallery.png")).std() > 10
-    demo_volumes(tmp_path, preset="tiny-volumes", num_train=10, spacing=20)  # an earlier demo is replaced
+
+    trained = [(tmp_path / "run" / "run.json").stat().st_mtime_ns]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("iltm_anomaly.demo.evaluate_run", MagicMock(side_effect=KeyboardInterrupt))
+        small()
+    trained.append((tmp_path / "run" / "run.json").stat().st_mtime_ns)
+    assert trained[0] < trained[1] and not (tmp_path / "results.json").exists(), "a finished demo is replaced"
+    assert small()["results"][0]["aupr"] == document["results"][0]["aupr"]
+    assert (tmp_path / "run" / "run.json").stat().st_mtime_ns == trained[1], "an interrupted one is continued"
 
 
 def test_a_plain_folder_of_volumes_is_trained_on_as_it_is(root, tmp_path):

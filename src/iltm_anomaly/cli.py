@@ -153,7 +153,7 @@ def run_detect(arguments: argparse.Namespace) -> int:
     from iltm_anomaly.pipeline import ILTMAnomalyPipeline
     from iltm_anomaly.tiles import check_tile
 
-    folder, _ = resolve_model_folder(arguments.model)
+    folder, run = resolve_model_folder(arguments.model)
     pipeline = ILTMAnomalyPipeline.from_pretrained(folder, device=usable_device(arguments.device))
     if arguments.tile is not None:
         check_tile(arguments.tile or None)
@@ -168,7 +168,7 @@ def run_detect(arguments: argparse.Namespace) -> int:
     said = choose_threshold(pipeline, *limits, effort=arguments.effort)
     if IS_MAIN_PROCESS and arguments.show_progress:
         print(said)
-    chosen = {"save_maps": not arguments.no_maps, "show_progress": arguments.show_progress}
+    chosen = {"save_maps": not arguments.no_maps, "show_progress": arguments.show_progress, "run_folder": run}
     rows = detect(pipeline, arguments.inputs, arguments.output, arguments.batch_size, **chosen)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -234,7 +234,7 @@ def usable_device(name: str | None) -> str:
 def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--volumes", action="store_true", help="generated whole-body PET in place of images")
-    output = "an earlier demo there is replaced (default: demo, or demo_volumes)"
+    output = "an earlier demo there is replaced, or continued if it was interrupted (default: demo, or demo_volumes)"
     add("--output", type=Path, metavar="DIR", help=output)
     add("--seed", type=int, default=0, help="seed of everything random (default: 0)")
 
@@ -356,9 +356,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{name} {said}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "interrupted; --resume continues a training run, the same command detect or a benchmark", file=sys.stderr
-        )
+        print("interrupted; train goes on with --resume, all else with the same command", file=sys.stderr)
         return 130
 
 

@@ -13,7 +13,7 @@ from iltm_anomaly.synthetic.phantoms import write_phantoms
 from iltm_anomaly.training.arguments import TrainArguments
 from iltm_anomaly.training.train import train
 
-MARKER = ".iltm-anomaly-demo"
+MARKER = ".iltm-anomaly-demo"  # holds what is under way in the folder, nothing once it is finished
 
 
 def demo(output: Path, seed: int = 0, show_progress: bool = True) -> dict:
@@ -29,7 +29,7 @@ def demo(output: Path, seed: int = 0, show_progress: bool = True) -> dict:
     print(
         f"1. generating images of a part, {CONTAMINATION:.0%} for training with a fault that comes back: {output / 'data'}"
     )
-    _clear(output)
+    resume = _begin(output, f"images {seed}")
     # the generator mixes defects into training itself: nothing in `train` says which images they are
     dataset = generate_dataset(
         kind="part",
@@ -44,6 +44,7 @@ def demo(output: Path, seed: int = 0, show_progress: bool = True) -> dict:
     folder = write_mvtec_tree(dataset, output / "data", "part")
 
     arguments = TrainArguments(str(folder), output / "run", preset="demo", seed=seed, show_progress=show_progress)
+    arguments.resume = resume
     document = _train_and_evaluate(arguments, output)
     image = next(row["image"] for row in dataset["test"] if row["defect"] == "label_askew")
     path = output / "defective.png"
@@ -51,6 +52,7 @@ def demo(output: Path, seed: int = 0, show_progress: bool = True) -> dict:
     pipe = _load(output, "image", path)
     out = pipe(path)
     _print_verdict(pipe, float(out.scores[0]), bool(out.masks[0].any()))
+    (output / MARKER).write_text("")
     print(f"look at {output / 'report.html'}; of the training images at {output / 'run' / 'report.html'}")
     return document
 
@@ -77,7 +79,7 @@ def demo_volumes(
     print(
         f"1. generating whole-body FDG-PET phantoms, {CONTAMINATION:.0%} with lesions of one disease: {output / 'data'}"
     )
-    _clear(output)
+    resume = _begin(output, f"volumes {preset} {num_train} {spacing} {seed}")
     data = write_phantoms(
         output / "data",
         num_train,
@@ -90,13 +92,14 @@ def demo_volumes(
     )
 
     arguments = TrainArguments(
-        str(data), output / "run", volumes=True, preset=preset, seed=seed, show_progress=show_progress
+        str(data), output / "run", volumes=True, preset=preset, seed=seed, show_progress=show_progress, resume=resume
     )
     document = _train_and_evaluate(arguments, output)
     path = data / "test" / "lesion" / "000.nii.gz"
     pipe = _load(output, "volume", path)
     row = detect(pipe, [path], output / "detected", show_progress=False)[0]
     _print_verdict(pipe, float(row["score"]), bool(row["abnormal"]))
+    (output / MARKER).write_text("")
     print(f"look at {output / 'report.html'}; {output / 'detected' / row['map']} opens in any NIfTI viewer")
     return document
 
@@ -134,8 +137,8 @@ def _print_verdict(pipe: ILTMAnomalyPipeline, score: float, abnormal: bool) -> N
         )
 
 
-def _clear(output: Path) -> None:
-    """Empties the folder of an earlier demo, and no other.
+def _begin(output: Path, what: str) -> bool:
+    """Whether the folder holds the same demo, which was interrupted and is to be continued; one of any other demo is emptied.
 
     Raises:
         ValueError: if the folder holds something else.
@@ -143,6 +146,11 @@ def _clear(output: Path) -> None:
     if output.is_dir() and any(output.iterdir()):
         if not (output / MARKER).exists():
             raise ValueError(f"{output} is not empty and not from an earlier demo: choose another --output")
+        if (output / MARKER).read_text() == what:
+            print("   an earlier call was interrupted: this one goes on where it stopped")
+            shutil.rmtree(output / "data", ignore_errors=True)  # perhaps a part of it; the same is generated again
+            return True
         shutil.rmtree(output)
     output.mkdir(parents=True, exist_ok=True)
-    (output / MARKER).touch()
+    (output / MARKER).write_text(what)
+    return False

@@ -92,7 +92,7 @@ class PixelCache:
             CacheDamagedError: if an image does not fit.
         """
         for number, expected in enumerate(self.digests):
-            if _digest(self._row(number)) != expected:
+            if digest_of_pixels(self._row(number)) != expected:
                 raise CacheDamagedError(f"{self.path} is damaged: image {number} does not fit its checksum")
 
 
@@ -169,7 +169,7 @@ class _Writer:
         pixels = pa.FixedSizeBinaryArray.from_buffers(
             self.schema.field("pixels").type, len(self.arrays), [None, pa.py_buffer(np.stack(self.arrays).tobytes())]
         )
-        digests = pa.array([_digest(array) for array in self.arrays])
+        digests = pa.array([digest_of_pixels(array) for array in self.arrays])
         self.rows.write_batch(pa.record_batch([digests, pa.array(self.names, pa.string()), pixels], self.schema))
         self.arrays, self.names = [], []
 
@@ -190,7 +190,7 @@ def difference(cache: PixelCache, images: Iterable[Any], prepare: Callable[[Any]
     """Says in words how images, each prepared by `prepare`, differ from a cache; None if they are the same in the same order."""
     count, changed = 0, []
     for count, image in enumerate(images, 1):
-        if count > len(cache) or _digest(np.ascontiguousarray(prepare(image))) != cache.digests[count - 1]:
+        if count > len(cache) or digest_of_pixels(np.ascontiguousarray(prepare(image))) != cache.digests[count - 1]:
             changed.append((count - 1, _image_name(image)))
     if count == len(cache) and not changed:
         return None
@@ -201,5 +201,6 @@ def difference(cache: PixelCache, images: Iterable[Any], prepare: Callable[[Any]
     return words
 
 
-def _digest(array: np.ndarray) -> str:
+def digest_of_pixels(array: np.ndarray) -> str:
+    """The checksum that a cache keeps of an image."""
     return hashlib.sha256(array.data).hexdigest()

@@ -30,6 +30,7 @@ from iltm_anomaly.evaluation import rows as journal
 from iltm_anomaly.evaluation.inputs import Input, list_inputs
 from iltm_anomaly.evaluation.regions import regions_of
 from iltm_anomaly.evaluation.rows import Row, segmentation_of, writing
+from iltm_anomaly.evaluation.trained_on import trained_on, warn_of_trained
 from iltm_anomaly.locks import LOCK_FILE, locked
 from iltm_anomaly.output import AnomalyResult
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
@@ -58,6 +59,7 @@ def detect(
     batch_size: int = 8,
     save_maps: bool = True,
     show_progress: bool = True,
+    run_folder: Path | None = None,
 ) -> list[Row]:
     """Scores images and writes `results.csv` and `results.parquet`, one row an image (docs/detect.md tells the columns), and for
     each image an overlay (PNG, reduced where the image is large), its map (.npy, float32, at most as large as the model's
@@ -75,15 +77,14 @@ def detect(
         batch_size: images that go through the models together.
         save_maps: False writes the tables alone.
         show_progress: how far it is, on stderr.
+        run_folder: of the run that made the pipeline, if it is here: images that it was trained on are told.
 
     Returns:
-        The rows, in the order of the inputs. An image that could not be read or scored has an error and no score, and so has a
-        folder that cannot be listed.
+        The rows, in the order of the inputs. What could not be read, listed or scored has an error and no score.
 
     Raises:
         ValueError: if there is no image, if the only one cannot be read or scored, or if `batch_size` is below 1.
-        OSError: if something cannot be written; the message names it.
-        CheckpointError: the same, of the tables and the journal.
+        OSError, CheckpointError: if something cannot be written; the message names it.
         InUseError: if another process writes to `output`.
         MainProcessError: in the other processes, if the main one failed.
     """
@@ -101,7 +102,7 @@ def detect(
         left = sum(one.name not in done for block in own for one in block)
         try:
             with progress(total=left, desc="scoring", unit="image", hidden=not show_progress) as bar:
-                for row in _score_rows(pipeline, own, done, output, save_maps, only_one=len(files) == 1):
+                for row in _score_rows(pipeline, own, done, output, save_maps, run_folder, len(files) == 1):
                     journal.add_row(output, processes.process_index, row)
                     bar.update()
         except BaseException:
@@ -110,7 +111,7 @@ def detect(
                     _write_tables(output, files)
             raise
         processes.wait_for_everyone()
-        return on_main(processes, lambda: _write_tables(output, files))
+        return on_main(processes, lambda: _finish(output, files))
 
 
 def _begin(
@@ -160,6 +161,13 @@ def _write_tables(output: Path, files: list[Input]) -> list[Row]:
     found = journal.read_rows(output)
     rows = [found[one.name] for one in files if one.name in found]
     journal.write_tables(output, rows)
+    return rows
+
+
+def _finish(output: Path, files: list[Input]) -> list[Row]:
+    """As `_write_tables`, and says if some of the images were trained on."""
+    rows = _write_tables(output, files)
+    warn_of_trained(sum(row["trained_on"] or 0 for row in rows), len(rows))
     return rows
 
 
@@ -241,10 +249,12 @@ def _score_rows(
     done: set[str],
     output: Path,
     save_maps: bool,
+    run_folder: Path | None,
     only_one: bool,
 ) -> Iterator[Row]:
     """Rows of the blocks but for those that are done, which are scored again for the sake of their block; `only_one` raises what
     is wrong with an image."""
+    seen = trained_on(pipeline, run_folder)
     usual = ratio_of(pipeline.training_report) if pipeline.settings.tile is None else None
     for one, found, seconds in score_blocks(pipeline, blocks):
         if one.name in done:
@@ -261,7 +271,10 @@ def _score_rows(
                 usual,
             )
             usual = None
-        yield _row(pipeline, output, one, found, seconds, save_maps)
+        row = _row(pipeline, output, one, found, seconds, save_maps)
+        if seen is not None and not isinstance(found, ValueError):
+            row["trained_on"] = int(seen.has(found.image, "" if one.row else one.path.name))
+        yield row
 
 
 def _is_stretched(found: AnomalyResult, usual: float) -> bool:

@@ -17,6 +17,7 @@ from iltm_anomaly.evaluation.gallery import draw_gallery, gallery_rows
 from iltm_anomaly.evaluation.ground_truth import ground_truth_masks
 from iltm_anomaly.evaluation.report import write_evaluation
 from iltm_anomaly.evaluation.rounds import each_round, load_rounds, masked_token_shares
+from iltm_anomaly.evaluation.trained_on import count_trained
 from iltm_anomaly.hub.checks import REPORT, check_shape
 from iltm_anomaly.hub.data_sources import as_path
 from iltm_anomaly.hub.folders import resolve_model_folder
@@ -71,6 +72,7 @@ def evaluate_run(
     document = {
         "results": results,
         "test_images": len(test),
+        "trained_on": count_trained(pipeline, run_folder, test["image"]),
         "at_threshold": verdicts(scored, test["label"], pipeline.settings.score_threshold),
         "reconstruction_psnr": reconstruction_psnr(pipeline, test) if volumes else None,
         "model": str(model),

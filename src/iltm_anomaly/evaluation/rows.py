@@ -37,6 +37,7 @@ SCHEMA = pa.schema(
         ("areas", pa.list_(pa.int64())),
         ("unlikely_share", pa.float64()),
         ("seconds", pa.float64()),
+        ("trained_on", pa.int8()),
         ("overlay", pa.string()),
         ("map", pa.string()),
         ("mask", pa.string()),
