@@ -234,7 +234,7 @@ def test_checkpointing_changes_nothing_but_memory():
             torch.testing.assert_close(plain[name], checkpointed[name])
 
 
-@pytest.mark.parametrize("name", ["phantom", "pet", "mri-crop", "tiny-volumes"])
+@pytest.mark.parametrize("name", ["pet", "mri-crop", "tiny-volumes"])
 def test_presets_for_volumes_build(name):
     recipe = load_recipe(name)
     assert recipe.is_volumetric and VQVAEConfig(**recipe.vqvae).spatial_dims == 3

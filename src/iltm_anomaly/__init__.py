@@ -15,14 +15,17 @@ if TYPE_CHECKING:
     from iltm_anomaly.prior import (
         PerformerPriorConfig,
         PerformerPriorModel,
+        PlacePriorConfig,
+        PlacePriorModel,
         PositionPriorConfig,
         PositionPriorModel,
         TissuePriorConfig,
         TissuePriorModel,
     )
     from iltm_anomaly.processing.image_processing import ILTMImageProcessor
-    from iltm_anomaly.settings import FeatureSettings, InferenceSettings, UptakeSettings
+    from iltm_anomaly.settings import FeatureSettings, InferenceSettings, PlaceSettings, UptakeSettings
     from iltm_anomaly.tokenizers.features import FeatureTokenizerConfig, FeatureTokenizerModel
+    from iltm_anomaly.tokenizers.place import PlaceTokenizerConfig, PlaceTokenizerModel
     from iltm_anomaly.tokenizers.tissue import TissueTokenizerConfig, TissueTokenizerModel
     from iltm_anomaly.tokenizers.vqvae import VQVAEConfig, VQVAEModel
 
@@ -32,10 +35,14 @@ _PUBLIC = {
     "VQVAEModel": "tokenizers.vqvae",
     "FeatureTokenizerConfig": "tokenizers.features",
     "FeatureTokenizerModel": "tokenizers.features",
+    "PlaceTokenizerConfig": "tokenizers.place",
+    "PlaceTokenizerModel": "tokenizers.place",
     "TissueTokenizerConfig": "tokenizers.tissue",
     "TissueTokenizerModel": "tokenizers.tissue",
     "TissuePriorConfig": "prior",
     "TissuePriorModel": "prior",
+    "PlacePriorConfig": "prior",
+    "PlacePriorModel": "prior",
     "PositionPriorConfig": "prior",
     "PositionPriorModel": "prior",
     "PerformerPriorConfig": "prior",
@@ -46,6 +53,7 @@ _PUBLIC = {
     "AnomalyResult": "output",
     "InferenceSettings": "settings",
     "FeatureSettings": "settings",
+    "PlaceSettings": "settings",
     "UptakeSettings": "settings",
     "load_mvtec": "data.mvtec",
     "contaminate": "data.contamination",
@@ -61,6 +69,11 @@ __all__ = [
     "InferenceSettings",
     "PerformerPriorConfig",
     "PerformerPriorModel",
+    "PlacePriorConfig",
+    "PlacePriorModel",
+    "PlaceSettings",
+    "PlaceTokenizerConfig",
+    "PlaceTokenizerModel",
     "PositionPriorConfig",
     "PositionPriorModel",
     "TissuePriorConfig",

@@ -106,7 +106,10 @@ def demo_volumes(
 
 def _train_and_evaluate(arguments: TrainArguments, output: Path) -> dict:
     if arguments.volumes:
-        kind, how = "volumes", "3-D VQ-VAE, then a prior per round, each masking what the one before finds unlikely"
+        kind, how = (
+            "volumes",
+            "how hot each place of a body may be; rounds give up what other bodies do not have there",
+        )
     else:
         kind, how = "images", "features of a frozen network; rounds reject tokens that other images do not have"
     print(f"2. training: {how}")

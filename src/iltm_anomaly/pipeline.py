@@ -14,12 +14,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from iltm_anomaly import feature_map, hub, masking, pixel_map, second_view, uptake_map
+from iltm_anomaly import feature_map, hub, masking, pixel_map, place_map, second_view, uptake_map
 from iltm_anomaly.calibration import surprise_limit, usual_error
 from iltm_anomaly.data.cache import PixelCache
 from iltm_anomaly.hub.folders import NOISE_FILE, SECOND_VIEW
 from iltm_anomaly.hub.parts import (
     FORMER_TOKENIZER,
+    SETTINGS_OF,
     check_fit,
     check_views,
     expected_classes,
@@ -29,12 +30,20 @@ from iltm_anomaly.hub.parts import (
 )
 from iltm_anomaly.modeling import share_tensors
 from iltm_anomaly.output import ILTMAnomalyOutput, collected
-from iltm_anomaly.prior import PerformerPriorModel, PositionPriorModel, TissuePriorModel
+from iltm_anomaly.prior import PerformerPriorModel, PlacePriorModel, PositionPriorModel, TissuePriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.progress import progress
 from iltm_anomaly.saved_pipeline import SavedPipeline
 from iltm_anomaly.seeds import check_seed
-from iltm_anomaly.settings import EFFORTS, FeatureSettings, InferenceSettings, Settings, UptakeSettings, lowest_value
+from iltm_anomaly.settings import (
+    EFFORTS,
+    FeatureSettings,
+    InferenceSettings,
+    PlaceSettings,
+    Settings,
+    UptakeSettings,
+    lowest_value,
+)
 from iltm_anomaly.thresholds import TrainingScores
 from iltm_anomaly.tiles import ScoredImage, check_tile, decoded_images, list_of_batches, put_together
 from iltm_anomaly.tokenizers.base import TokenizerModel, images_at_once
@@ -47,17 +56,14 @@ FEW_IMAGES = 8  # from so few no threshold is told without a warning
 TASK_MODEL_TYPE = "iltm"  # of the whole pipeline, for `transformers.pipeline`
 
 
-SETTINGS_OF: dict[type, Any] = {PositionPriorModel: FeatureSettings, TissuePriorModel: UptakeSettings}
-
-
 class ILTMAnomalyPipeline(SavedPipeline):
     """Finds what an image has that the training images, taken together, do not.
 
     Args:
         tokenizer, prior, image_processor: the trained parts: a `VQVAEModel` and a `PerformerPriorModel`, a
-            `FeatureTokenizerModel` and a `PositionPriorModel`, or a `TissueTokenizerModel` and a `TissuePriorModel`.
-        settings: how maps are made, `InferenceSettings`, of features `FeatureSettings`, of tissues `UptakeSettings`; `calibrate`
-            sets the threshold in it.
+            `FeatureTokenizerModel` and a `PositionPriorModel`, or a tokenizer and a prior both of tissues or both of places.
+        settings: how maps are made, `InferenceSettings`, of features `FeatureSettings`, of tissues `UptakeSettings`, of
+            places `PlaceSettings`; `calibrate` sets the threshold in it.
         training_report: how the parts came about, saved along.
         noise: float32, the usual error of what is expected, (*observed) of each pixel for a VQ-VAE, (2, *grid) of both looks at
             each token for features; `calibrate` measures it.
@@ -78,7 +84,7 @@ class ILTMAnomalyPipeline(SavedPipeline):
     def __init__(
         self,
         tokenizer: TokenizerModel,
-        prior: PerformerPriorModel | PositionPriorModel | TissuePriorModel,
+        prior: PerformerPriorModel | PositionPriorModel | TissuePriorModel | PlacePriorModel,
         image_processor: ILTMImageProcessor,
         settings: Settings | None = None,
         training_report: dict[str, Any] | None = None,
@@ -233,9 +239,9 @@ class ILTMAnomalyPipeline(SavedPipeline):
         if isinstance(settings, FeatureSettings):
             scored = feature_map.score_images(self.tokenizer, self.prior, pixel_values, settings, self.noise)
             return second_view.added(scored[0], self.pixels, pixel_values, settings), *scored[1:]
-        if isinstance(settings, UptakeSettings):
-            in_units = self.image_processor.in_units
-            found = uptake_map.score_volumes(self.tokenizer, self.prior, pixel_values, settings, in_units)
+        if isinstance(settings, UptakeSettings | PlaceSettings):
+            score: Any = (uptake_map if isinstance(settings, UptakeSettings) else place_map).score_volumes
+            found = score(self.tokenizer, self.prior, pixel_values, settings, self.image_processor.in_units)
             return *found, [None] * len(pixel_values)
         noise = self.noise if settings.reconstruction_noise else None
         return pixel_map.score_images(self.tokenizer, self.prior, pixel_values, settings, noise, seed)
@@ -253,8 +259,8 @@ class ILTMAnomalyPipeline(SavedPipeline):
             The score threshold of full effort.
 
         Raises:
-            ValueError: of a pipeline on features or tissues, whose images must be judged by models that have not seen them: see
-                `training.features` and `training.uptake`.
+            ValueError: of any other pipeline than one on codes of pixels: its images must be judged by models that have not seen
+                them, see `training.features`, `training.uptake` and `training.places`.
         """
         if not self.draws_codes:
             raise ValueError("such a pipeline is calibrated in training, by models that have not seen the images")

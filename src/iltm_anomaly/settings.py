@@ -2,48 +2,12 @@
 
 import math
 from dataclasses import asdict, dataclass, fields, replace
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from iltm_anomaly import masking
+from iltm_anomaly.ranges import check_fields
 
-# Least and largest value of each setting. What lies beyond is a mistake or malice: a huge filter takes all memory.
-RANGES: dict[str, tuple[float, float]] = {
-    "token_threshold": (0, 1),
-    "neighbourhood": (0, 100),
-    "outlier_scale": (0, 1e6),
-    "surprise_limit": (0, 1e6),
-    "num_samples": (1, 10_000),
-    "num_dropout_passes": (0, 10_000),
-    "num_contexts": (0, 10_000),
-    "bandwidth_floor": (1e-6, 1),
-    "likelihood_share": (0, 1),
-    "surprise_floor": (0, 100),
-    "smoothing": (0, 100),
-    "score_threshold": (-1e30, 1e30),
-    "code_share": (0, 1),
-    "score_share": (1e-6, 1),
-    "code_scale": (1e-12, 1e12),
-    "position_scale": (1e-12, 1e12),
-    "coarse_weight": (0, 1e3),
-    "usual_fine": (0, 1e12),
-    "usual_coarse": (0, 1e12),
-    "detail_weight": (0, 1e3),
-    "usual_detail": (0, 1e12),
-    "map_scale": (1e-12, 1e12),
-    "sum_scale": (1e-12, 1e12),
-    "sum_offset": (-1e12, 1e12),
-    "pixel_weight": (0, 1e3),
-    "usual_pixels": (-1e12, 1e12),
-    "pixel_scale": (1e-12, 1e12),
-    "token_limit": (-1e12, 1e12),
-    "false_alarm_share": (0, 1),
-    "tissue_weight": (0, 100),
-    "threshold_at_fast": (-1e30, 1e30),
-    "threshold_at_score": (-1e30, 1e30),
-    "tile": (8, 1e6),
-}
 MEASURED = frozenset(
     {
         "surprise_limit",
@@ -69,7 +33,6 @@ EFFORTS = ("full", "fast", "score")
 """What an image is worth: "full" is as the settings say, "fast" a few samples, "score" one pass of tokenizer and prior in which
 nothing is healed. Of features, where nothing is drawn, "score" leaves out the healed image alone."""
 FAST = {"num_samples": 5, "num_dropout_passes": 8, "num_contexts": 2}  # at most
-WHOLE = (int, int | None)  # types of settings that are whole numbers
 
 
 @dataclass
@@ -138,7 +101,7 @@ class InferenceSettings:
     tile: int | None = None
 
     def __post_init__(self):
-        _check_fields(self)
+        check_fields(self)
         if self.decoder_spread and self.num_dropout_passes < 2:
             raise ValueError("setting 'decoder_spread' needs 2 dropout passes at least: one says nothing of a spread")
         if not self.relative_density:
@@ -245,7 +208,7 @@ class FeatureSettings:
     tile: int | None = None
 
     def __post_init__(self):
-        _check_fields(self)
+        check_fields(self)
 
     def at(self, effort: str) -> Self:
         """The settings at one of `EFFORTS`; scores and threshold are those of all.
@@ -263,24 +226,19 @@ class FeatureSettings:
 
 
 @dataclass
-class UptakeSettings:
-    """How the map of a pipeline on tissues is made (`uptake_map`); calibration sets the last three.
+class VolumeSettings:
+    """What pipelines on tissues and on places have in common; calibration sets it.
 
     Args:
-        tissue_weight: exponent of a tissue's odds in the map, where uptake has 1; 0 leaves the CT out.
-        smoothing: standard deviation, in voxels of the model, of the Gaussian filter over uptake; over odds it is three times as
-            wide.
         token_limit: logarithm of the map from which on a token is healed.
-        score_threshold: value of the map, in units of the file, from which on a voxel, and a volume that has such a voxel, is
-            called abnormal; None before calibration.
+        score_threshold: value of the map from which on a voxel, and a volume that has such a voxel, is called abnormal; None
+            before calibration.
         false_alarm_share: share of training volumes that reach the threshold, those with lesions among them.
 
     Raises:
         ValueError: if a setting is not of its type or not in `RANGES`.
     """
 
-    tissue_weight: float = 0.5
-    smoothing: float = 1.0
     token_limit: float | None = None
     score_threshold: float | None = None
     false_alarm_share: float | None = None
@@ -288,7 +246,7 @@ class UptakeSettings:
     tile: ClassVar[None] = None  # volumes are not cut
 
     def __post_init__(self):
-        _check_fields(self)
+        check_fields(self)
 
     def at(self, effort: str) -> Self:
         """As of `FeatureSettings`."""
@@ -296,12 +254,40 @@ class UptakeSettings:
         return replace(self, token_limit=None) if effort == "score" else self
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], where: str | Path = "calibration") -> "UptakeSettings":
+    def from_dict(cls, values: dict[str, Any], where: str | Path = "calibration") -> Self:
         """Settings from plain data; as `InferenceSettings.from_dict`."""
         return _read(cls, values, where)
 
 
-Settings = InferenceSettings | FeatureSettings | UptakeSettings
+@dataclass
+class UptakeSettings(VolumeSettings):
+    """How the map of a pipeline on tissues, which is in units of the file, is made (`uptake_map`).
+
+    Args:
+        tissue_weight: exponent of a tissue's odds in the map, where uptake has 1; 0 leaves the CT out.
+        smoothing: standard deviation, in voxels of the model, of the Gaussian filter over uptake; over odds it is three times as
+            wide.
+    """
+
+    tissue_weight: float = 0.5
+    smoothing: float = 1.0
+
+
+@dataclass
+class PlaceSettings(VolumeSettings):
+    """How the map of a pipeline on places is made (`place_map`).
+
+    Args:
+        background: uptake, in units of the file such as SUV, that is added to both the scan's and the highest usual one before
+            they are divided, so that differences of less than about so much do not count; so much is usual everywhere.
+        smoothing: standard deviation, in voxels of the model, of the Gaussian filter over uptake.
+    """
+
+    background: float = 1.0
+    smoothing: float = 1.0
+
+
+Settings = InferenceSettings | FeatureSettings | UptakeSettings | PlaceSettings
 
 
 def _check_effort(effort: str) -> None:
@@ -322,9 +308,9 @@ def read_settings(values: dict[str, Any], where: str | Path) -> Settings:
     Raises:
         ValueError: if a setting does not exist or is out of range.
     """
-    if "tissue_weight" in values:
-        return UptakeSettings.from_dict(values, where)
-    return (FeatureSettings if "code_share" in values else InferenceSettings).from_dict(values, where)
+    named = {"tissue_weight": UptakeSettings, "background": PlaceSettings, "code_share": FeatureSettings}
+    kind: Any = next((kind for name, kind in named.items() if name in values), InferenceSettings)
+    return kind.from_dict(values, where)
 
 
 def _read(kind: Any, values: dict[str, Any], where: str | Path) -> Any:
@@ -335,27 +321,6 @@ def _read(kind: Any, values: dict[str, Any], where: str | Path) -> Any:
         return kind(**values)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-
-
-def _check_fields(settings: Any) -> None:
-    """Raises ValueError if a value is not of its type or not in `RANGES`; numbers become Python's own."""
-    for setting in fields(settings):
-        value: Any = getattr(settings, setting.name)
-        if value is None and setting.default is None:
-            continue
-        if setting.type is bool:
-            valid, expected = isinstance(value, bool), "true or false"
-        else:
-            low, high = RANGES[setting.name]
-            kind: Any = Integral if setting.type in WHOLE else Real
-            text = "whole number" if kind is Integral else "number"
-            # the comparison is false for NaN
-            valid = isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
-            expected = f"a {text} from {low:g} to {high:g}"
-        if not valid:
-            raise ValueError(f"setting {setting.name!r} must be {expected}, got {value!r}")
-        if setting.type is not bool:  # numpy's numbers cannot be saved
-            setattr(settings, setting.name, int(value) if setting.type in WHOLE else float(value))
 
 
 def without_gate(values: dict[str, Any], where: str) -> dict[str, Any]:

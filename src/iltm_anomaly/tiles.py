@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from iltm_anomaly.processing.images import decode_image
-from iltm_anomaly.settings import RANGES
+from iltm_anomaly.ranges import RANGES
 from iltm_anomaly.tiling import Tiling, tiling_of
 
 

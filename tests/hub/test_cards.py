@@ -192,11 +192,11 @@ def test_the_card_of_the_demo_says_how_it_was_made():
 
 
 def test_commands_repeat_what_was_done():
-    recipe = json.loads(json.dumps(load_recipe("phantom").to_dict()))
+    recipe = json.loads(json.dumps(load_recipe("mri-crop").to_dict()))
     record = {"fraction": 0.2, "train_size": 40}
     report = {"recipe": recipe, "data": {"source": "/home/x/scans", "contamination": record}, "seed": 3}
     text = render_card("pet", [], report, "org/pet")["README.md"].decode()
-    assert "train --data ROOT --volumes --contamination 0.2 --train-size 40 --preset phantom --seed" in text
+    assert "train --data ROOT --volumes --contamination 0.2 --train-size 40 --preset mri-crop --seed" in text
     assert "20 % of the training volumes are defective" in text and "scan.nii.gz" in text and "ImageNet" not in text
     assert "of which nothing is trained on" in text
     record["protocol"] = "overlap"

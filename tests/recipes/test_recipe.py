@@ -15,6 +15,8 @@ from iltm_anomaly.prior import PerformerPriorConfig
 from iltm_anomaly.recipes.feature_recipe import FIELDS as FEATURE_FIELDS
 from iltm_anomaly.recipes.feature_recipe import FeatureRecipe
 from iltm_anomaly.recipes.pixel_recipe import FIELDS, Recipe, RoundsRecipe, Stage1Recipe, StageRecipe
+from iltm_anomaly.recipes.place_recipe import FIELDS as PLACE_FIELDS
+from iltm_anomaly.recipes.place_recipe import PlaceRecipe
 from iltm_anomaly.recipes.reading import preset_names
 from iltm_anomaly.recipes.recipe import json_schema, load_recipe
 from iltm_anomaly.recipes.retired import without_retired_of_stage
@@ -37,6 +39,9 @@ def test_every_preset_loads_and_builds_its_parts(name):
     assert recipe.name == name
     if isinstance(recipe, UptakeRecipe):
         assert recipe.is_volumetric and recipe.volume["context_range"] == [-250, 300]
+        return
+    if isinstance(recipe, PlaceRecipe):
+        assert recipe.is_volumetric and recipe.volume["stretch"]
         return
     if isinstance(recipe, FeatureRecipe):
         config = FeatureTokenizerConfig(in_channels=recipe.num_channels, **recipe.features)
@@ -260,7 +265,12 @@ def test_the_schema_is_up_to_date_and_explains_every_field():
     path = Path(recipe_module.__file__).with_name("recipe.schema.json")
     assert path.read_text() == json_schema(), "run `make schema`"
     schema = json.loads(json_schema())
-    kinds = (("Recipe", FIELDS), ("FeatureRecipe", FEATURE_FIELDS), ("UptakeRecipe", UPTAKE_FIELDS))
+    kinds = (
+        ("Recipe", FIELDS),
+        ("FeatureRecipe", FEATURE_FIELDS),
+        ("UptakeRecipe", UPTAKE_FIELDS),
+        ("PlaceRecipe", PLACE_FIELDS),
+    )
     for kind, fields in kinds:
         found = dict(leaves(schema["$defs"][kind], schema["$defs"]))
         assert [name for name, leaf in found.items() if len(leaf.get("description", "")) < 10] == []
@@ -281,7 +291,8 @@ def test_presets_name_their_schema(name):
 
 OLD = json.loads((Path(__file__).parent / "presets_0_1.json").read_text())  # the presets, with all of their fields
 OLD.pop("demo")  # today's is on features
-OLD.pop("pet-crop")  # and this one on tissues
+OLD.pop("pet-crop")  # this one on tissues
+OLD.pop("phantom")  # and this one on places
 for old in OLD.values():  # bfloat16 was assumed to be faster
     old["mixed_precision"] = {"bf16": "auto"}.get(old["mixed_precision"], old["mixed_precision"])
 

@@ -279,7 +279,8 @@ def _metadata(name: str, subject: _Subject, tags: Sequence[str]) -> ModelCardDat
         library_name="iltm-anomaly",
         pipeline_tag="image-segmentation",
         tags=["anomaly-detection", "iltm", "unsupervised"]
-        + (["imagenet-features"] if "features" in subject.recipe else ["vq-vae", "performer"])
+        + (["imagenet-features"] if "features" in subject.recipe else [])
+        + (["vq-vae", "performer"] if "vqvae" in subject.recipe else [])
         + list(tags),
         datasets=[source.hub_id] if source.hub_id else None,
         model_name=name,

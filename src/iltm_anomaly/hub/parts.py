@@ -9,10 +9,19 @@ from torch import Tensor
 
 from iltm_anomaly.hub.checks import Stored, check_finite, read_json, stored_tensors
 from iltm_anomaly.hub.folders import CALIBRATION_FILE, NOISE_FILE, SECOND_VIEW, SETTINGS_FILE
-from iltm_anomaly.prior import PerformerPriorModel, PositionPriorModel, TissuePriorModel
+from iltm_anomaly.prior import PerformerPriorModel, PlacePriorModel, PositionPriorModel, TissuePriorModel
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
-from iltm_anomaly.settings import MEASURED, FeatureSettings, InferenceSettings, Settings, read_settings
+from iltm_anomaly.settings import (
+    MEASURED,
+    FeatureSettings,
+    InferenceSettings,
+    PlaceSettings,
+    Settings,
+    UptakeSettings,
+    read_settings,
+)
 from iltm_anomaly.tokenizers.features import FeatureTokenizerModel
+from iltm_anomaly.tokenizers.place import PlaceTokenizerModel
 from iltm_anomaly.tokenizers.tissue import TissueTokenizerModel
 from iltm_anomaly.tokenizers.vqvae import VQVAEModel
 
@@ -21,16 +30,24 @@ TOKENIZERS: dict[str, Any] = {
     "VQVAEModel": VQVAEModel,
     "FeatureTokenizerModel": FeatureTokenizerModel,
     "TissueTokenizerModel": TissueTokenizerModel,
+    "PlaceTokenizerModel": PlaceTokenizerModel,
 }
 PRIORS: dict[str, Any] = {
     "VQVAEModel": PerformerPriorModel,
     "FeatureTokenizerModel": PositionPriorModel,
     "TissueTokenizerModel": TissuePriorModel,
+    "PlaceTokenizerModel": PlacePriorModel,
 }  # by tokenizer
 TOKENIZER_OF = {
     PositionPriorModel: FeatureTokenizerModel,
     TissuePriorModel: TissueTokenizerModel,
+    PlacePriorModel: PlaceTokenizerModel,
 }  # of others a VQ-VAE
+SETTINGS_OF: dict[type, Any] = {
+    PositionPriorModel: FeatureSettings,
+    TissuePriorModel: UptakeSettings,
+    PlacePriorModel: PlaceSettings,
+}  # of others `InferenceSettings`
 FORMER_TOKENIZER = "vqvae"  # the folder that version 0.1 stored its only tokenizer in
 
 

@@ -5,8 +5,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import ConfigDict, Field, StrictFloat, StrictInt, TypeAdapter, ValidationError
 
+from iltm_anomaly.ranges import RANGES
 from iltm_anomaly.recipes.mistakes import explain
-from iltm_anomaly.settings import RANGES
 
 CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 LEAST_TILE = int(RANGES["tile"][0])

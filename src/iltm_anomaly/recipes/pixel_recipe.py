@@ -22,10 +22,11 @@ from iltm_anomaly.masking import RejectionRule
 from iltm_anomaly.prior import PerformerPriorConfig
 from iltm_anomaly.prior.configuration_performer_prior import MASKING_MODES
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
+from iltm_anomaly.ranges import RANGES
 from iltm_anomaly.recipes.kinds import CONFIG, LEAST_TILE, AnyRecipe, Count, NotNegative, Share
 from iltm_anomaly.recipes.retired import REFUSED, without_retired
 from iltm_anomaly.recipes.tables import TableOf
-from iltm_anomaly.settings import RANGES, InferenceSettings
+from iltm_anomaly.settings import InferenceSettings
 from iltm_anomaly.tokenizers.vqvae import VQVAEConfig
 
 RULE = ("token_threshold", "neighbourhood", "outlier_scale")  # what rounds and inference both have

@@ -8,9 +8,10 @@ from pydantic import Field, StrictBool, StrictFloat, StrictInt, model_validator
 from pydantic.dataclasses import dataclass
 
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
+from iltm_anomaly.ranges import RANGES
 from iltm_anomaly.recipes.kinds import CONFIG, AnyRecipe
 from iltm_anomaly.recipes.tables import TableOf
-from iltm_anomaly.settings import RANGES, UptakeSettings
+from iltm_anomaly.settings import UptakeSettings
 from iltm_anomaly.tokenizers.tissue import TissueTokenizerConfig
 
 TISSUES = TableOf(TissueTokenizerConfig, "vocab_size scales")

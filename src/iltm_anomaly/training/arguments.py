@@ -6,6 +6,7 @@ from typing import Any
 
 from iltm_anomaly.recipes.feature_recipe import FeatureRecipe
 from iltm_anomaly.recipes.pixel_recipe import Recipe
+from iltm_anomaly.recipes.place_recipe import PlaceRecipe
 from iltm_anomaly.recipes.uptake_recipe import UptakeRecipe
 
 
@@ -42,7 +43,7 @@ class TrainArguments:
     contamination: float | None = None
     protocol: str = "disjoint"
     train_size: int | None = None
-    preset: str | Recipe | FeatureRecipe | UptakeRecipe | None = None
+    preset: str | Recipe | FeatureRecipe | UptakeRecipe | PlaceRecipe | None = None
     volumes: bool = False
     tile: int | None = None
     overrides: list[str] = field(default_factory=list)

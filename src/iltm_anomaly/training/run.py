@@ -20,6 +20,7 @@ from iltm_anomaly.proportions import KEY, Watched, is_far
 from iltm_anomaly.provenance import provenance
 from iltm_anomaly.recipes.feature_recipe import FeatureRecipe
 from iltm_anomaly.recipes.pixel_recipe import Recipe
+from iltm_anomaly.recipes.place_recipe import PlaceRecipe
 from iltm_anomaly.recipes.uptake_recipe import UptakeRecipe
 from iltm_anomaly.second_view import EFFORT, calibrate, map_of_pixels, shrunk
 from iltm_anomaly.settings import InferenceSettings, chosen_and_measured
@@ -28,6 +29,7 @@ from iltm_anomaly.training.context import RunContext
 from iltm_anomaly.training.features import IMAGES_AT_ONCE, fit_features
 from iltm_anomaly.training.fit_tokenizer import fit_tokenizer
 from iltm_anomaly.training.pixels import load_pixels
+from iltm_anomaly.training.places import fit_places
 from iltm_anomaly.training.processes import on_main
 from iltm_anomaly.training.rounds import fit_rounds
 from iltm_anomaly.training.run_folder import flat
@@ -80,7 +82,8 @@ class TrainingRun(RunContext):
         source: Callable[[], str | None] | None,
     ) -> Path:
         """As `train`, in a folder that no other process trains in."""
-        fit_calibrated: Any = {FeatureRecipe: fit_features, UptakeRecipe: fit_uptake}.get(type(self.recipe))
+        kinds: Any = {FeatureRecipe: fit_features, UptakeRecipe: fit_uptake, PlaceRecipe: fit_places}
+        fit_calibrated = kinds.get(type(self.recipe))
         if fit_calibrated is None:
             _check_batches(self.recipe, self.accelerator)
         expected = self.folder.claim(self.recipe, self.seed, resume)

@@ -158,7 +158,7 @@ def fit_round(
         uptake_map.log_map(one.uptake, odds[one.codes.int()], settings)
         for one, odds in zip(tokens, others, strict=True)
     ]
-    calibrated = UptakeSettings(settings.tissue_weight, settings.smoothing)
+    calibrated = UptakeSettings(tissue_weight=settings.tissue_weight, smoothing=settings.smoothing)
     pooled = torch.cat([one.flatten() for one in maps]).sort().values
     calibrated.token_limit = float(pooled[int((1 - recipe.rounds.rejected_share) * (len(pooled) - 1))])
     units = [one.exp().numpy() for one in maps]
