@@ -14,7 +14,7 @@ from iltm_anomaly.hub.upload import plan_upload
 from iltm_anomaly.place_map import splitting_value
 from iltm_anomaly.prior import PlacePriorConfig
 from iltm_anomaly.settings import PlaceSettings, read_settings
-from iltm_anomaly.training.places import fit_highest, kept_tokens
+from iltm_anomaly.training.places import LEAST, calibrate, fit_highest, kept_tokens
 
 RECIPE = """
 name: smallest
@@ -127,3 +127,12 @@ def test_settings_and_shapes_that_cannot_be_are_refused():
 def test_the_card_says_what_was_trained(root):
     card = plan_upload(root / "run" / "model", "me/pet", []).files["README.md"].decode()
     assert "at the same place of other bodies" in card and "VQ-VAE" not in card
+
+
+def test_volumes_that_are_all_alike_have_no_threshold_among_them():
+    above = np.random.default_rng(0).normal(-0.3, 0.1, (20, 4, 4, 4)).astype(np.float32)
+    settings, _, scores = calibrate(above, PlaceSettings(), 0.4)
+    assert settings.score_threshold == pytest.approx(LEAST) and not bool((scores >= LEAST).any())
+    above[:6, 0, 0, 0] = 1.0
+    settings, kept, _ = calibrate(above, PlaceSettings(), 0.4)
+    assert LEAST < settings.score_threshold < np.e and len(kept.others) == 6

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 FEWEST_VOLUMES = 4  # others that one is judged by
 LOW = 0.1  # quantile that the lower half is measured by
 ABOVE = 2.0  # as far above the median, in distances of `LOW` from it, a place may be hot in round 0
+LEAST = 1.5  # times the highest usual uptake, from where on a volume may be called abnormal
 HIGH = 0.97  # quantile of the volumes that is the highest usual uptake in later rounds
 
 
@@ -156,11 +157,11 @@ def calibrate(
 ) -> tuple[PlaceSettings, TrainingScores, Tensor]:
     """The settings of a round's pipeline, its scores as it keeps them, and the scores (N,) of the training volumes.
 
-    The threshold lies between the two groups that the volumes' highest values fall into. Where nothing is abnormal it lies among
-    healthy ones all the same.
+    The threshold lies between the two groups that the volumes' highest values fall into, and at `LEAST` where these do not differ
+    much, as where nothing is abnormal.
     """
     peaks = above.reshape(len(above), -1).max(1)
-    threshold, scores = place_map.splitting_value(peaks), np.exp(peaks)
+    threshold, scores = max(place_map.splitting_value(peaks), np.log(LEAST)), np.exp(peaks)
     calibrated = PlaceSettings(background=settings.background, smoothing=settings.smoothing)
     calibrated.token_limit = float(np.quantile(peaks, 1 - abnormal_share))
     calibrated.score_threshold = float(np.exp(threshold))
