@@ -308,8 +308,10 @@ def test_the_user_may_set_the_threshold(run, data, tmp_path, capsys):
     below = float(row["score"]) / 2
     status, row = detected(f"{below}")
     assert status == 0 and row["abnormal"] == "1" and int(row["abnormal_pixels"]) > 0
-    assert detected("nan")[0] == 2
-    assert "score_threshold" in capsys.readouterr().err
+    for words, said in (("--threshold=nan", "'nan' is no score"), ("--batch-size=0", "'0' is no number of images")):
+        with pytest.raises(SystemExit):
+            build_parser().parse_args(["detect", "model", "image", "--output", "found", words])
+        assert f"argument {words.partition('=')[0]}: {said}" in capsys.readouterr().err
 
 
 def test_detect_takes_the_threshold_of_its_effort_and_tiles(run, data, tmp_path):

@@ -42,8 +42,9 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     add("--volumes", action="store_true", help=volumes)
     add("--seed", type=int, default=0, help="seed of everything random (default: 0)")
     add("--resume", action="store_true", help="continue the run in DIR")
+    kind = _number(float, 0, "number of seconds: give one from 0 on, such as 120")
     seconds = "time between checkpoints (default: 120)"
-    add("--checkpoint-seconds", type=_seconds, default=120.0, metavar="S", help=seconds)
+    add("--checkpoint-seconds", type=kind, default=120.0, metavar="S", help=seconds)
     add("--streaming", action="store_true", help="read the images one by one from a Hub data set without storing it")
     trackers = (
         "tensorboard, trackio, wandb, mlflow, or all that are installed; DIR/training_log.jsonl is always written"
@@ -53,15 +54,19 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     add("--push-to-hub", metavar="REPO_ID", help="upload the pipeline when it is trained, as push does")
 
 
-def _seconds(text: str) -> float:
-    """A time that comes: with NaN or infinity, no checkpoint would ever be due."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds: give one from 0 on, such as 120")
-    return seconds
+def _number(kind: type, least: float, what: str) -> Callable[[str], float]:
+    """Makes a finite number of a word, `least` at least, or says that it is no `what`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text!r} is no {what}")
+        return value
+
+    return parse
 
 
 def run_train(arguments: argparse.Namespace) -> None:
@@ -127,7 +132,8 @@ def add_detect_arguments(parser: argparse.ArgumentParser) -> None:
     add("--no-maps", action="store_true", help="write the tables only")
     limit = parser.add_mutually_exclusive_group().add_argument
     threshold = "score from which on an image is called abnormal (default: the model's, set by training)"
-    limit("--threshold", type=float, metavar="SCORE", help=threshold)
+    score = _number(float, -1e30, "score: give a number, such as 7.5")
+    limit("--threshold", type=score, metavar="SCORE", help=threshold)
     share = "set the threshold so that this share of good images is to be expected above it, such as 0.01"
     limit("--false-alarms", type=float, metavar="SHARE", help=share)
     labelled = (
@@ -140,7 +146,8 @@ def add_detect_arguments(parser: argparse.ArgumentParser) -> None:
     add("--effort", choices=("full", "fast", "score"), default="full", help=effort)
     tile = "side in pixels of overlapping tiles that images are cut into (default: as in training; 0: none)"
     add("--tile", type=int, metavar="SIZE", help=tile)
-    add("--batch-size", type=int, default=8, metavar="N", help="images at once (default: 8)")
+    kind = _number(int, 1, "number of images: give 1 or more")
+    add("--batch-size", type=kind, default=8, metavar="N", help="images at once (default: 8)")
     add("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
 
 
