@@ -136,7 +136,7 @@ def _print_verdict(pipe: ILTMAnomalyPipeline, score: float, abnormal: bool) -> N
     )
     if not abnormal:
         print(
-            "   (the threshold comes from contaminated training data and is high: lower it, iltm-anomaly detect --threshold)"
+            "   (it is missed: the threshold comes from training data that nobody sorted; `detect --threshold` moves it)"
         )
 
 
