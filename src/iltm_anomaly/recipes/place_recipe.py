@@ -3,15 +3,15 @@
 from dataclasses import field, fields
 from typing import Annotated, Any
 
-from huggingface_hub.errors import StrictDataclassError
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, model_validator
 from pydantic.dataclasses import dataclass
 
 from iltm_anomaly.prior import PlacePriorConfig
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
 from iltm_anomaly.ranges import RANGES
-from iltm_anomaly.recipes.kinds import CONFIG, AnyRecipe
+from iltm_anomaly.recipes.kinds import CONFIG
 from iltm_anomaly.recipes.tables import TableOf
+from iltm_anomaly.recipes.volume_recipe import VolumeRecipe
 from iltm_anomaly.settings import PlaceSettings
 
 PLACES = TableOf(PlacePriorConfig, "reach")
@@ -36,7 +36,7 @@ class PlaceRoundsRecipe:
 
 
 @dataclass(config=CONFIG)
-class PlaceRecipe(AnyRecipe):
+class PlaceRecipe(VolumeRecipe):
     """A whole run on places."""
 
     name: str
@@ -53,30 +53,8 @@ class PlaceRecipe(AnyRecipe):
 
     @model_validator(mode="after")
     def _check_parts(self):
-        found: dict[str, Any] = {
-            "size": [8] * 3,
-            "spacing": 1.0,
-            "intensity_range": [0.0, 1.0],
-        }  # training volumes will tell
-        given = {name: value for name, value in self.volume.items() if value is not None}
-        for name, make, values in (
-            ("places", PlacePriorConfig, self.places),
-            ("volume", ILTMImageProcessor.for_volumes, found | {"volumes": []} | given),
-            ("inference", PlaceSettings, self.inference),
-        ):
-            try:
-                make(**values)
-            except (StrictDataclassError, TypeError, ValueError) as error:
-                raise ValueError(f"recipe.{name}: {error.__cause__ or error}") from error
+        self.check_tables(places=PlacePriorConfig, inference=PlaceSettings)
         return self
-
-    # What a run asks of any recipe
-    is_volumetric = True
-    tile = None
-    mixed_precision = "no"
-    augmentation = property(lambda self: {})
-
-    # `training_fields` are all: calibrated in every round, training depends on what inference has too
 
     @classmethod
     def field_names(cls) -> dict[str, tuple[str, ...]]:
