@@ -100,7 +100,7 @@ def test_names_of_files_are_text_wherever_they_stand(tmp_path):
     ]
     assert [card["text"].count(str(path)) for card, path in zip(page.cards(), paths, strict=True)] == [1, 1]
     assert [one["alt"] for one in page.all("img")] == [f"input: {path}" for path in paths]
-    assert "49" not in page.cards()[1]["text"]
+    assert "49" not in page.cards()[1]["text"].replace(str(tmp_path), "")  # which may hold any number
 
 
 def test_paths_are_found_from_the_folder_that_detect_was_called_in(folder, tmp_path, monkeypatch):
