@@ -338,7 +338,6 @@ def test_detect_fails_on_a_single_bad_file(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("option", "complaint"),
     [
-        ("--batch-size=-1", "batch_size must be at least 1"),
         ("--device=abacus", "--device abacus cannot be used"),
         ("--tile=3", "tile must be a whole number of pixels, 8 at least, got 3"),
     ],
