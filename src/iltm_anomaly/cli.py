@@ -29,8 +29,8 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     add("--protocol", choices=PROTOCOLS, default=PROTOCOLS[0], help=PROTOCOL_HELP)
     add("--train-size", type=int, metavar="N", help="draw N training images in all; with --streaming the first N")
     presets = (
-        "recipe: features; with a VQ-VAE paper, cpu, tiny; for volumes pet, phantom, pet-crop, mri-crop, tiny-volumes; for tests "
-        "tiny-features; or a YAML file (default: features; phantom with --volumes)"
+        "recipe: features, features+pixels; with a VQ-VAE paper, cpu, tiny; for volumes phantom, pet, pet-crop, mri-crop, "
+        "tiny-volumes; for tests tiny-features; or a YAML file (default: features; phantom with --volumes)"
     )
     add("--preset", metavar="NAME_OR_FILE", help=presets)
     tile = "side in pixels of tiles that images are cut into, here and in detect, for large images with small defects"
