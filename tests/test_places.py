@@ -11,10 +11,9 @@ import torch
 from iltm_anomaly import ILTMAnomalyPipeline, PlaceTokenizerConfig, PlaceTokenizerModel
 from iltm_anomaly.cli import main
 from iltm_anomaly.hub.upload import plan_upload
-from iltm_anomaly.place_map import splitting_value
 from iltm_anomaly.prior import PlacePriorConfig
 from iltm_anomaly.settings import PlaceSettings, read_settings
-from iltm_anomaly.training.places import LEAST, calibrate, fit_highest, kept_tokens
+from iltm_anomaly.training.places import LEAST, calibrate, fit_highest, kept_tokens, splitting_value
 
 RECIPE = """
 name: smallest

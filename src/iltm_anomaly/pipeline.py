@@ -100,9 +100,18 @@ class ILTMAnomalyPipeline(SavedPipeline):
         if noise is not None and tuple(noise.shape) != self._noise_shape:
             raise ValueError(f"noise has shape {tuple(noise.shape)}, not {self._noise_shape}")
         self.noise = noise
+        self.pixels = pixels
+
+    @property
+    def pixels(self) -> "ILTMAnomalyPipeline | None":
+        """The second view. One that does not fit cannot be set: ValueError."""
+        return self._pixels
+
+    @pixels.setter
+    def pixels(self, pixels: "ILTMAnomalyPipeline | None") -> None:
         if pixels is not None:
             check_views(self.image_processor, self.prior, pixels.image_processor, pixels.prior)
-        self.pixels = pixels
+        self._pixels = pixels
 
     @property
     def models(self) -> list[Any]:
@@ -341,9 +350,7 @@ class ILTMAnomalyPipeline(SavedPipeline):
     def load_extra_files(self, folder: Path) -> None:
         self.noise = read_noise(folder / NOISE_FILE, self._noise_shape)
         if (folder / SECOND_VIEW).is_dir():
-            pixels = type(self).from_pretrained(folder / SECOND_VIEW)
-            check_views(self.image_processor, self.prior, pixels.image_processor, pixels.prior)
-            self.pixels = pixels
+            self.pixels = type(self).from_pretrained(folder / SECOND_VIEW)
 
     def save_pretrained(
         self, folder: str | Path, *, push_to_hub: bool = False, repo_id: str | None = None, **kwargs: Any

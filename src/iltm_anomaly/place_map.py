@@ -6,19 +6,13 @@ out. Less uptake than usual does not.
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from iltm_anomaly.prior import PlacePriorModel
 from iltm_anomaly.settings import PlaceSettings
 from iltm_anomaly.tokenizers.place import PlaceTokenizerModel
-from iltm_anomaly.uptake_map import smoothed
-
-
-def log_uptake(units: Tensor, settings: PlaceSettings) -> Tensor:
-    """Logarithm of smoothed uptake (D, H, W) in units of the file, such as SUV, above `background`."""
-    return (smoothed(units, settings.smoothing).clamp(min=0) + settings.background).log()
+from iltm_anomaly.uptake_map import log_uptake
 
 
 @torch.no_grad()
@@ -37,20 +31,12 @@ def score_volumes(
     """
     # 1. voxels become tokens, of places that the prior knows
     codes = tokenizer.encode(pixel_values)
-    uptake = torch.stack([log_uptake(in_units(volume[0].cpu()), settings) for volume in pixel_values])
+    uptake = torch.stack(
+        [log_uptake(in_units(volume[0].cpu()), settings.smoothing, settings.background) for volume in pixel_values]
+    )
     # 2. uptake over the highest usual one is a map
     above = uptake - prior(codes).cpu()
     healed = above > (torch.inf if settings.token_limit is None else settings.token_limit)
     # 3. in place of tokens that stand out stands what is usual at their place
     pictures = torch.where(healed[:, None], tokenizer.expect(codes).cpu(), pixel_values.float().cpu())
     return list(above.exp()), list(pictures), -above, healed
-
-
-def splitting_value(values: np.ndarray) -> float:
-    """The value that splits others (N,) into two groups that each vary least, in the middle between them (Otsu's threshold)."""
-    ranked = np.sort(values)
-    count = np.arange(1, len(ranked))
-    lower = np.cumsum(ranked)[:-1]
-    between = (lower / count - (ranked.sum() - lower) / count[::-1]) ** 2 * count * count[::-1]
-    place = int(between.argmax())
-    return float(ranked[place] + ranked[place + 1]) / 2

@@ -22,9 +22,9 @@ BROADER = (
 LEVELS = 100  # that findings are counted at
 
 
-def log_uptake(units: Tensor, smoothing: float) -> Tensor:
-    """Logarithm of smoothed uptake (D, H, W) in units of the file, such as SUV."""
-    return (smoothed(units, smoothing).clamp(min=0) + NO_UPTAKE).log()
+def log_uptake(units: Tensor, smoothing: float, background: float = NO_UPTAKE) -> Tensor:
+    """Logarithm of smoothed uptake (D, H, W) in units of the file, such as SUV, above a background."""
+    return (smoothed(units, smoothing).clamp(min=0) + background).log()
 
 
 def smoothed(values: Tensor, sigma: float) -> Tensor:

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from iltm_anomaly import ILTMAnomalyPipeline
 from iltm_anomaly.data.cache import build_cache
 from iltm_anomaly.evaluation.evaluate import evaluate_run
-from iltm_anomaly.training import features
+from iltm_anomaly.training import calibrated_rounds
 from iltm_anomaly.training.run_folder import RunFolderError
 from iltm_anomaly.training.suspects import LIST, PICTURE, WEIGHTS_FILE, names_of
 from iltm_anomaly.training.train import TrainArguments, train
@@ -215,7 +215,7 @@ def test_training_images_that_look_defective_are_listed_first(run, data, pipelin
 
 
 def test_the_list_is_of_the_tokens_that_the_last_round_was_fitted_without(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "SETTLED", -1.0)  # round 1 is never fitted
+    monkeypatch.setattr(calibrated_rounds, "SETTLED", -1.0)  # round 1 is never fitted
     overrides = [*OVERRIDES, "rounds.stop_early=true"]
     train(TrainArguments(str(data), tmp_path / "run", preset="tiny-features", overrides=overrides))
     rows = list(csv.DictReader((tmp_path / "run" / LIST).read_text().splitlines()))

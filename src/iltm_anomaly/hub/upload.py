@@ -104,11 +104,9 @@ def plan_upload(
     check_repo_id(repo_id)
     folder, sdk = Path(folder), space_sdk(Path(folder))
     if (folder / "model_index.json").is_file():
-        check_folder(folder, expected_classes(folder))
-        read_folder_settings(folder)
-        if (view := folder / SECOND_VIEW).is_dir():
-            check_folder(view, expected_classes(view))
-            read_folder_settings(view)
+        for part in filter(Path.is_dir, (folder, folder / SECOND_VIEW)):
+            check_folder(part, expected_classes(part))
+            read_folder_settings(part)
         plan = UploadPlan(repo_id, "model")
     elif sdk:
         plan = UploadPlan(repo_id, "space", space_sdk=sdk)

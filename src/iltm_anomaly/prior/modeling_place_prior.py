@@ -11,7 +11,7 @@ class PlacePriorModel(SafetensorsModel):
     """How hot a place may be.
 
     Attributes:
-        highest: (D, H, W) float32, logarithm of uptake as of `place_map.log_uptake`.
+        highest: (D, H, W) float32, logarithm of uptake as of `uptake_map.log_uptake`.
     """
 
     config_class = PlacePriorConfig

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from iltm_anomaly import feature_map, masking, recurrence
+from iltm_anomaly import feature_map, recurrence
 from iltm_anomaly.data.cache import PixelCache
-from iltm_anomaly.modeling import share_tensors
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.prior import PositionPriorConfig, PositionPriorModel, block_means, coarse_tokens
 from iltm_anomaly.processing.image_processing import ILTMImageProcessor
@@ -28,17 +26,17 @@ from iltm_anomaly.tokenizers.features.fitting import (
     nearest,
     residual_lengths,
 )
-from iltm_anomaly.training.checkpoint import fill_folder, remove_checkpoint
+from iltm_anomaly.training.calibrated_rounds import CalibratedRounds
+from iltm_anomaly.training.checkpoint import remove_checkpoint
 from iltm_anomaly.training.context import RunContext
 from iltm_anomaly.training.processes import on_main, over_processes
-from iltm_anomaly.training.suspects import WEIGHTS_FILE, report_suspects
+from iltm_anomaly.training.suspects import report_suspects
 
 logger = logging.getLogger(__name__)
 
 FEWEST_IMAGES = 4  # of which halves have something to judge each other by
 FEW_IMAGES = 30  # of fewer the scores say too little of those of others
 IMAGES_AT_ONCE = 8
-SETTLED = 0.95  # overlap (IoU) of what two rounds reject, from where on another one changes nothing
 STREAM_TOKENS, STREAM_HALVES = 17, 18  # random streams beside those of `training.context`
 
 
@@ -109,36 +107,23 @@ def _fit_rounds(
     seconds: float,
 ) -> tuple[ILTMAnomalyPipeline, list[dict[str, Any]]]:
     """As `fit_features`; `seconds` were spent before round 0."""
-    rounds, weights = run.recipe.rounds, torch.ones(tokens.features.shape[:3])
-    verdict: dict[str, Any] = {"masked_fraction": 0.0}
-    reports: list[dict[str, Any]] = []
-    for number in range(rounds.rounds + 1):
-        started = time.monotonic()
+    rounds, weights = CalibratedRounds(run, seconds, ("rejected", "reject")), torch.ones(tokens.features.shape[:3])
+    while True:
         pipeline, scores = fit_round(tokenizer, tokens, weights, processor)
         pipeline.settings.tile = run.recipe.tile
-        seconds += time.monotonic() - started
-        reports.append({"round": number, **verdict, "seconds": round(seconds, 1)})
-        pipeline.training_report |= {"rounds": list(reports), "seed": run.seed}
-        save_round(run, number, pipeline, weights.half())
-        run.log.write(step=number, **reports[-1])
-        logger.info("round %d: %.2f %% of tokens rejected", number, 100 * verdict["masked_fraction"])
-        if number == rounds.rounds:
+        if rounds.finish(pipeline, weights.half()):
             break
-        started = time.monotonic()
-        found, verdict = judge(tokens, weights, rounds.abnormal_share)
-        verdict["mask_iou"] = masking.mask_iou(weights > 0.5, found > 0.5)
-        seconds = time.monotonic() - started
-        if rounds.stop_early and verdict["mask_iou"] > SETTLED:
-            reports[-1]["stopped"] = f"round {number + 1} would reject nearly the same tokens"
+        found, limit = judge(tokens, weights, run.recipe.rounds.abnormal_share)
+        if rounds.settle(weights > 0.5, found > 0.5, surprise_limit=limit):
             break
         weights = found
     remove_checkpoint(run.output / "features.bin")
     report_suspects(run.output, tokens.pixels, scores, weights, pipeline.settings.score_threshold)
-    return pipeline, reports
+    return pipeline, rounds.reports
 
 
-def judge(tokens: TrainingTokens, weights: Tensor, abnormal_share: float) -> tuple[Tensor, dict[str, Any]]:
-    """New weights (N, h, w) of all tokens by their recurrence among those that `weights` keep, and how they came about. Coarse
+def judge(tokens: TrainingTokens, weights: Tensor, abnormal_share: float) -> tuple[Tensor, float]:
+    """New weights (N, h, w) of all tokens by their recurrence among those that `weights` keep, and the limit of it. Coarse
     tokens are judged, each for the 2 x 2 in its middle: a quarter of the tokens is a sixteenth of the work."""
     blocks = coarse_tokens(tokens.features)
     kept = block_means(weights) > 0.5
@@ -146,8 +131,7 @@ def judge(tokens: TrainingTokens, weights: Tensor, abnormal_share: float) -> tup
     found, limit = recurrence.recurrence_weights(surprise, abnormal_share)
     height, width = weights.shape[1:]
     found = found.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, :height, :width]
-    report = {"masked_fraction": masking.masked_fraction(found > 0.5), "surprise_limit": limit}
-    return found, report
+    return found, limit
 
 
 @torch.no_grad()
@@ -242,16 +226,3 @@ def _distances_of_halves(
             position, surroundings = prior(observed.permute(2, 0, 1)[None])
             found.position[image], found.surroundings[image] = position[0], surroundings[0]
     return found
-
-
-def save_round(run: RunContext, number: int, pipeline: ILTMAnomalyPipeline, weights: Tensor) -> None:
-    """Saves the pipeline of a round, and beside it the weights (N, *grid) of the training tokens that it was fitted with."""
-
-    def save(folder: Any) -> None:
-        pipeline.save_pretrained(folder)
-        save_file({"weights": weights}, folder / WEIGHTS_FILE)
-        share_tensors(folder)
-
-    folder = run.output / "rounds" / f"round_{number}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fill_folder(folder, save)

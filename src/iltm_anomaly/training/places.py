@@ -6,7 +6,6 @@ how hot a place may be; a training volume is judged by these others, never by it
 """
 
 import logging
-import time
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from iltm_anomaly import masking, place_map
 from iltm_anomaly.data.cache import PixelCache
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.prior import PlacePriorConfig, PlacePriorModel
@@ -23,10 +21,11 @@ from iltm_anomaly.progress import progress
 from iltm_anomaly.settings import PlaceSettings
 from iltm_anomaly.thresholds import TrainingScores
 from iltm_anomaly.tokenizers.place import PlaceTokenizerConfig, PlaceTokenizerModel
+from iltm_anomaly.training.calibrated_rounds import CalibratedRounds
 from iltm_anomaly.training.context import RunContext
-from iltm_anomaly.training.features import SETTLED, save_round
 from iltm_anomaly.training.processes import on_main
 from iltm_anomaly.training.suspects import report_suspects
+from iltm_anomaly.uptake_map import log_uptake
 
 logger = logging.getLogger(__name__)
 
@@ -55,39 +54,28 @@ def fit_places(
 def _fit(
     run: RunContext, pixels: PixelCache, processor: ILTMImageProcessor
 ) -> tuple[ILTMAnomalyPipeline, list[dict[str, Any]]]:
-    started = time.monotonic()
+    rounds = CalibratedRounds(run)
     settings = PlaceSettings(**run.recipe.inference)
     bar = progress(range(len(pixels)), desc="reading uptake", unit="volume", hidden=not run.shows_bars)
     units = (processor.in_units(pixels[number][0].float() / 255) for number in bar)
-    uptake = np.stack([place_map.log_uptake(one, settings).numpy() for one in units])
+    uptake = np.stack([log_uptake(one, settings.smoothing, settings.background).numpy() for one in units])
     tokenizer = PlaceTokenizerModel(PlaceTokenizerConfig(grid_shape=processor.padded_size))
     (usual,) = ranked(uptake, [len(uptake) // 2])
     tokenizer.usual.copy_(processor.to_unit_range(torch.from_numpy(usual).exp() - settings.background))
     config = PlacePriorConfig(grid_shape=processor.padded_size, **run.recipe.places)
-    rounds, keep = run.recipe.rounds, np.ones(uptake.shape, dtype=bool)
-    verdict: dict[str, Any] = {"masked_fraction": 0.0}
-    reports: list[dict[str, Any]] = []
-    for number in range(rounds.rounds + 1):
-        prior, above = fit_highest(config, uptake, keep, settings, is_first=number == 0)
-        calibrated, kept, scores = calibrate(above, settings, rounds.abnormal_share)
+    keep, share = np.ones(uptake.shape, dtype=bool), run.recipe.rounds.abnormal_share
+    while True:
+        prior, above = fit_highest(config, uptake, keep, settings, is_first=rounds.number == 0)
+        calibrated, kept, scores = calibrate(above, settings, share)
         pipeline = ILTMAnomalyPipeline(tokenizer, prior, processor, calibrated, kept.to_report())
-        reports.append({"round": number, **verdict, "seconds": round(time.monotonic() - started, 1)})
-        pipeline.training_report |= {"rounds": list(reports), "seed": run.seed}
-        save_round(run, number, pipeline, torch.from_numpy(keep.astype(np.uint8)))
-        run.log.write(step=number, **reports[-1])
-        logger.info("round %d: %.2f %% of tokens given up", number, 100 * verdict["masked_fraction"])
-        if number == rounds.rounds:
+        if rounds.finish(pipeline, torch.from_numpy(keep.astype(np.uint8))):
             break
-        started = time.monotonic()
-        found = kept_tokens(above, rounds.abnormal_share, config.reach)
-        now, before = torch.from_numpy(found), torch.from_numpy(keep)
-        verdict = {"masked_fraction": masking.masked_fraction(now), "mask_iou": masking.mask_iou(before, now)}
-        if rounds.stop_early and verdict["mask_iou"] > SETTLED:
-            reports[-1]["stopped"] = f"round {number + 1} would give up nearly the same tokens"
+        found = kept_tokens(above, share, config.reach)
+        if rounds.settle(torch.from_numpy(keep), torch.from_numpy(found)):
             break
         keep = found
     report_suspects(run.output, pixels, scores, torch.from_numpy(keep).float(), pipeline.settings.score_threshold)
-    return pipeline, reports
+    return pipeline, rounds.reports
 
 
 def ranked(values: np.ndarray, ranks: list[int]) -> list[np.ndarray]:
@@ -107,7 +95,7 @@ def fit_highest(
     always allowed to be as hot as the background: so air does not stand out, nor fat where others have air.
 
     Args:
-        uptake: (N, D, H, W) float32, `place_map.log_uptake`.
+        uptake: (N, D, H, W) float32, `uptake_map.log_uptake`.
         keep: (N, D, H, W) bool, False where a token vouches for none.
         is_first: round 0, in which all do.
     """
@@ -161,10 +149,20 @@ def calibrate(
     much, as where nothing is abnormal.
     """
     peaks = above.reshape(len(above), -1).max(1)
-    threshold, scores = max(place_map.splitting_value(peaks), np.log(LEAST)), np.exp(peaks)
+    threshold, scores = max(splitting_value(peaks), np.log(LEAST)), np.exp(peaks)
     calibrated = PlaceSettings(background=settings.background, smoothing=settings.smoothing)
     calibrated.token_limit = float(np.quantile(peaks, 1 - abnormal_share))
     calibrated.score_threshold = float(np.exp(threshold))
     good = peaks < threshold
     calibrated.false_alarm_share = float(1 - good.mean())
     return calibrated, TrainingScores(scores[good], 0.0, scores[~good]), torch.from_numpy(scores)
+
+
+def splitting_value(values: np.ndarray) -> float:
+    """The value that splits others (N,) into two groups that each vary least, in the middle between them (Otsu's threshold)."""
+    ranked = np.sort(values)
+    count = np.arange(1, len(ranked))
+    lower = np.cumsum(ranked)[:-1]
+    between = (lower / count - (ranked.sum() - lower) / count[::-1]) ** 2 * count * count[::-1]
+    place = int(between.argmax())
+    return float(ranked[place] + ranked[place + 1]) / 2

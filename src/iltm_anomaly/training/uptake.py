@@ -6,14 +6,13 @@ what the others tell, never by itself.
 
 import logging
 import math
-import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from iltm_anomaly import masking, uptake_map
+from iltm_anomaly import uptake_map
 from iltm_anomaly.data.cache import PixelCache
 from iltm_anomaly.pipeline import ILTMAnomalyPipeline
 from iltm_anomaly.prior import TissuePriorConfig, TissuePriorModel, relative_log_odds
@@ -24,8 +23,8 @@ from iltm_anomaly.settings import UptakeSettings
 from iltm_anomaly.thresholds import FINDINGS, findings_told
 from iltm_anomaly.tokenizers.features.fitting import fit_codebook
 from iltm_anomaly.tokenizers.tissue import TissueTokenizerConfig, TissueTokenizerModel, voxels_of
+from iltm_anomaly.training.calibrated_rounds import CalibratedRounds
 from iltm_anomaly.training.context import RunContext
-from iltm_anomaly.training.features import SETTLED, save_round
 from iltm_anomaly.training.processes import on_main
 
 logger = logging.getLogger(__name__)
@@ -68,34 +67,24 @@ def fit_uptake(
 def _fit(
     run: RunContext, pixels: PixelCache, processor: ILTMImageProcessor
 ) -> tuple[ILTMAnomalyPipeline, list[dict[str, Any]]]:
-    started = time.monotonic()
+    rounds = CalibratedRounds(run)
     settings = UptakeSettings(**run.recipe.inference)
     config = TissueTokenizerConfig(in_channels=processor.num_channels, **run.recipe.tissues)
     tokenizer = fit_codes(TissueTokenizerModel(config), pixels, run.seed)
     bar = progress(range(len(pixels)), desc="reading tissues", unit="volume", hidden=not run.shows_bars)
     tokens = [_tokens_of(tokenizer, _volume(pixels, number), processor, settings) for number in bar]
-    rounds, given_up = run.recipe.rounds, [torch.zeros(one.codes.shape, dtype=torch.bool) for one in tokens]
-    verdict: dict[str, Any] = {"masked_fraction": 0.0}
-    reports: list[dict[str, Any]] = []
-    for number in range(rounds.rounds + 1):
+    given_up = [torch.zeros(one.codes.shape, dtype=torch.bool) for one in tokens]
+    while True:
         pipeline, maps = fit_round(tokenizer, tokens, given_up, processor, settings, run.recipe)
-        reports.append({"round": number, **verdict, "seconds": round(time.monotonic() - started, 1)})
-        pipeline.training_report |= {"rounds": list(reports), "seed": run.seed}
-        save_round(run, number, pipeline, _weights_of(given_up, tokens, processor.padded_size))
-        run.log.write(step=number, **reports[-1])
-        logger.info("round %d: %.2f %% of tokens given up", number, 100 * verdict["masked_fraction"])
-        if number == rounds.rounds:
+        if rounds.finish(pipeline, _weights_of(given_up, tokens, processor.padded_size)):
             break
-        started = time.monotonic()
         found = [one > pipeline.settings.token_limit for one in maps]
-        now, before = (torch.cat([~one.flatten() for one in some]) for some in (found, given_up))
-        verdict = {"masked_fraction": masking.masked_fraction(now), "mask_iou": masking.mask_iou(before, now)}
-        if rounds.stop_early and verdict["mask_iou"] > SETTLED:
-            reports[-1]["stopped"] = f"round {number + 1} would give up nearly the same tokens"
+        before, now = (torch.cat([~one.flatten() for one in some]) for some in (given_up, found))
+        if rounds.settle(before, now):
             break
         given_up = found
     logger.info("threshold %.4g%s", pipeline.settings.score_threshold, findings_told(pipeline.training_report))
-    return pipeline, reports
+    return pipeline, rounds.reports
 
 
 def _volume(pixels: PixelCache, number: int) -> Tensor:
